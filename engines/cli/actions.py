@@ -1,0 +1,265 @@
+"""What `var-run` does once its options are parsed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle import Bundle, default_bundle
+from engines.cli.common import json_out, print_table, version
+from engines.cli.execute import Execution, show
+from engines.cli.outputs import Naming, Target, class_naming, resolve
+from engines.errors import UsageError
+from engines.images import load_square
+from engines.jobs import Item, Job, Made, Sink, hash_of, make_job
+from engines.labels import ClassNames
+from engines.npz import NpzRows
+from engines.pictures import Grid, Pictures
+from engines.request import check_tokens, make_request
+from engines.uniforms import uniforms
+
+if TYPE_CHECKING:
+    from engines.cli.run import Options
+
+NO_CLASS = -1  # of an image that was not drawn from a class
+
+
+def list_classes(options: Options) -> None:
+    """Print index and label of every class."""
+    bundle = _open(options)
+    names = _names(bundle)
+    if options.as_json:
+        classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
+        json_out({"bundle": bundle.name, "classes": classes, "unconditional": names.unconditional})
+    elif bundle.labels is None:
+        show(f"{bundle.name} has the classes 0 to {names.num_classes - 1}, without labels", to_stdout=True)
+    else:
+        print_table([(index, names.label(index)) for index in range(names.num_classes)], ("class", "label"))
+
+
+def generate(options: Options) -> None:
+    """Draw images of classes."""
+    bundle = _open(options)
+    names = _names(bundle)
+    classes = names.parse(options.classes)
+    job = make_job(classes, seed=options.seed, count=options.count, settings=_settings(options, bundle))
+    target = _target(options, job, names, class_naming(names))
+    sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
+
+    def produce(items: Sequence[Item]) -> Made:
+        of_items, seeds = [item.class_id for item in items], [item.seed for item in items]
+        if not options.preview:
+            result = execution.pipeline.generate(of_items, seeds=seeds, **sampling)
+            execution.add_timings(result.timings)
+            return Made(result.images, result.tokens)
+        previews = list(execution.pipeline.stream(of_items, seeds=seeds, **sampling))
+        return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
+
+    execution = Execution(options, bundle, job, produce)
+    execution.run(lambda: _sinks(options, bundle, job, target, names))
+
+
+def decode_tokens(options: Options, path: Path) -> None:
+    """Turn saved tokens into images."""
+    bundle = _open(options)
+    names = _names(bundle)
+    saved = _load_tokens(path, bundle)
+    tokens = saved["tokens"].astype(np.int64)
+    settings = {**_runtime_settings(options, bundle), "tokens": path.name}
+    classes, seeds = saved.get("classes"), saved.get("seeds")
+    items = tuple(
+        Item(
+            index,
+            NO_CLASS if classes is None else int(classes[index]),
+            0 if seeds is None else int(seeds[index]),
+            hash_of([bundle.build_key, options.provider, row.tobytes().hex()]),
+        )
+        for index, row in enumerate(tokens)
+    )
+    job = Job(items, settings)
+    many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names).many
+    naming = Naming(single=f"{_literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
+
+    def produce(batch: Sequence[Item]) -> Made:
+        rows = tokens[[item.index for item in batch]]
+        return Made(execution.pipeline.decode(rows), rows)
+
+    execution = Execution(options, bundle, job, produce)
+    target = _target(options, job, names, naming)
+    execution.run(lambda: _sinks(options, bundle, job, target, names))
+
+
+def reconstruct(options: Options, path: Path) -> None:
+    """Encode and decode one picture, and say how close it came."""
+    bundle = _open(options)
+    image = load_square(path, bundle.config.image_size)
+    settings = {**_runtime_settings(options, bundle), "image": path.name}
+    key = hash_of([bundle.build_key, options.provider, image.tobytes().hex()])
+    job = Job((Item(0, NO_CLASS, 0, key),), settings)
+    naming = Naming(single=f"{_literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
+    names = _names(bundle)
+
+    def produce(_: Sequence[Item]) -> Made:
+        images = execution.pipeline.reconstruct(image[None])
+        execution.extra["psnr_db"] = _psnr(images[0], image)
+        return Made(images)
+
+    execution = Execution(options, bundle, job, produce)
+    target = _target(options, job, names, naming)
+    execution.run(lambda: _sinks(options, bundle, job, target, names))
+
+
+def _open(options: Options) -> Bundle:
+    """The bundle, its files not verified yet: `Pipeline.load` does that if there is something to make."""
+    if options.engine is not None:
+        return Bundle.open(options.engine, verify=False)
+    path, phrase = default_bundle()
+    show(f"using {phrase}")
+    return Bundle.open(path, verify=False)
+
+
+def _names(bundle: Bundle) -> ClassNames:
+    return ClassNames(bundle.config.transformer.num_classes, bundle.labels)
+
+
+def _runtime_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
+    return {
+        "bundle": bundle.name,
+        "build_key": bundle.build_key,
+        "precision": bundle.precision,
+        "provider": options.provider.lower(),
+    }
+
+
+def _settings(options: Options, bundle: Bundle) -> dict[str, Any]:
+    """Everything that the pixels follow from beside class and seed, checked and with the bundle's defaults."""
+    defaults = bundle.sampling
+    cfg = defaults.cfg if options.cfg is None else options.cfg
+    top_p = defaults.top_p if options.top_p is None else options.top_p
+    temperature = defaults.temperature if options.temperature is None else options.temperature
+    request = make_request(
+        bundle.config,
+        bundle.labels,
+        defaults,
+        bundle.max_top_k,
+        [0],
+        seeds=0,
+        cfg=cfg,
+        temperature=temperature,
+        top_k=options.top_k,
+        top_p=top_p,
+        forced=None,
+    )
+    return {
+        **_runtime_settings(options, bundle),
+        "form": options.form or bundle.forms[0],
+        "cfg": float(cfg),
+        "top_k": int(request.top_k[0]),
+        "top_p": float(top_p),
+        "temperature": float(temperature),
+    }
+
+
+def _target(options: Options, job: Job, names: ClassNames, naming: Naming) -> Target:
+    if options.npz is not None:
+        return Target(())
+    target = resolve(options.out, job.items, names, naming, grid=options.grid)
+    if options.preview and not target.paths:
+        raise UsageError(f"--preview needs a file for each image, and --out {options.out} --grid is one for all")
+    return target
+
+
+def _sinks(
+    options: Options, bundle: Bundle, job: Job, target: Target, names: ClassNames
+) -> tuple[list[Sink], list[Path]]:
+    """Where the images go, and the files that there will be."""
+    config = bundle.config
+    replacing = {"overwrite": options.overwrite, "restart": len(job.items) == 1}  # one image: who asks again wants it
+    shared = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
+
+    def text(item: Item) -> Mapping[str, str]:
+        if item.class_id == NO_CLASS:
+            return shared
+        label = names.label(item.class_id) if item.class_id <= names.unconditional else ""
+        of_item = {"class": str(item.class_id), "label": label, "seed": str(item.seed)}
+        return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
+
+    sinks: list[Sink] = []
+    files: list[Path] = []
+    if target.paths:
+        pictures = Pictures(job, target.paths, text, folder=target.folder, previews=options.preview, **replacing)
+        sinks.append(pictures)
+        files += pictures.files
+    if target.grid:
+        side = config.image_size
+        sinks.append(Grid(job, target.grid, shared, files=target.paths, side=side, **replacing))
+        files.append(target.grid)
+    if options.npz:
+        shape = (config.image_size, config.image_size, 3)
+        arrays = {"arr_0": (shape, np.dtype(np.uint8))}
+        sinks.append(NpzRows(job, options.npz, arrays, lambda _, made: {"arr_0": made.images}, **replacing))
+        files.append(options.npz)
+    if options.save_tokens:
+        sinks.append(_token_rows(job, options.save_tokens, config.num_tokens, replacing))
+        files.append(options.save_tokens)
+    return sinks, files
+
+
+def _token_rows(job: Job, path: Path, num_tokens: int, replacing: Mapping[str, bool]) -> NpzRows:
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "tokens": ((num_tokens,), np.dtype(np.int64)),
+        "uniforms": ((num_tokens,), np.dtype(np.float32)),
+        "seeds": ((), np.dtype(np.uint64)),
+        "classes": ((), np.dtype(np.int64)),
+    }
+
+    def rows(items: Sequence[Item], made: Made) -> dict[str, NDArray[Any]]:
+        if made.tokens is None:
+            raise AssertionError("images without tokens")
+        seeds = [item.seed for item in items]
+        return {
+            "tokens": made.tokens,
+            "uniforms": uniforms(seeds, num_tokens),
+            "seeds": np.array(seeds, np.uint64),
+            "classes": np.array([item.class_id for item in items], np.int64),
+        }
+
+    return NpzRows(job, path, arrays, rows, **replacing)
+
+
+def _load_tokens(path: Path, bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """The arrays of a --save-tokens file, checked: `tokens` (B, T), and where they are, `classes` and `seeds` (B,)."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            saved = {name: archive[name] for name in ("tokens", "classes", "seeds") if name in archive.files}
+    except FileNotFoundError:
+        raise UsageError(f"cannot read {path}: there is no such file") from None
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError) as error:
+        raise UsageError(f"cannot read {path}: it is no .npz file of tokens") from error
+    tokens = saved.get("tokens")
+    wanted = bundle.config.num_tokens
+    if tokens is None:
+        raise UsageError(f"{path} has no array called tokens: --save-tokens writes such files")
+    if tokens.ndim != 2 or tokens.shape[1] != wanted or not len(tokens):
+        raise UsageError(f"{path}: tokens have shape {tokens.shape}, and {bundle.name} needs (images, {wanted})")
+    check_tokens(tokens, bundle.config)
+    for name in ("classes", "seeds"):
+        if name in saved and (saved[name].shape != (len(tokens),) or not np.issubdtype(saved[name].dtype, np.integer)):
+            raise UsageError(f"{path}: {name} must be one integer per image")
+    return saved
+
+
+def _literal(name: str) -> str:
+    """`name` as a part of a pattern."""
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
+    """Peak signal-to-noise ratio in dB; None where the images are equal."""
+    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 10 * math.log10(255**2 / mse) if mse else None

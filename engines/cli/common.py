@@ -1,0 +1,76 @@
+"""What the commands share: one border for errors, tables, JSON, versions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from engines.errors import VarExportError
+
+EXIT_INTERRUPTED = 130
+
+
+def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None], int]:
+    """The entry point of a command: runs it and returns its exit code.
+
+    What a user can correct becomes `Error: <one line>` on stderr, with the exit code of the error (2 for
+    parse errors); Ctrl-C one line and 130. A bug keeps its traceback.
+    """
+
+    def main(args: Sequence[str] | None = None) -> int:
+        try:
+            code = command.main(list(args) if args is not None else None, prog_name=name, standalone_mode=False)
+        except click.Abort as abort:  # click's form of KeyboardInterrupt
+            click.echo(one_line(abort.__cause__) or "interrupted", err=True)
+            return EXIT_INTERRUPTED
+        except click.ClickException as error:
+            click.echo(f"Error: {' '.join(error.format_message().split())}", err=True)
+            return error.exit_code
+        except VarExportError as error:
+            click.echo(f"Error: {one_line(error)}", err=True)
+            return error.exit_code
+        return code if isinstance(code, int) else 0
+
+    return main
+
+
+def one_line(error: object) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error or "").split())
+
+
+def print_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> None:
+    """Print plain text columns on stdout; a column of numbers is aligned to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
+    for line in [list(headers), *cells]:
+        columns = zip(line, widths, numeric, strict=True)
+        click.echo("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in columns).rstrip())
+
+
+def json_out(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def version() -> str:
+    """The installed version of this project."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("var-export")
+    except metadata.PackageNotFoundError:  # run from a copied folder
+        return "unknown"
+
+
+def peak_memory() -> int:
+    """The most memory that this process held, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

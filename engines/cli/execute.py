@@ -1,0 +1,164 @@
+"""Runs a job for `var-run`: loads the engines if there is work, shows progress, reports."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.common import json_out, peak_memory, version
+from engines.jobs import Item, Job, Made, Sink, run_job
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+    from engines.cli.run import Options
+    from engines.loop import Timings
+    from engines.pipeline import Pipeline
+
+SHOWN_FILES = 4
+PLAIN_PROGRESS_SECONDS = 10.0
+
+
+def show(message: str, *, to_stdout: bool = False) -> None:
+    """One line for people: on stderr unless it is what they asked for."""
+    click.echo(message, err=not to_stdout)
+
+
+class Execution:
+    """One job from its first check to its report.
+
+    Args:
+        options: of the command.
+        bundle: what to load, when the first image is due.
+        job: the items.
+        produce: makes a batch of them with `self.pipeline`.
+    """
+
+    def __init__(self, options: Options, bundle: Bundle, job: Job, produce: Callable[[Sequence[Item]], Made]) -> None:
+        self._options, self._bundle, self._job, self._produce = options, bundle, job, produce
+        self._pipeline: Pipeline | None = None
+        self._timings: Timings | None = None
+        self._load_seconds = self._total_seconds = 0.0
+        self._runtime: dict[str, Any] | None = None
+        self.extra: dict[str, Any] = {}
+        """More for the report."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The engines, loaded on first use."""
+        if self._pipeline is None:
+            from engines.pipeline import Pipeline
+
+            start = time.perf_counter()
+            o = self._options
+            self._pipeline = Pipeline.load(
+                self._bundle.path, provider=o.provider, threads=o.threads, form=o.form, max_batch=o.batch
+            )
+            self._runtime = self._pipeline.describe_runtime()
+            self._load_seconds = time.perf_counter() - start
+        return self._pipeline
+
+    def add_timings(self, timings: Timings) -> None:
+        """Sum the timings of a batch."""
+        if self._timings is None:
+            self._timings = timings
+            return
+        total = self._timings
+        total.cond += timings.cond
+        total.decode += timings.decode
+        total.scales = [a + b for a, b in zip(total.scales, timings.scales, strict=True)]
+
+    def run(self, make_sinks: Callable[[], tuple[list[Sink], list[Path]]]) -> None:
+        """Make what is missing, then report on stdout."""
+        sinks, files = make_sinks()
+        total = len(self._job.items)
+        try:
+            with _progress(total, self._options.batch) as progress:
+                made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=progress)
+        finally:
+            if self._pipeline is not None:
+                self._pipeline.close()
+        if self._options.as_json:
+            json_out(self._document(files, made))
+            return
+        self._summary(made)
+        for file in files if len(files) <= SHOWN_FILES else files[: SHOWN_FILES - 1]:
+            show(str(file), to_stdout=True)
+        if len(files) > SHOWN_FILES:
+            show(f"... and {len(files) - SHOWN_FILES + 1} more in {files[-1].parent}", to_stdout=True)
+
+    def _timed(self, items: Sequence[Item]) -> Made:
+        _ = self.pipeline  # loading has its own figure
+        start = time.perf_counter()
+        made = self._produce(items)
+        self._total_seconds += time.perf_counter() - start
+        return made
+
+    def _summary(self, made: int) -> None:
+        total = len(self._job.items)
+        if not made:
+            show(f"nothing to make: all {total} images are there")
+            return
+        there = f", {total - made} were there" if made < total else ""
+        each = f" ({self._total_seconds / made:.2f} s each)" if made > 1 else ""
+        quality = f", PSNR {self.extra['psnr_db']:.1f} dB" if self.extra.get("psnr_db") else ""
+        plural = "image" if made == 1 else "images"
+        show(f"{made} {plural} in {self._total_seconds:.2f} s{each}{there}{quality}")
+
+    def _document(self, files: Sequence[Path], made: int) -> dict[str, Any]:
+        """What --json prints; seconds are sums over the images made now, null where they were not taken."""
+        taken = self._timings
+        return {
+            "files": [str(file) for file in files],
+            "images": len(self._job.items),
+            "images_made": made,
+            "settings": {**self._job.settings, "batch": self._options.batch, "threads": self._options.threads},
+            "timings": {
+                "load_s": self._load_seconds,
+                "cond_s": taken.cond if taken else None,
+                "scales_s": list(taken.scales) if taken else None,
+                "decode_s": taken.decode if taken else None,
+                "total_s": self._total_seconds,
+            },
+            "peak_memory_bytes": peak_memory(),
+            "bundle": {
+                "path": str(self._bundle.path),
+                "name": self._bundle.name,
+                "precision": self._bundle.precision,
+                "build_key": self._bundle.build_key,
+            },
+            "versions": {"var_export": version(), "python": platform.python_version()},
+            "runtime": self._runtime,
+            **self.extra,
+        }
+
+
+@contextmanager
+def _progress(total: int, batch: int) -> Iterator[Callable[[int], None] | None]:
+    """What to call with the number of images done; None for a job of one batch."""
+    if total <= batch:
+        yield None
+    elif sys.stderr.isatty():
+        with click.progressbar(length=total, label="images", show_pos=True, file=sys.stderr) as bar:
+            yield lambda done: bar.update(done - bar.pos)
+    else:
+        yield _plain_progress(total)
+
+
+def _plain_progress(total: int) -> Callable[[int], None]:
+    """A line every few seconds, for logs."""
+    last = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_PROGRESS_SECONDS:
+            last = time.monotonic()
+            show(f"{done} of {total} images")
+
+    return progress

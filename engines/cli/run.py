@@ -1,0 +1,168 @@
+"""The `var-run` command: images from a bundle, with nothing but ONNX Runtime.
+
+Imports stay light: `--help` must not wait for numpy. What the command does is in `engines.cli.actions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engines.cli.common import guarded, version
+
+_MODES = ("classes", "tokens", "reconstruct", "list_classes")
+_SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "form", "preview", "save_tokens")
+_CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("tokens", _SAMPLING),
+    ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
+    ("list_classes", (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider")),
+    ("npz", ("out", "grid", "preview")),
+)
+_EPILOG = """\b
+Examples:
+  var-run --class 88
+  var-run --class parrot --seed 7 --count 4 --grid
+  var-run --class 0-9,none --out "samples/{class}/{seed}.png"
+  var-run --class all --count 50 --npz samples.npz
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `var-run`, parsed; None where the user left the choice to the bundle."""
+
+    classes: tuple[str, ...]
+    seed: int
+    count: int
+    cfg: float | None
+    top_k: int | None
+    top_p: float | None
+    temperature: float | None
+    engine: Path | None
+    form: str | None
+    batch: int
+    out: str | None
+    grid: bool
+    preview: bool
+    npz: Path | None
+    save_tokens: Path | None
+    tokens: Path | None
+    reconstruct: Path | None
+    list_classes: bool
+    threads: int | None
+    provider: str
+    as_json: bool
+    overwrite: bool
+
+
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"var-run {version()}")
+        context.exit()
+
+
+_PATH = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command(
+    "var-run", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="CLASS",
+    help="Index, label, range such as 0-9, all, or none (no class); repeatable, or with commas.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the first image; image k has SEED + k.",
+)
+@click.option("--count", type=_POSITIVE, default=1, show_default=True, help="Images per class.")
+@click.option("--cfg", type=float, help="Guidance; 0 is none, and half the work.")
+@click.option("--top-k", type=int, help="Draw each token from its K likeliest.")
+@click.option("--top-p", type=float, help="Draw each token from the likeliest that sum to P.")
+@click.option("--temperature", type=float, help="Of the token distribution.")
+@click.option(
+    "--engine",
+    type=_PATH,
+    metavar="BUNDLE",
+    help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",
+)
+@click.option("--form", type=click.Choice(["stepwise", "fused"]), help="Scale by scale, or all in one graph.")
+@click.option("--batch", type=_POSITIVE, default=8, show_default=True, help="Images at once, at most.")
+@click.option(
+    "--out",
+    metavar="PATH",
+    help="FILE.png, a folder, or a pattern with {class} {label} {seed} {index}. [default: var-LABEL-SEED.png, or out/]",
+)
+@click.option("--grid", is_flag=True, help="Also one picture with all images; with --out FILE.png, that picture alone.")
+@click.option("--preview", is_flag=True, help="Also a strip of the image after each scale.")
+@click.option(
+    "--npz", type=_PATH, metavar="FILE", help="All images as one array, arr_0, for FID evaluators; no PNG files."
+)
+@click.option(
+    "--save-tokens", type=_PATH, metavar="FILE", help="Also tokens, uniforms, seeds and classes as an .npz file."
+)
+@click.option("--tokens", type=_PATH, metavar="FILE", help="Decode the tokens of a --save-tokens file.")
+@click.option(
+    "--reconstruct", type=_PATH, metavar="IMAGE", help="Encode and decode a picture: what the VQ-VAE keeps of it."
+)
+@click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
+@click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all cores]")
+@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout: files, timings, memory, versions, settings."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files, and another job's images in the same folder.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@click.pass_context
+def run(context: click.Context, /, **values: Any) -> None:
+    """Make images with a VAR bundle.
+
+    The same class, seed and settings give the same image, alone or among thousands. A command that was
+    interrupted continues when it is given again: images that are there are not made twice.
+    """
+    options = Options(**values)
+    _check_conflicts(context)
+    from engines.cli import actions
+
+    if options.list_classes:
+        actions.list_classes(options)
+    elif options.tokens:
+        actions.decode_tokens(options, options.tokens)
+    elif options.reconstruct:
+        actions.reconstruct(options, options.reconstruct)
+    else:
+        actions.generate(options)
+
+
+def _check_conflicts(context: click.Context) -> None:
+    """Raise `click.UsageError` unless the given options make sense together."""
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    given = {name for name in flags if name and context.get_parameter_source(name) is not _DEFAULT}
+    modes = [name for name in _MODES if name in given]
+    if not modes:
+        raise click.UsageError("which image? give --class CLASS (--list-classes shows them), --tokens or --reconstruct")
+    if len(modes) > 1:
+        raise click.UsageError(f"{flags[modes[0]]} and {flags[modes[1]]} cannot be combined")
+    for name, others in _CONFLICTS:
+        for other in others:
+            if name in given and other in given:
+                raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
+    if "preview" in given and context.params["form"] == "fused":
+        raise click.UsageError("--preview needs the scales one by one: leave --form fused out")
+
+
+_DEFAULT = click.core.ParameterSource.DEFAULT
+
+main = guarded(run, "var-run")

@@ -1,0 +1,238 @@
+"""Fidelity of a loaded bundle against a run of the PyTorch reference (DESIGN: no torch needed).
+
+Logits are judged teacher-forced: the reference's tokens are forced at every place, so that one flipped
+draw does not spoil all that follows. The reference run is a set of arrays, by the names of `GOLDEN_ARRAYS`:
+the golden run of the bundle, or a fresh one made by `var_export`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.backends.base import Array
+from engines.loop import ScaleView
+from engines.pipeline import Pipeline
+
+GOLDEN_ARRAYS = {
+    "classes": "int64 (G,)",
+    "seeds": "uint64 (G,)",
+    "cfg": "float32 (G,)",
+    "temperature": "float32 (G,)",
+    "top_k": "int64 (G,)",
+    "top_p": "float32 (G,)",
+    "tokens": "int64 (G, T), drawn by the reference with the uniforms of its seeds",
+    "f_hat": "float32 (G, Z, S, S), after the last scale",
+    "image": "uint8 (G, h, w, 3)",
+    "top_index": "int32 (G, T, K), the K most likely tokens by the guided logits",
+    "top_logit": "float32 (G, T, K), their logits",
+    "log_sum_exp": "float32 (G, T), over the whole vocabulary",
+    "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
+}
+SAMPLING = ("cfg", "temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a bundle of one precision must reach. `max_logit_error` is in logits, KL in nats, PSNR in dB."""
+
+    max_logit_error: float
+    kl: float
+    top1: float
+    draws: float
+    decoder_psnr: float
+    image_psnr: float
+    encoder_tokens: float
+
+
+# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives.
+# FP16: measured on the demo and on d16 with random weights, with room; see docs/fidelity.md.
+THRESHOLDS = {
+    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.999, 60.0, 60.0, 0.999),
+    "fp16": Thresholds(2.0, 1e-2, 0.99, 0.97, 40.0, 40.0, 0.95),
+}
+
+
+@dataclass
+class Agreement:
+    """How an engine's logits compare with the reference's, over some tokens."""
+
+    tokens: int
+    max_abs: float
+    """Largest difference among the reference's top logits."""
+    cosine: float
+    """Of the reference's top logits with the engine's, each centred, mean over tokens."""
+    kl: float
+    """KL(reference || engine) in nats, mean over tokens; the tail beyond the top logits counts as one event."""
+    top1: float
+    """Share of tokens whose most likely entry is the same."""
+    draws: float
+    """Share of tokens drawn alike from the same uniform numbers."""
+
+
+@dataclass
+class Report:
+    """The outcome of `verify`."""
+
+    precision: str
+    images: int
+    scales: list[Agreement]
+    total: Agreement
+    free_tokens: float
+    """Token agreement when the engine runs freely; a single flip near the start changes all that follows."""
+    free_identical: int
+    """Images whose tokens are all the same when the engine runs freely."""
+    first_difference: int | None
+    """First scale at which a freely drawn token differs."""
+    decoder_psnr: float
+    decoder_ssim: float
+    image_psnr: float
+    """Of the final image with the reference's tokens forced."""
+    image_ssim: float
+    encoder_tokens: float
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """True where every figure keeps its threshold."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; infinite PSNR (equal images) becomes None."""
+        report = asdict(self) | {"passed": self.passed, "thresholds": asdict(THRESHOLDS[self.precision])}
+        report["total"] |= {"psnr": self.image_psnr}
+        return {k: None if isinstance(v, float) and math.isinf(v) else _finite(v) for k, v in report.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def verify(pipeline: Pipeline, golden: Mapping[str, Array]) -> Report:
+    """Hold a stepwise pipeline against a reference run (arrays of `GOLDEN_ARRAYS`)."""
+    config = pipeline.config
+    collected: list[list[Agreement]] = [[] for _ in range(config.num_scales)]
+
+    def compare(view: ScaleView) -> None:
+        here = config.scale_slice(view.scale)
+        reference = {
+            name: golden[name][view.images, here] for name in ("tokens", "top_index", "top_logit", "log_sum_exp")
+        }
+        collected[view.scale].append(_agreement(reference, view.logits.read(), view.drawn.read()))
+
+    settings = {name: golden[name] for name in SAMPLING}
+    classes, seeds, tokens = golden["classes"].tolist(), golden["seeds"], golden["tokens"]
+    forced = pipeline.generate(classes, seeds=seeds, **settings, forced=tokens, on_scale=compare)
+    free = pipeline.generate(classes, seeds=seeds, **settings)
+    decoded = pipeline.decode_features(golden["f_hat"])
+    encoded = pipeline.encode(golden["image"])
+
+    scales = [_mean(parts) for parts in collected]
+    same = free.tokens == tokens
+    differing = [s for s in range(config.num_scales) if not same[:, config.scale_slice(s)].all()]
+    report = Report(
+        precision=pipeline.bundle.precision,
+        images=len(classes),
+        scales=scales,
+        total=_mean(scales),
+        free_tokens=float(same.mean()),
+        free_identical=int(same.all(axis=1).sum()),
+        first_difference=differing[0] if differing else None,
+        decoder_psnr=psnr(decoded, golden["image"]),
+        decoder_ssim=ssim(decoded, golden["image"]),
+        image_psnr=psnr(forced.images, golden["image"]),
+        image_ssim=ssim(forced.images, golden["image"]),
+        encoder_tokens=float((encoded == golden["encoded"]).mean()),
+    )
+    report.failures = failures(report, THRESHOLDS[report.precision])
+    return report
+
+
+def failures(report: Report, limit: Thresholds) -> list[str]:
+    """One line per figure that misses its threshold, with the scale to blame where there is one."""
+    total = report.total
+    worst = max(range(len(report.scales)), key=lambda s: report.scales[s].kl)
+    checks = [
+        ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
+        (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
+        ("top-1 agreement", total.top1, ">=", limit.top1),
+        ("draws alike", total.draws, ">=", limit.draws),
+        ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
+        ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
+        ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
+    ]
+    return [
+        f"{what} is {value:.6g}, must be {sign} {bound:g}"
+        for what, value, sign, bound in checks
+        if not (value <= bound if sign == "<=" else value >= bound)  # NaN fails either way
+    ]
+
+
+def _agreement(reference: Mapping[str, Array], logits: Array, drawn: Array) -> Agreement:
+    """Reference arrays (B, L, ...) of one scale, engine logits (B, L, V) and draws (B, L)."""
+    index = reference["top_index"].astype(np.int64)
+    wanted = reference["top_logit"].astype(np.float64)
+    got = np.take_along_axis(logits, index, axis=-1).astype(np.float64)
+    log_p = wanted - reference["log_sum_exp"].astype(np.float64)[..., None]
+    log_q = got - _log_sum_exp(logits)[..., None]
+    p, q = np.exp(log_p), np.exp(log_q)
+    kl = (p * (log_p - log_q)).sum(-1)
+    if index.shape[-1] < logits.shape[-1]:  # the tail
+        rest_p, rest_q = (np.clip(1 - x.sum(-1), 1e-12, 1) for x in (p, q))
+        kl = kl + rest_p * np.log(rest_p / rest_q)
+    a, b = wanted - wanted.mean(-1, keepdims=True), got - got.mean(-1, keepdims=True)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
+    return Agreement(
+        tokens=kl.size,
+        max_abs=float(np.abs(wanted - got).max()),
+        cosine=float(cosine.mean()),
+        kl=float(kl.mean()),
+        top1=float((logits.argmax(-1) == index[..., 0]).mean()),
+        draws=float((drawn == reference["tokens"]).mean()),
+    )
+
+
+def _log_sum_exp(logits: Array) -> NDArray[np.float64]:
+    high = logits.max(-1, keepdims=True).astype(np.float64)
+    total: NDArray[np.float64] = np.log(np.exp(logits - high).sum(-1)) + high[..., 0]
+    return total
+
+
+def _mean(parts: list[Agreement]) -> Agreement:
+    weights = np.array([part.tokens for part in parts], np.float64)
+    means = {
+        name: float(np.average([getattr(part, name) for part in parts], weights=weights))
+        for name in ("cosine", "kl", "top1", "draws")
+    }
+    return Agreement(tokens=int(weights.sum()), max_abs=float(np.max([part.max_abs for part in parts])), **means)
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of uint8 images in dB, over all of them; infinite where they are equal."""
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], window: int = 7) -> float:
+    """Mean structural similarity of uint8 images (B, h, w, 3), uniform 7x7 window (Wang et al., 2004)."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        for axis in (1, 2):
+            values = np.lib.stride_tricks.sliding_window_view(values, window, axis=axis).mean(-1)
+        return values
+
+    mx, my = mean(x), mean(y)
+    unbiased = window**2 / (window**2 - 1)
+    vx, vy, vxy = (unbiased * (mean(u * v) - mu * mv) for u, v, mu, mv in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(value.mean())

@@ -1,0 +1,211 @@
+"""Pictures in and out: PNG files with their settings inside, grids, strips, and images to encode.
+
+Images are uint8 arrays of shape (h, w, 3), RGB. Pillow is imported when the first picture is touched.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    Picture = NDArray[np.uint8]
+
+PADDING = 2
+MAX_GRID_PIXELS = 80_000_000  # Pillow warns about files beyond 89 million when they are opened again
+PART_SUFFIX = ".part"
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_TAIL = 4096
+_MAX_16_BIT = 65535
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path`, whole, when the block ends; nothing appears if it raises.
+
+    Missing folders are made. Raises `UsageError` where the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the errors of the file system (no space, no permission) into a `UsageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_png(path: Path, image: Picture, text: Mapping[str, str]) -> None:
+    """Write `image` (h, w, 3) uint8 to `path` atomically, with `text` as PNG text chunks.
+
+    Raises `UsageError` where the file cannot be written.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    with atomic_write(path) as file:
+        Image.fromarray(image).save(file, format="PNG", pnginfo=info)
+
+
+def read_png_text(path: Path) -> dict[str, str] | None:
+    """The text chunks of a PNG file; None where `path` is no PNG file or was cut short."""
+    from PIL import Image
+
+    if is_cut_short(path):
+        return None
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether `path` is an empty file, or a PNG file without its end."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_PNG_START))
+            if start != _PNG_START:
+                return not start
+            file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
+            return _PNG_END not in file.read()  # some tools append to it
+    except OSError:
+        return False
+
+
+def grid_shape(count: int) -> tuple[int, int]:
+    """Rows and columns of a near-square grid of `count` images."""
+    columns = math.ceil(math.sqrt(count))
+    return math.ceil(count / columns), columns
+
+
+def check_grid(count: int, side: int) -> None:
+    """Raise `UsageError` where a grid of `count` images of `side` pixels would be too large to open again."""
+    rows, columns = grid_shape(count)
+    height, width = (n * (side + PADDING) + PADDING for n in (rows, columns))
+    if height * width > MAX_GRID_PIXELS:
+        most = (math.isqrt(MAX_GRID_PIXELS) // (side + PADDING)) ** 2
+        raise UsageError(
+            f"a grid of {count} images would have {width} x {height} pixels: --grid takes up to {most} images"
+        )
+
+
+def grid(images: Iterable[Picture], count: int) -> Picture:
+    """`count` images (h, w, 3) in rows from the top left, `PADDING` white pixels around each; (H, W, 3) uint8."""
+    rows, columns = grid_shape(count)
+    return _tile(images, rows, columns)
+
+
+def strip(images: Iterable[Picture], count: int) -> Picture:
+    """`count` images (h, w, 3) side by side, `PADDING` white pixels around each; (H, W, 3) uint8."""
+    return _tile(images, 1, count)
+
+
+def _tile(images: Iterable[Picture], rows: int, columns: int) -> Picture:
+    import numpy as np
+
+    canvas: Picture | None = None
+    for position, image in enumerate(images):
+        height, width = image.shape[0] + PADDING, image.shape[1] + PADDING
+        if canvas is None:
+            canvas = np.full((rows * height + PADDING, columns * width + PADDING, 3), 255, np.uint8)
+        top, left = position // columns * height + PADDING, position % columns * width + PADDING
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    if canvas is None:
+        raise UsageError("a grid needs one image or more")
+    return canvas
+
+
+def load_png(path: Path) -> Picture:
+    """The pixels of a picture that `save_png` wrote; (h, w, 3) uint8. Raises `UsageError` if it cannot be read."""
+    import numpy as np
+
+    return np.asarray(_read(path).convert("RGB"))
+
+
+def load_square(path: Path, size: int) -> Picture:
+    """A picture from a file, ready to be encoded: (size, size, 3) uint8.
+
+    Turned as its EXIF data says, transparency laid on white, the largest centred square, resized with
+    LANCZOS. Grey, 16 bit, palette and CMYK pictures become RGB. Of an animation, the first frame.
+
+    Raises:
+        UsageError: the file is missing or is no picture that Pillow reads.
+    """
+    import numpy as np
+    from PIL import Image
+
+    image = _read(path)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side != size:
+        square = square.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(square)
+
+
+def _read(path: Path) -> Image.Image:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if path.is_dir():
+        raise UsageError(f"cannot read {path}: it is a folder, not a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large pictures, odd EXIF data: the picture counts
+            with Image.open(path) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UsageError(f"cannot read {path}: there is no such file") from None
+    except UnidentifiedImageError:
+        raise UsageError(f"cannot read {path}: it is not a picture in a known format") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_grey(image)
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits to 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
+    import numpy as np
+    from PIL import Image
+
+    values: NDArray[Any] = np.nan_to_num(np.asarray(image).astype(np.float64))
+    top = float(_MAX_16_BIT) if image.mode != "F" else 1.0 if values.max() <= 1 else 255.0
+    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))

@@ -1,0 +1,212 @@
+"""What a user may write for a class, and what a class is called in file names.
+
+A specification is an index (`88`), a label (`parrot`, in any case, with spaces, underscores or
+hyphens), a range (`0-9`), `all`, `none` (the unconditional class), or several of these with commas.
+`all` and `none` are reserved words: a class of that name is reached by its index.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from engines.errors import UsageError
+
+ALL = "all"
+NONE = "none"
+
+_SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")
+_INDEX = re.compile(r"[+-]?[0-9]+")
+_RANGE = re.compile(r"([0-9]+)\s*-\s*([0-9]+)")
+_MAX_SLUG = 48  # four bytes a character at most, and a file name holds 255
+_MAX_QUOTE = 60
+_SUGGESTIONS = 5
+
+
+def normalise(label: str) -> str:
+    """`label` in the form that is compared: one case, one kind of space between words."""
+    return _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", label).casefold()).strip()
+
+
+class ClassNames:
+    """The classes of one model: index to label and back.
+
+    Args:
+        num_classes: classes of the model, without the unconditional one, whose index is `num_classes`.
+        labels: one label per class, or None. A label may hold synonyms with commas between them, as
+            ImageNet's do: each of them names the class.
+    """
+
+    def __init__(self, num_classes: int, labels: Sequence[str] | None = None) -> None:
+        self.num_classes = num_classes
+        self.labels = None if labels is None else tuple(labels[:num_classes])
+
+    @property
+    def unconditional(self) -> int:
+        """The index of the class `none`."""
+        return self.num_classes
+
+    def label(self, index: int) -> str:
+        """What class `index` is called; the index itself where the model has no labels."""
+        if index == self.unconditional:
+            return NONE
+        if self.labels is None or index >= len(self.labels):
+            return str(index)
+        return self.labels[index] or str(index)
+
+    def slug(self, index: int) -> str:
+        """The name of class `index` in file names: no two classes share one."""
+        return NONE if index == self.unconditional else self._slugs[index]
+
+    def parse(self, specifications: str | Iterable[str]) -> tuple[int, ...]:
+        """Indexes that `specifications` name, in the order written; a class named twice comes twice.
+
+        Raises:
+            UsageError: an unknown or ambiguous label, an index out of range, an empty specification.
+        """
+        if isinstance(specifications, str):
+            specifications = (specifications,)
+        return tuple(index for specification in specifications for index in self._parse_one(specification))
+
+    def index(self, specification: int | str) -> int:
+        """The one class that `specification` names: an index, a label or `none`.
+
+        Raises:
+            UsageError: as `parse`, and for a specification of several classes.
+        """
+        if not isinstance(specification, str):
+            number = int(specification)
+            return number if number == self.unconditional else self._in_range(number)
+        found = self._parse_one(specification)
+        if len(found) != 1:
+            raise UsageError(f"{_quote(specification)} names {len(found)} classes where one is needed")
+        return found[0]
+
+    def _parse_one(self, specification: str) -> list[int]:
+        whole = self._parse_part(specification)
+        if whole is not None:
+            return whole
+        found: list[int] = []
+        for part in specification.split(","):  # after the whole: a label may hold commas itself
+            indexes = self._parse_part(part)
+            if indexes is None:
+                raise self._unknown(part)
+            found += indexes
+        return found
+
+    def _parse_part(self, part: str) -> list[int] | None:
+        """Indexes of one specification without commas, or None where it names nothing."""
+        text = part.strip()
+        if not text:
+            raise UsageError("a class is empty: give an index, a label, a range such as 0-9, all or none")
+        if _INDEX.fullmatch(text):
+            return [self._in_range(int(text))]
+        name = normalise(text)
+        if name == ALL:
+            return list(range(self.num_classes))
+        if name == NONE:
+            return [self.unconditional]
+        # Labels come before ranges: a label may look like one.
+        for names in (self._by_label, self._by_synonym):
+            if name in names:
+                return [self._only(text, names[name])]
+        bounds = _RANGE.fullmatch(text)
+        if bounds is None:
+            return None
+        first, last = self._in_range(int(bounds[1])), self._in_range(int(bounds[2]))
+        if first > last:
+            raise UsageError(f"the range {text} runs backwards: write {last}-{first}")
+        return list(range(first, last + 1))
+
+    def _in_range(self, index: int) -> int:
+        if not 0 <= index < self.num_classes:
+            hint = " (the unconditional class is called none)" if index == self.unconditional else ""
+            raise UsageError(
+                f"class {index} is out of range: this model has the classes 0 to {self.num_classes - 1}{hint}"
+            )
+        return index
+
+    def _only(self, text: str, indexes: Sequence[int]) -> int:
+        if len(indexes) > 1:
+            listed = " and ".join([", ".join(map(str, indexes[:-1])), str(indexes[-1])])
+            raise UsageError(f"the label {_quote(text)} names the classes {listed}: give the index of the one you mean")
+        return indexes[0]
+
+    def _unknown(self, part: str) -> UsageError:
+        text = part.strip()
+        if self.labels is None:
+            return UsageError(
+                f"{_quote(text)} is no index, and this model has no labels: give 0 to {self.num_classes - 1} or none"
+            )
+        close = self._close_to(normalise(text))
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        return UsageError(f"no class is called {_quote(text)}: {hint}`var-run --list-classes` shows all of them")
+
+    def _close_to(self, name: str) -> list[str]:
+        import difflib
+
+        names = {**self._by_synonym, **self._by_label}
+        words = f" {name} "
+        found = [known for known in names if words in f" {known} "]  # a word of a longer label: "shark"
+        found += [known for known in difflib.get_close_matches(name, names, n=_SUGGESTIONS) if known not in found]
+        return [self._display(known) for known in found[:_SUGGESTIONS]]
+
+    def _display(self, name: str) -> str:
+        """The written form of a normalised label, as the user may type it."""
+        for index in self._by_label.get(name, ()):
+            return self.label(index)
+        return name
+
+    @cached_property
+    def _by_label(self) -> dict[str, list[int]]:
+        names: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels or ()):
+            if normalise(label):
+                names.setdefault(normalise(label), []).append(index)
+        return names
+
+    @cached_property
+    def _by_synonym(self) -> dict[str, list[int]]:
+        names: dict[str, list[int]] = {}
+        for index, label in enumerate(self.labels or ()):
+            for name in {normalise(synonym) for synonym in label.split(",")} - {""}:
+                names.setdefault(name, []).append(index)
+        return names
+
+    @cached_property
+    def _slugs(self) -> tuple[str, ...]:
+        if self.labels is None:
+            return tuple(map(str, range(self.num_classes)))
+        bases = [_slugify(self.label(index)) or str(index) for index in range(self.num_classes)]
+        count = Counter([*bases, NONE])
+        taken = set(count)
+        slugs = []
+        for index, slug in enumerate(bases):
+            if count[slug] > 1:  # shared with another class: its index tells them apart
+                while slug in taken:
+                    slug = f"{slug}-{index}"
+                taken.add(slug)
+            slugs.append(slug)
+        return tuple(slugs)
+
+
+def resolve_class(specification: int | str, num_classes: int, labels: Sequence[str] | None = None) -> int:
+    """The one class that an index, a label or `none` names; `num_classes` itself stands for no class.
+
+    Raises:
+        UsageError: an unknown or ambiguous label, an index out of range, a specification of several classes.
+    """
+    return ClassNames(num_classes, labels).index(specification)
+
+
+def _slugify(label: str) -> str:
+    first = unicodedata.normalize("NFKC", label).casefold().split(",")[0]
+    return re.sub(r"\W+", "-", first).strip("-_")[:_MAX_SLUG].strip("-_")
+
+
+def _quote(text: str) -> str:
+    """`text` on one line, short enough for a message."""
+    return repr(text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "...")

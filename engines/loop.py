@@ -1,0 +1,278 @@
+"""The scale loop: condition, advance scale by scale, decode.
+
+A `Workspace` owns every buffer that one batch shape needs and binds each scale's call once; running an
+image then writes a few small inputs and starts the calls. It does not know which backend it drives.
+
+    cond --> x, AdaLN vectors
+               |
+               v
+      +--> step (scale k) --> tokens, logits
+      |        |   \\
+      |        |    new keys and values, written behind the cached ones
+      |        v
+      +---- x, f_hat of scale k+1          after any scale: decode --> image
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engines.backends.base import Array, Backend, Buffer, Call, Engine
+from engines.config import ModelConfig, num_phi, phi_index
+from engines.contract import CACHE_DTYPES
+
+SAMPLING_INPUTS = {"temperature": "float32", "top_k": "int64", "top_p": "float32"}
+ROW_INPUTS = {"cond_row": "int64", "uncond_row": "int64", "image_row": "int64"}
+
+
+@dataclass
+class Timings:
+    """Seconds of one batch."""
+
+    cond: float = 0.0
+    scales: list[float] = field(default_factory=list)
+    decode: float = 0.0
+    total: float = 0.0
+
+    @property
+    def outside(self) -> float:
+        """What the engines did not take."""
+        return self.total - self.cond - sum(self.scales) - self.decode
+
+
+@dataclass(frozen=True)
+class ScaleView:
+    """What one scale computed, for whoever compares engines; valid until the next scale runs."""
+
+    scale: int
+    images: slice
+    """Which images of the request these are."""
+    logits: Buffer
+    """Guided logits float32 (B, L, V), before temperature."""
+    drawn: Buffer
+    """int64 (B, L): what the sampler drew, forced or not."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How images own rows of the transformer: two with guidance, one without."""
+
+    labels: Array
+    """int64 (N,)."""
+    cond_row: Array
+    uncond_row: Array
+    image_row: Array
+
+    @classmethod
+    def of(cls, classes: Array, cfg: Array, unconditional: int) -> Rows:
+        """Rows of images with these classes int64 (B,) and guidance float32 (B,).
+
+        An image of the unconditional class has two equal halves: one of them is enough.
+        """
+        B = len(classes)
+        guided = np.flatnonzero((cfg != 0) & (classes != unconditional))
+        uncond_row = np.arange(B)
+        uncond_row[guided] = B + np.arange(len(guided))
+        return cls(
+            labels=np.concatenate([classes, np.full(len(guided), unconditional)]).astype(np.int64),
+            cond_row=np.arange(B),
+            uncond_row=uncond_row,
+            image_row=np.concatenate([np.arange(B), guided]),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What to draw: arrays of B images, validated."""
+
+    rows: Rows
+    uniforms: Array
+    """float32 (B, T)."""
+    cfg: Array
+    """float32 (B,)."""
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    forced_tokens: Array | None = None
+    """int64 (B, T)."""
+    forced_mask: Array | None = None
+    """bool (B, T)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Images B and rows N."""
+        return len(self.cfg), len(self.rows.labels)
+
+
+class Constants:
+    """What the scales need beside the weights, on the device once for all workspaces."""
+
+    def __init__(self, backend: Backend, config: ModelConfig, arrays: Mapping[str, Array]) -> None:
+        """`arrays`: up_s, down_s and pos_s of each scale s, as the bundle stores them."""
+        last = config.num_scales - 1
+        self.inputs: list[dict[str, Buffer]] = []
+        for scale in range(config.num_scales):
+            if scale == last:  # nothing follows: the smallest next scale, whose result nobody reads
+                down = np.zeros((1, config.latent_size**2), np.float32)
+                pos_next = np.zeros((1, 1, config.transformer.width), np.float32)
+            else:
+                down, pos_next = arrays[f"down_{scale + 1}"], arrays[f"pos_{scale + 1}"]
+            inputs = {"up": arrays[f"up_{scale}"], "down": down, "pos_next": pos_next}
+            if num_phi(config):
+                inputs["phi_index"] = np.array([phi_index(config, scale)], np.int64)
+            self.inputs.append({name: backend.upload(np.asarray(value)) for name, value in inputs.items()})
+
+
+class Workspace:
+    """Buffers and prepared calls of the stepwise form, for B images in N rows."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        precision: str,
+        engines: Mapping[str, Engine],
+        constants: Constants,
+        shape: tuple[int, int],
+    ) -> None:
+        B, N = shape
+        sizes, vae = config.transformer, config.vae
+        self.config, self.shape, self._backend = config, shape, backend
+        last = config.num_scales - 1
+        lengths = config.scale_lengths
+        make = backend.buffer
+
+        self.adaln = make((N, sizes.depth, 6, sizes.width), "float32")
+        self.head_adaln = make((N, 2, sizes.width), "float32")
+        self.x = [make((N, length, sizes.width), "float32") for length in (*lengths, 1)]
+        zeros = make((B, vae.z_channels, config.latent_size, config.latent_size), "float32")
+        maps = [make(zeros.shape, "float32") for _ in range(2)]
+        self.f_hat = [maps[scale % 2] for scale in range(last + 1)]
+        self.tokens = [make((B, length), "int64") for length in lengths]
+        self.drawn = [make((B, length), "int64") for length in lengths]
+        self.logits = make((B, lengths[-1], vae.vocab_size), "float32")
+        self.sampling = {name: make((B,), dtype) for name, dtype in SAMPLING_INPUTS.items()}
+        self.rows = {name: make((N if name == "image_row" else B,), dtype) for name, dtype in ROW_INPUTS.items()}
+        self.per_scale = [
+            {
+                "uniforms": make((B, length), "float32"),
+                "guidance": make((B,), "float32"),
+                "forced_tokens": make((B, length), "int64"),
+                "forced_mask": make((B, length), "bool"),
+            }
+            for length in lengths
+        ]
+
+        # Keys and values of the last scale are never read again: all blocks write them to one place.
+        per_token = (N, sizes.heads, sizes.head_dim)
+        dtype = CACHE_DTYPES[precision]
+        cache = {
+            f"{kind}_{i}": make((config.scale_offsets[last], *per_token), dtype)
+            for kind in "kv"
+            for i in range(sizes.depth)
+        }
+        unread = {kind: make((lengths[last], *per_token), dtype) for kind in "kv"}
+
+        self.calls: list[Call] = []
+        for scale, length in enumerate(lengths):
+            cached = config.scale_offsets[scale]
+            past = {f"past_{name}": buffer.rows(0, cached) for name, buffer in cache.items()}
+            new = {
+                f"new_{name}": unread[name[0]] if scale == last else buffer.rows(cached, length)
+                for name, buffer in cache.items()
+            }
+            inputs = {
+                "x": self.x[scale],
+                "adaln": self.adaln,
+                "head_adaln": self.head_adaln,
+                "f_hat": zeros if scale == 0 else self.f_hat[scale - 1],
+                **past,
+                **self.sampling,
+                **self.rows,
+                **self.per_scale[scale],
+                **constants.inputs[scale],
+            }
+            outputs = {
+                "tokens": self.tokens[scale],
+                "drawn": self.drawn[scale],
+                "f_hat_out": self.f_hat[scale],
+                "x_next": self.x[scale + 1],
+                "logits": self.scale_logits(scale),
+                **new,
+            }
+            self.calls.append(engines["step"].bind(inputs, outputs))
+
+        self.image = make((B, config.image_size, config.image_size, 3), "uint8")
+        self._decode = {
+            id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps
+        }
+
+    def begin(self, batch: Batch, cond: Sequence[Array]) -> None:
+        """Write what the whole image needs: `cond` holds adaln, head_adaln and x of the batch's rows."""
+        config = self.config
+        for buffer, value in zip((self.adaln, self.head_adaln, self.x[0]), cond, strict=True):
+            buffer.write(value)
+        for name, buffer in self.sampling.items():
+            buffer.write(getattr(batch, name))
+        for name, buffer in self.rows.items():
+            buffer.write(getattr(batch.rows, name))
+        for scale, inputs in enumerate(self.per_scale):
+            here = config.scale_slice(scale)
+            inputs["uniforms"].write(batch.uniforms[:, here])
+            inputs["guidance"].write(batch.cfg * np.float32(scale / (config.num_scales - 1)))
+            if batch.forced_tokens is not None and batch.forced_mask is not None:
+                inputs["forced_tokens"].write(batch.forced_tokens[:, here])
+                inputs["forced_mask"].write(batch.forced_mask[:, here])
+            else:
+                inputs["forced_mask"].write(np.zeros(inputs["forced_mask"].shape, bool))
+
+    def advance(self, scale: int) -> float:
+        """Run one scale; returns its seconds."""
+        start = time.perf_counter()
+        self.calls[scale].run()
+        return time.perf_counter() - start
+
+    def decode(self, scale: int) -> tuple[Array, float]:
+        """The image (B, h, w, 3) uint8 as it stands after `scale`, and the seconds it took."""
+        start = time.perf_counter()
+        self._decode[id(self.f_hat[scale])].run()
+        image = self.image.read()
+        return image, time.perf_counter() - start
+
+    def scale_logits(self, scale: int) -> Buffer:
+        """Guided logits (B, L, V) float32 of `scale`, valid until the next scale runs."""
+        return self.logits.shaped((self.shape[0], self.config.scale_lengths[scale], self.config.vae.vocab_size))
+
+    def read_tokens(self, upto: int) -> Array:
+        """Token maps of the scales up to `upto`, int64 (B, tokens)."""
+        return np.concatenate([self.tokens[scale].read() for scale in range(upto + 1)], axis=1)
+
+
+class FusedWorkspace:
+    """Buffers and the prepared call of the fused form."""
+
+    def __init__(self, backend: Backend, config: ModelConfig, engine: Engine, shape: tuple[int, int]) -> None:
+        B, N = shape
+        self._inputs = {
+            "labels": backend.buffer((N,), "int64"),
+            "uniforms": backend.buffer((B, config.num_tokens), "float32"),
+            "cfg": backend.buffer((B,), "float32"),
+            **{name: backend.buffer((B,), dtype) for name, dtype in SAMPLING_INPUTS.items()},
+            **{
+                name: backend.buffer((N if name == "image_row" else B,), dtype) for name, dtype in ROW_INPUTS.items()
+            },
+        }
+        self._tokens = backend.buffer((B, config.num_tokens), "int64")
+        self._image = backend.buffer((B, config.image_size, config.image_size, 3), "uint8")
+        self._call = engine.bind(self._inputs, {"tokens": self._tokens, "image": self._image})
+
+    def run(self, batch: Batch) -> tuple[Array, Array]:
+        """Tokens int64 (B, T) and images uint8 (B, h, w, 3)."""
+        for name, buffer in self._inputs.items():
+            buffer.write(getattr(batch.rows if name in ROW_INPUTS or name == "labels" else batch, name))
+        self._call.run()
+        return self._tokens.read(), self._image.read()

@@ -1,0 +1,391 @@
+"""The front door of the runtime: `Pipeline.load(path)`, then `generate`, `stream`, `encode`, `decode`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import backends
+from engines.backends.base import Array, Engine
+from engines.bundle import Bundle, default_bundle
+from engines.errors import UsageError
+from engines.loop import Batch, Constants, FusedWorkspace, ScaleView, Timings, Workspace
+from engines.request import Forced, PerImage, Request, check_tokens, make_request
+
+IDLE_WORKSPACES = 2  # kept for reuse; a workspace of d16 in FP32 for one guided image holds 0.2 GB
+CACHED_CLASSES = 32  # AdaLN vectors of a class take 0.4 MB for d16, 2 MB for d36
+Space = TypeVar("Space")
+OnScale = Callable[[ScaleView], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Images of one call, in the order of its classes."""
+
+    images: NDArray[np.uint8]
+    """(B, h, w, 3) RGB."""
+    tokens: NDArray[np.int64]
+    """(B, T), token maps of all scales, coarse to fine."""
+    classes: NDArray[np.int64]
+    seeds: NDArray[np.uint64]
+    timings: Timings
+    """Seconds, summed over the batches."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The images as they stand after one scale."""
+
+    scale: int
+    images: NDArray[np.uint8]
+    tokens: NDArray[np.int64]
+    """(B, tokens so far)."""
+    final: bool
+
+
+class Pipeline:
+    """A bundle, loaded: draws images and converts between images and tokens.
+
+    Safe to use from several threads: engines are shared, and every running batch has buffers of its own.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: backends.Backend, *, form: str | None = None, max_batch: int = 8
+    ) -> None:
+        if max_batch < 1:
+            raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
+        self.bundle, self.backend, self.max_batch = bundle, backend, max_batch
+        self.config, self.labels, self.sampling = bundle.config, bundle.labels, bundle.sampling
+        self.form = form or bundle.forms[0]
+        if self.form not in bundle.forms:
+            raise UsageError(f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both")
+        self._lock = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+        self._constants: Constants | None = None
+        self._spaces: OrderedDict[Any, list[Any]] = OrderedDict()
+        self._cond: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
+        self._closed = False
+        for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
+            self._engine(graph)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        backend: str = "onnxruntime",
+        provider: str = "cpu",
+        threads: int | None = None,
+        form: str | None = None,
+        max_batch: int = 8,
+    ) -> Pipeline:
+        """Open a bundle and its engines.
+
+        Args:
+            path: bundle folder; the newest under `bundles/`, else the embedded demo, by default.
+            backend: a name of `engines.backends.BACKENDS`.
+            provider: what the backend computes on; never anything else than asked.
+            threads: of each operator; all physical cores by default.
+            form: `stepwise` or `fused`; the bundle's first form by default.
+            max_batch: images that run at once; more are split.
+
+        Raises `BundleError` and `BackendError`.
+
+        """
+        bundle = Bundle.open(default_bundle()[0] if path is None else path)
+        return cls(
+            bundle, backends.create(backend, provider=provider, threads=threads), form=form, max_batch=max_batch
+        )
+
+    def generate(
+        self,
+        classes: int | str | Sequence[int | str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        cfg: PerImage = None,
+        temperature: PerImage = None,
+        top_k: PerImage = None,
+        top_p: PerImage = None,
+        forced: Forced | None = None,
+        on_scale: OnScale | None = None,
+    ) -> Result:
+        """Draw one image per class.
+
+        Args:
+            classes: class indices or labels; the number of classes stands for no class.
+            seeds: one per image, or one: image k then has seed `seeds + k`.
+            cfg: guidance strength; 0 runs half the work.
+            temperature: divides the logits.
+            top_k: most likely tokens kept; 0 keeps all.
+            top_p: probability mass kept; 0 keeps all.
+            forced: tokens int (B, T), or a pair of tokens and bool mask (B, T): taken instead of drawn.
+            on_scale: called after each scale with its logits and draws.
+
+        Each of cfg to top_p is a value or one per image; the bundle recommends one where None is given.
+        Raises `UsageError` on values that cannot be.
+
+        """
+        request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
+        timings = Timings(scales=[0.0] * (self.config.num_scales if self.form == "stepwise" else 1))
+        images, tokens = [], []
+        for start in range(0, len(request), self.max_batch):
+            part = slice(start, min(start + self.max_batch, len(request)))
+            began = time.perf_counter()
+            batch = request.batch(self.config, part)
+            if self.form == "fused":
+                drawn, image = self._run_fused(batch, timings, on_scale)
+            else:
+                drawn, image = self._run_stepwise(batch, timings, part, on_scale)
+            timings.total += time.perf_counter() - began
+            images.append(image)
+            tokens.append(drawn)
+        return Result(np.concatenate(images), np.concatenate(tokens), request.classes, request.seeds, timings)
+
+    def stream(
+        self,
+        classes: int | str | Sequence[int | str],
+        *,
+        seeds: int | Sequence[int] = 0,
+        cfg: PerImage = None,
+        temperature: PerImage = None,
+        top_k: PerImage = None,
+        top_p: PerImage = None,
+        forced: Forced | None = None,
+        preview_scales: Sequence[int] | None = None,
+    ) -> Iterator[Preview]:
+        """Draw one batch and yield the images after each scale.
+
+        Args: as `generate`; preview_scales: the scales to decode after (each costs a decode), all by default;
+        the last scale is always among them.
+
+        Raises `UsageError` for more than `max_batch` images, and for a bundle without the stepwise form.
+        """
+        if self.form != "stepwise":
+            raise UsageError("previews need the stepwise form; load with form='stepwise'")
+        request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
+        if len(request) > self.max_batch:
+            raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
+        last = self.config.num_scales - 1
+        wanted = set(range(last + 1)) if preview_scales is None else {int(s) for s in preview_scales} | {last}
+        if not wanted <= set(range(last + 1)):
+            raise UsageError(f"preview_scales must lie in 0 to {last}, got {sorted(wanted)}")
+        return self._previews(request.batch(self.config, slice(None)), wanted)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
+        size = self.config.image_size
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise UsageError(f"images must be uint8 (B, {size}, {size}, 3), got {images.dtype} {images.shape}")
+        return self._map("encode", "image", images, "tokens")
+
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Tokens int (B, T) -> images uint8 (B, h, w, 3)."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
+            raise UsageError(f"tokens must be integers (B, {self.config.num_tokens}), got shape {tokens.shape}")
+        check_tokens(tokens, self.config)
+        f_hat = self._map("accumulate", "tokens", tokens.astype(np.int64), "f_hat")
+        return self.decode_features(f_hat)
+
+    def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""
+        return self._map("decode", "f_hat", f_hat, "image")
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Images through the tokens and back, uint8 (B, h, w, 3)."""
+        return self.decode(self.encode(images))
+
+    def describe_runtime(self) -> dict[str, Any]:
+        """Versions, provider and threads, for reports."""
+        return {"numpy": np.__version__, "form": self.form, **self.backend.describe()}
+
+    def close(self) -> None:
+        """Free engines and buffers; the pipeline cannot be used afterwards."""
+        with self._lock:
+            self._closed = True
+            self._spaces.clear()
+            self._cond.clear()
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+            self._constants = None
+            self.backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(
+        self,
+        classes: int | str | Sequence[int | str],
+        seeds: int | Sequence[int],
+        cfg: PerImage,
+        temperature: PerImage,
+        top_k: PerImage,
+        top_p: PerImage,
+        forced: Forced | None,
+    ) -> Request:
+        if forced is not None and self.form == "fused":
+            raise UsageError("forced tokens need the stepwise form; load with form='stepwise'")
+        return make_request(
+            self.config,
+            self.labels,
+            self.sampling,
+            self.bundle.max_top_k,
+            classes,
+            seeds=seeds,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            forced=forced,
+        )
+
+    def _run_stepwise(
+        self,
+        batch: Batch,
+        timings: Timings,
+        part: slice,
+        on_scale: OnScale | None,
+    ) -> tuple[Array, Array]:
+        last = self.config.num_scales - 1
+        with self._stepwise_space(batch) as space:
+            timings.cond += self._begin(space, batch)
+            for scale in range(last + 1):
+                timings.scales[scale] += space.advance(scale)
+                if on_scale is not None:
+                    on_scale(ScaleView(scale, part, space.scale_logits(scale), space.drawn[scale]))
+            image, seconds = space.decode(last)
+            timings.decode += seconds
+            return space.read_tokens(last), image
+
+    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> tuple[Array, Array]:
+        if on_scale is not None:
+            raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
+        with self._space(
+            ("fused", *batch.shape),
+            lambda: FusedWorkspace(self.backend, self.config, self._engine("fused"), batch.shape),
+        ) as space:
+            start = time.perf_counter()
+            result = space.run(batch)
+            timings.scales[0] += time.perf_counter() - start
+            return result
+
+    def _previews(self, batch: Batch, wanted: set[int]) -> Iterator[Preview]:
+        last = self.config.num_scales - 1
+        with self._stepwise_space(batch) as space:
+            self._begin(space, batch)
+            for scale in range(last + 1):
+                space.advance(scale)
+                if scale in wanted:
+                    image, _ = space.decode(scale)
+                    yield Preview(scale, image, space.read_tokens(scale), scale == last)
+
+    def _begin(self, space: Workspace, batch: Batch) -> float:
+        start = time.perf_counter()
+        cond = self._conditioning(batch.rows.labels)
+        seconds = time.perf_counter() - start
+        space.begin(batch, cond)
+        return seconds
+
+    def _conditioning(self, labels: Array) -> tuple[Array, ...]:
+        """AdaLN vectors and first inputs of these rows; each class is computed once and kept."""
+        missing = [label for label in dict.fromkeys(labels.tolist()) if label not in self._cond]
+        fresh: dict[int, tuple[Array, ...]] = {}
+        if missing:
+            engine = self._engine("cond")
+            arrays = self._call(engine, {"labels": np.array(missing, np.int64)}, {"N": len(missing), "B": len(missing)})
+            rows = [arrays[info.name] for info in engine.outputs]
+            fresh = {label: tuple(array[i] for array in rows) for i, label in enumerate(missing)}
+        with self._lock:
+            known = {label: self._cond.get(label) or fresh.get(label) for label in labels.tolist()}
+            for label in fresh:
+                self._cond[label] = tuple(array.copy() for array in fresh[label])
+            for label in known:
+                if label in self._cond:
+                    self._cond.move_to_end(label)
+            while len(self._cond) > CACHED_CLASSES:
+                self._cond.popitem(last=False)
+        if any(value is None for value in known.values()):  # another thread pushed a class out meanwhile
+            return self._conditioning(labels)
+        picked = [known[label] for label in labels.tolist()]
+        return tuple(np.stack([row[i] for row in picked if row is not None]) for i in range(3))
+
+    def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
+        """Run a graph with one input and one output over all of `values`, in batches."""
+        if len(values) == 0:
+            raise UsageError("nothing to do: the array holds no image")
+        engine = self._engine(graph)
+        parts = [
+            self._call(engine, {given: values[i : i + self.max_batch]}, {"B": len(values[i : i + self.max_batch])})
+            for i in range(0, len(values), self.max_batch)
+        ]
+        return np.concatenate([part[result] for part in parts])
+
+    def _call(self, engine: Engine, inputs: dict[str, Array], varying: dict[str, int]) -> dict[str, Array]:
+        """Run a graph once, with buffers that live for this call."""
+        given = {name: self.backend.upload(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        outputs = {
+            info.name: self.backend.buffer(
+                tuple(varying[d] if isinstance(d, str) else d for d in info.shape), info.dtype
+            )
+            for info in engine.outputs
+        }
+        engine.bind(given, outputs).run()
+        return {name: buffer.read() for name, buffer in outputs.items()}
+
+    def _engine(self, graph: str) -> Engine:
+        with self._lock:
+            if self._closed:
+                raise UsageError("this pipeline is closed; load it again")
+            if graph not in self._engines:
+                self._engines[graph] = self.backend.open(self.bundle.graph_path(graph), *self.bundle.tensors(graph))
+            return self._engines[graph]
+
+    def _stepwise_space(self, batch: Batch) -> Any:
+        def make() -> Workspace:
+            engines = {name: self._engine(name) for name in ("step", "decode")}
+            with self._lock:
+                if self._constants is None:
+                    arrays = {name: self.bundle.constant(name) for name in self.bundle.constants}
+                    self._constants = Constants(self.backend, self.config, arrays)
+                constants = self._constants
+            return Workspace(self.backend, self.config, self.bundle.precision, engines, constants, batch.shape)
+
+        return self._space(("stepwise", *batch.shape), make)
+
+    @contextmanager
+    def _space(self, key: tuple[Any, ...], make: Callable[[], Space]) -> Iterator[Space]:
+        """Borrow a workspace that nobody else uses, or make one; the least recently used ones go."""
+        with self._lock:
+            idle = self._spaces.get(key)
+            space: Space | None = idle.pop() if idle else None
+        if space is None:
+            space = make()
+        try:
+            yield space
+        finally:
+            with self._lock:
+                if not self._closed:
+                    self._spaces.setdefault(key, []).append(space)
+                    self._spaces.move_to_end(key)
+                    while sum(map(len, self._spaces.values())) > IDLE_WORKSPACES:
+                        oldest = next(iter(self._spaces))
+                        self._spaces[oldest].pop()
+                        if not self._spaces[oldest]:
+                            del self._spaces[oldest]

@@ -1,0 +1,166 @@
+"""From what a caller passes to `generate` to validated arrays, one value per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from engines.backends.base import Array
+from engines.config import ModelConfig, SamplingDefaults
+from engines.errors import UsageError
+from engines.labels import ClassNames
+from engines.loop import Batch, Rows
+from engines.uniforms import MAX_SEED, uniforms
+
+PerImage = float | Sequence[float] | NDArray[Any] | None
+Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images to draw; every array has one entry per image."""
+
+    classes: Array
+    """int64 (B,)."""
+    seeds: Array
+    """uint64 (B,)."""
+    cfg: Array
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    forced_tokens: Array | None
+    forced_mask: Array | None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def batch(self, config: ModelConfig, part: slice) -> Batch:
+        """Some of the images as a batch of the scale loop."""
+        return Batch(
+            rows=Rows.of(self.classes[part], self.cfg[part], config.unconditional_class),
+            uniforms=uniforms(self.seeds[part], config.num_tokens),
+            cfg=self.cfg[part],
+            temperature=self.temperature[part],
+            top_k=self.top_k[part],
+            top_p=self.top_p[part],
+            forced_tokens=None if self.forced_tokens is None else self.forced_tokens[part],
+            forced_mask=None if self.forced_mask is None else self.forced_mask[part],
+        )
+
+
+def make_request(
+    config: ModelConfig,
+    labels: tuple[str, ...] | None,
+    defaults: SamplingDefaults,
+    max_top_k: int,
+    classes: int | str | Sequence[int | str] | NDArray[Any],
+    *,
+    seeds: int | Sequence[int] | NDArray[Any],
+    cfg: PerImage,
+    temperature: PerImage,
+    top_k: PerImage,
+    top_p: PerImage,
+    forced: Forced | None,
+) -> Request:
+    """Check and spread the arguments of `Pipeline.generate`. Raises `UsageError` with the fix in it."""
+    names = ClassNames(config.transformer.num_classes, labels)
+    asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
+    indices = [names.index(name) for name in asked]
+    B = len(indices)
+    if B == 0:
+        raise UsageError("no class was given; name at least one")
+
+    request = Request(
+        classes=np.array(indices, np.int64),
+        seeds=_seeds(seeds, B),
+        cfg=_spread("cfg", cfg, defaults.cfg, B, np.float32),
+        temperature=_spread("temperature", temperature, defaults.temperature, B, np.float32),
+        top_k=_spread("top_k", top_k, _fitting(defaults, max_top_k), B, np.int64),
+        top_p=_spread("top_p", top_p, defaults.top_p, B, np.float32),
+        forced_tokens=None,
+        forced_mask=None,
+    )
+    _check_sampling(request, config, max_top_k)
+    if forced is None:
+        return request
+    tokens, mask = _forced(forced, config, B)
+    return Request(**{**vars(request), "forced_tokens": tokens, "forced_mask": mask})
+
+
+def _fitting(defaults: SamplingDefaults, max_top_k: int) -> int:
+    return min(defaults.top_k, max_top_k)
+
+
+def _seeds(seeds: int | Sequence[int] | NDArray[Any], B: int) -> Array:
+    if isinstance(seeds, (int, np.integer)):
+        values = [int(seeds) + k for k in range(B)]
+    else:
+        values = [int(s) for s in seeds]
+        if len(values) != B:
+            raise UsageError(f"{len(values)} seeds for {B} images; give one seed per image, or one for all")
+    for value in values:
+        if not 0 <= value <= MAX_SEED:
+            raise UsageError(f"a seed must lie in 0 to 2^64 - 1, got {value}")
+    return np.array(values, np.uint64)
+
+
+def _spread(name: str, value: PerImage, default: float, B: int, dtype: type[np.generic]) -> Array:
+    try:
+        array = np.asarray(default if value is None else value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a number, or one per image, got {value!r}") from error
+    if array.ndim > 1 or (array.ndim == 1 and len(array) != B):
+        raise UsageError(f"{name} needs one value, or one per image ({B}), got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise UsageError(f"{name} must be finite, got {value!r}")
+    if dtype is np.int64 and (array != np.floor(array)).any():
+        raise UsageError(f"{name} must be a whole number, got {value!r}")
+    return np.broadcast_to(array, (B,)).astype(dtype)
+
+
+def _check_sampling(request: Request, config: ModelConfig, max_top_k: int) -> None:
+    V = config.vae.vocab_size
+    if (request.cfg < 0).any():
+        raise UsageError(f"cfg must be 0 or more, got {request.cfg.min()}")
+    if (request.temperature <= 0).any():
+        raise UsageError("temperature must be above 0; for the most likely token at each place use top_k 1")
+    if ((request.top_p < 0) | (request.top_p > 1)).any():
+        raise UsageError(f"top_p must lie in 0 to 1, got {request.top_p[(request.top_p < 0) | (request.top_p > 1)][0]}")
+    if (request.top_k < 0).any():
+        raise UsageError(f"top_k must be 0 or more, got {request.top_k.min()}")
+    if (request.top_k > max_top_k).any():
+        raise UsageError(
+            f"top_k {request.top_k.max()} is more than the {max_top_k} this bundle was built for; "
+            f"lower it, or build with --max-top-k {min(int(request.top_k.max()), V)}"
+        )
+    if max_top_k < V and ((request.top_k == 0) & (request.top_p > 0) & (request.top_p < 1)).any():
+        raise UsageError(
+            f"top_p without top_k needs the whole vocabulary sorted, and this bundle sorts {max_top_k} of {V}; "
+            f"give a top_k up to {max_top_k}, or build with --max-top-k {V}"
+        )
+
+
+def _forced(forced: Forced, config: ModelConfig, B: int) -> tuple[Array, Array]:
+    given, where = forced if isinstance(forced, tuple) else (forced, True)
+    shape = (B, config.num_tokens)
+    try:
+        tokens = np.broadcast_to(np.asarray(given), shape)
+        mask = np.broadcast_to(np.asarray(where), shape)
+    except ValueError as error:
+        raise UsageError(f"forced tokens and mask must have shape {shape}, or spread to it: {error}") from error
+    if mask.dtype != np.bool_:
+        raise UsageError(f"the mask of forced tokens must be bool, got {mask.dtype}")
+    check_tokens(tokens[mask], config)
+    return np.where(mask, tokens, 0).astype(np.int64), np.ascontiguousarray(mask)
+
+
+def check_tokens(tokens: Array, config: ModelConfig) -> None:
+    """Raises `UsageError` where `tokens` are not integers inside of the vocabulary."""
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise UsageError(f"tokens must be integers, got {tokens.dtype}")
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= config.vae.vocab_size):
+        raise UsageError(f"tokens must lie in 0 to {config.vae.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")

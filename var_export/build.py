@@ -1,0 +1,266 @@
+"""From a checkpoint to a bundle: golden run, graphs, constants, check, and only then the name.
+
+Stages run one after another and free what they are done with, so that the largest models fit: the reference
+is gone before the engines are loaded to check them.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from torch import nn
+
+from engines import backends, contract
+from engines.bundle import GOLDEN, SCHEMA_VERSION, Bundle, StoredTensor
+from engines.bundle_writer import BundleWriter
+from engines.errors import BundleError, CheckFailedError, UsageError
+from engines.fidelity import Report, verify
+from engines.pipeline import Pipeline
+from var_export.checkpoint import Checkpoint
+from var_export.export.trace import OPSET, trace
+from var_export.export.weights import WeightFile
+from var_export.golden import golden_requests, run_reference
+from var_export.graphs.autoencoder import Decode, Encode
+from var_export.graphs.precision import PRECISIONS, Precision
+from var_export.graphs.quantize import Accumulate, Quantizer
+from var_export.graphs.steps import Fused, make_step
+from var_export.graphs.transformer import Cond
+from var_export.model.reference import Reference
+
+BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
+SOURCES = ("model", "graphs", "export", "golden.py")  # what decides the bytes of a bundle
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user decides about a build."""
+
+    precision: str = "fp16"
+    form: str = "stepwise"
+    target: str = "onnxruntime"
+    max_top_k: int = 900
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}; this version builds {', '.join(PRECISIONS)}")
+        if self.form not in (*contract.FORMS, "both"):
+            raise UsageError(f"unknown form {self.form!r}; choose stepwise, fused or both")
+        if self.target not in backends.BACKENDS:
+            raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(backends.BACKENDS)}")
+        if self.max_top_k < 1:
+            raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The outcome of `build`."""
+
+    bundle: Bundle
+    reused: bool
+    report: Report | None
+    """The check against the golden run; None where a finished bundle was found."""
+
+
+def build(
+    checkpoint: Checkpoint,
+    out: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = lambda line: None,
+) -> Built:
+    """Build a bundle at `out`, or find it there already.
+
+    Args:
+        checkpoint: what to export.
+        out: folder of the bundle; it appears there whole or not at all.
+        options: precision, form, target, longest sorted list of the sampler.
+        force: replace a bundle made from something else.
+        threads: of the engines that check the result.
+        progress: called with a line when a stage begins.
+
+    Raises `UsageError` where `out` holds something else, `CheckFailedError` where the built engines miss a
+    threshold of `engines.fidelity`: the bundle is not kept then.
+
+    """
+    max_top_k = min(options.max_top_k, checkpoint.config.vae.vocab_size)
+    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in BUILDERS}
+    golden_key = _digest(
+        {
+            "checkpoint": checkpoint.sha256,
+            "config": checkpoint.config.to_dict(),
+            "sampling": asdict(checkpoint.sampling),
+            "max_top_k": max_top_k,
+            "torch": versions["torch"],
+            "sources": _source_digest(),
+        }
+    )
+    build_key = _digest(
+        {
+            "golden": golden_key,
+            "options": asdict(options) | {"max_top_k": max_top_k},
+            "labels": checkpoint.labels,
+            "schema": SCHEMA_VERSION,
+            "contract": contract.CONTRACT_VERSION,
+            "opset": OPSET,
+            "versions": versions,
+        }
+    )
+    existing = _existing(out, build_key, force)
+    if existing is not None and existing.build_key == build_key:
+        return Built(existing, True, None)
+
+    with BundleWriter(out) as writer:
+        reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+        if existing is not None and existing.golden_key == golden_key:
+            progress("golden run: taken from the bundle that is there")
+            shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)
+        else:
+            classes, seeds = golden_requests(checkpoint.config)
+            golden = run_reference(
+                reference,
+                classes,
+                seeds,
+                checkpoint.sampling,
+                max_top_k,
+                report=lambda done: progress(f"golden run: image {done} of {len(classes)} by the PyTorch reference"),
+            )
+            np.savez_compressed(writer.folder / GOLDEN, allow_pickle=False, **golden)
+        constants = _write_graphs(reference, writer.folder, options, max_top_k, progress)
+        del reference
+        gc.collect()
+        writer.seal(
+            {
+                "schema": SCHEMA_VERSION,
+                "contract": contract.CONTRACT_VERSION,
+                "name": checkpoint.config.name,
+                "model": checkpoint.config.to_dict(),
+                "precision": options.precision,
+                "form": options.form,
+                "target": options.target,
+                "max_top_k": max_top_k,
+                "sampling": asdict(checkpoint.sampling),
+                "labels": checkpoint.labels,
+                "build_key": build_key,
+                "golden_key": golden_key,
+                "graphs": _graph_table(checkpoint, options),
+                "constants": {name: asdict(tensor) for name, tensor in constants.items()},
+                "provenance": {
+                    "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
+                    "versions": versions | {"var-export": importlib.metadata.version("var-export"), "opset": OPSET},
+                },
+            }
+        )
+        progress("check: engines against the golden run")
+        report = _check(Bundle.open(writer.folder), options, threads)
+        writer.publish()
+    return Built(Bundle.open(out, verify=False), False, report)
+
+
+def _existing(out: Path, build_key: str, force: bool) -> Bundle | None:
+    """The bundle at `out`, if there is one that can be read."""
+    if not out.exists() and not out.is_symlink():
+        return None
+    try:
+        bundle = Bundle.open(out)
+    except BundleError as error:
+        if force and (out / "manifest.json").is_file():
+            return None
+        raise UsageError(f"{out} exists and is no bundle to build on ({error}); choose another --out") from error
+    if bundle.build_key != build_key and not force:
+        raise UsageError(
+            f"{out} holds a bundle made from another checkpoint, option or version; "
+            "add --force to replace it, or choose another --out"
+        )
+    return bundle
+
+
+def _write_graphs(
+    reference: Reference, folder: Path, options: Options, max_top_k: int, progress: Progress
+) -> dict[str, StoredTensor]:
+    precision = PRECISIONS[options.precision]
+    config = reference.config
+    quantizer = Quantizer(reference.vae.quantize)
+    names = contract.graphs_of(options.form)
+    with WeightFile(folder) as weights:
+        for name in names:
+            progress(f"graph: {name}")
+            module = make_graph(name, reference, quantizer, precision, max_top_k)
+            weights.save(trace(module, contract.GRAPHS[name], config, options.precision), name)
+            del module
+            gc.collect()
+        arrays: dict[str, NDArray[Any]] = {}
+        for scale in range(config.num_scales):
+            arrays[f"up_{scale}"] = quantizer.up[scale].numpy()
+            arrays[f"down_{scale}"] = quantizer.down[scale].numpy()
+            arrays[f"pos_{scale}"] = reference.var.positions(scale).numpy()
+        constants = {
+            name: StoredTensor(str(array.dtype), array.shape, weights.add(array)) for name, array in arrays.items()
+        }
+    for name in names:
+        onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=False)
+    return constants
+
+
+def make_graph(
+    name: str, reference: Reference, quantizer: Quantizer, precision: Precision, max_top_k: int
+) -> nn.Module:
+    """The traced module of one graph of `engines.contract.GRAPHS`."""
+    vae, var = reference.vae, reference.var
+    makers: Mapping[str, Callable[[], nn.Module]] = {
+        "cond": lambda: Cond(var, precision),
+        "step": lambda: make_step(var, quantizer, precision, max_top_k),
+        "decode": lambda: Decode(vae, precision),
+        "encode": lambda: Encode(vae, quantizer, precision),
+        "accumulate": lambda: Accumulate(quantizer),
+        "fused": lambda: Fused(
+            Cond(var, precision), make_step(var, quantizer, precision, max_top_k), var, Decode(vae, precision)
+        ),
+    }
+    return makers[name]()
+
+
+def _check(bundle: Bundle, options: Options, threads: int | None) -> Report:
+    """Run the engines once against the golden run, and the fused form against the stepwise one."""
+    if "stepwise" not in bundle.forms:
+        raise NotImplementedError
+    with Pipeline(bundle, backends.create(options.target, threads=threads), max_batch=1) as pipeline:
+        report = verify(pipeline, bundle.golden)
+    if not report.passed:
+        raise CheckFailedError("the exported engines miss the reference: " + "; ".join(report.failures))
+    return report
+
+
+def _graph_table(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
+    table = {}
+    for name in contract.graphs_of(options.form):
+        inputs, outputs = contract.resolve(contract.GRAPHS[name], checkpoint.config, options.precision)
+        table[name] = {"inputs": [vars(info) for info in inputs], "outputs": [vars(info) for info in outputs]}
+    return table
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _source_digest() -> str:
+    """Of the code that decides what is in a bundle, so that a changed exporter builds anew."""
+    root = Path(__file__).parent
+    files = sorted(file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py")))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

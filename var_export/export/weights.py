@@ -1,0 +1,70 @@
+"""The one weight file of a bundle: every tensor once, whichever graphs use it.
+
+Tensors are keyed by the SHA-256 of their bytes, so the stepwise and the fused graphs share their weights
+though they were traced apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from engines.bundle import WEIGHTS
+
+INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
+ALIGNMENT = 4096  # a page: a tensor can be mapped by itself
+
+
+class WeightFile:
+    """Context manager that appends tensors to `folder/weights.bin`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._offsets: dict[bytes, int] = {}
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> WeightFile:
+        self._stream = (self.folder / WEIGHTS).open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, array: NDArray[Any]) -> int:
+        """Store the bytes of `array` unless they are there already; returns their offset."""
+        assert self._stream is not None
+        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        key = hashlib.sha256(data).digest()
+        if key not in self._offsets:
+            padding = -self._stream.tell() % ALIGNMENT
+            self._stream.write(bytes(padding))
+            self._offsets[key] = self._stream.tell()
+            self._stream.write(data)
+        return self._offsets[key]
+
+    def save(self, model: ir.Model, name: str) -> None:
+        """Write `folder/name.onnx`, its large tensors in the weight file."""
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            assert tensor is not None, value.name
+            if tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
+                continue
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS,
+                self.add(tensor.numpy()),
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=value.name or "",
+                base_dir=self.folder,
+            )
+        ir.save(model, self.folder / f"{name}.onnx")

@@ -1,0 +1,70 @@
+"""The golden run: what the PyTorch reference draws and thinks, so that a device without torch can check itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.config import ModelConfig, SamplingDefaults
+from engines.uniforms import uniforms
+from var_export.model.reference import Reference
+
+TOP = 256
+IMAGES = 4
+
+
+def golden_requests(config: ModelConfig) -> tuple[list[int], list[int]]:
+    """Classes spread over the label set, and seeds, of the golden run."""
+    classes = [(88 + k * config.transformer.num_classes // IMAGES) % config.transformer.num_classes for k in range(IMAGES)]
+    return classes, list(range(IMAGES))
+
+
+def run_reference(
+    reference: Reference,
+    classes: Sequence[int],
+    seeds: Sequence[int],
+    sampling: SamplingDefaults,
+    max_top_k: int,
+    *,
+    top: int = TOP,
+    report: Callable[[int], None] = lambda done: None,
+) -> dict[str, NDArray[Any]]:
+    """Draw with the reference, image by image, and keep what `engines.fidelity.GOLDEN_ARRAYS` lists."""
+    kept: dict[str, list[NDArray[Any]]] = {}
+    settings = {
+        "cfg": np.float32(sampling.cfg),
+        "temperature": np.float32(sampling.temperature),
+        "top_k": np.int64(min(sampling.top_k, max_top_k)),
+        "top_p": np.float32(sampling.top_p),
+    }
+    for done, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
+        drawn = reference.generate(
+            torch.tensor([label]),
+            torch.from_numpy(uniforms([seed], reference.config.num_tokens)),
+            **{name: torch.tensor([value]) for name, value in settings.items()},
+            max_top_k=max_top_k,
+            keep_logits=True,
+        )
+        logits = torch.cat(drawn.logits, dim=1)
+        # Stable, so that equal logits keep the order that argmax and the sampler give them.
+        order = logits.sort(dim=-1, descending=True, stable=True)
+        arrays = {
+            "classes": np.array([label], np.int64),
+            "seeds": np.array([seed], np.uint64),
+            **{name: np.array([value]) for name, value in settings.items()},
+            "tokens": drawn.tokens.numpy(),
+            "f_hat": drawn.f_hat.numpy(),
+            "image": drawn.image.numpy(),
+            "top_index": order.indices[..., :top].numpy().astype(np.int32),
+            "top_logit": order.values[..., :top].numpy(),
+            "log_sum_exp": logits.logsumexp(-1).numpy(),
+            "encoded": reference.encode(drawn.image).numpy(),
+        }
+        for name, array in arrays.items():
+            kept.setdefault(name, []).append(array)
+        report(done + 1)
+    return {name: np.concatenate(parts) for name, parts in kept.items()}

@@ -1,0 +1,81 @@
+"""Traced encoder and decoder: convolutions in the compute type, normalisation and the quantiser in float32."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from var_export.graphs.precision import Precision
+from var_export.graphs.quantize import EncodeTokens, Quantizer
+from var_export.model.autoencoder import Norm, from_pixels, to_pixels
+from var_export.model.vqvae import VQVAE
+
+
+class TypedNorm(nn.Module):
+    """Group normalisation computed in float32, returned in the compute type."""
+
+    def __init__(self, reference: Norm, precision: Precision) -> None:
+        super().__init__()
+        self.norm, self.precision = reference, precision
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> same."""
+        norm = self.norm
+        y = functional.group_norm(self.precision.high(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return self.precision.low(y)
+
+
+def typed(module: nn.Module, precision: Precision) -> nn.Module:
+    """A copy whose convolutions carry the compute type and whose norms compute in float32.
+
+    Shares its weights with the original where the types agree.
+    """
+    memo = {id(p): p for p in module.parameters()}
+    clone = copy.deepcopy(module, memo)
+    _retype(clone, precision)
+    return clone
+
+
+def _retype(module: nn.Module, precision: Precision) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, Norm):
+            setattr(module, name, TypedNorm(child, precision))
+        elif isinstance(child, nn.Conv2d):
+            child.weight = nn.Parameter(precision.low(child.weight), requires_grad=False)
+            if child.bias is not None:
+                child.bias = nn.Parameter(precision.low(child.bias), requires_grad=False)
+        else:
+            _retype(child, precision)
+
+
+class Decode(nn.Module):
+    """The `decode` graph: f_hat -> pixels."""
+
+    def __init__(self, reference: VQVAE, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.layers = typed(nn.Sequential(reference.post_quant_conv, reference.decoder), precision)
+
+    def forward(self, f_hat: Tensor) -> Tensor:
+        """See `engines/contract.py`."""
+        return to_pixels(self.precision.high(self.layers(self.precision.low(f_hat))))
+
+
+class Encode(nn.Module):
+    """The `encode` graph: pixels -> tokens."""
+
+    def __init__(self, reference: VQVAE, quantizer: Quantizer, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.layers = typed(nn.Sequential(reference.encoder, reference.quant_conv), precision)
+        self.tokens = EncodeTokens(quantizer)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `engines/contract.py`."""
+        features = self.precision.high(self.layers(self.precision.low(from_pixels(image))))
+        tokens: Tensor = self.tokens(features)
+        return tokens
+
+

@@ -1,0 +1,163 @@
+"""The PyTorch reference: builds the model from a checkpoint and runs the scale loop plainly.
+
+`Reference.generate` is what every exported graph is held against: it follows
+`autoregressive_infer_cfg` of FoundationVision/VAR, with the sampler of `model/sampling.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engines.config import ModelConfig
+from engines.errors import CheckpointError
+from var_export.model.sampling import sample
+from var_export.model.transformer import KV, VAR
+from var_export.model.vqvae import VQVAE
+
+# Recomputable or training-only buffers of the official state dicts.
+UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
+
+
+@dataclass
+class Drawn:
+    """One run of the reference."""
+
+    tokens: Tensor
+    """int64 (B, sum L)."""
+    f_hat: Tensor
+    """float32 (B, Z, S, S)."""
+    image: Tensor
+    """uint8 (B, h, w, 3)."""
+    logits: list[Tensor]
+    """Guided logits (B, L, V) per scale, before temperature; empty unless asked for."""
+
+
+class Reference:
+    """VQ-VAE and transformer in float32, on one device."""
+
+    def __init__(self, vae: VQVAE, var: VAR) -> None:
+        self.vae, self.var, self.config = vae.eval(), var.eval(), var.config
+        for parameter in [*vae.parameters(), *var.parameters()]:
+            parameter.requires_grad_(False)
+
+    @classmethod
+    def from_state(
+        cls, config: ModelConfig, var_state: Mapping[str, Tensor], vae_state: Mapping[str, Tensor]
+    ) -> Reference:
+        """Build from official state dicts; weights are used in place where they are float32 already.
+
+        Raises `CheckpointError` where a key is missing, unexpected or of the wrong shape.
+        """
+        with torch.device("meta"):
+            vae, var = VQVAE(config), VAR(config)
+        _load(vae, vae_state, "VQ-VAE")
+        _load(var, var_state, "transformer")
+        return cls(vae, var)
+
+    @classmethod
+    def random(cls, config: ModelConfig, seed: int = 0) -> Reference:
+        """Random weights at the scale of a trained model's, for tests of size and speed."""
+        with torch.device("meta"):
+            vae, var = VQVAE(config), VAR(config)
+        generator = torch.Generator().manual_seed(seed)
+        for module in (vae, var):
+            module.to_empty(device="cpu")
+            _randomize(module, generator)
+        return cls(vae, var)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Images uint8 (B, h, w, 3) -> tokens int64 (B, sum L)."""
+        return self.vae.encode(pixels)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        labels: Tensor,
+        uniforms: Tensor,
+        *,
+        cfg: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        max_top_k: int,
+        forced: Tensor | None = None,
+        forced_mask: Tensor | None = None,
+        keep_logits: bool = False,
+    ) -> Drawn:
+        """Draw images.
+
+        Args:
+            labels: int64 (B,).
+            uniforms: float32 (B, sum L).
+            cfg: float32 (B,), guidance; both halves run for every image, whatever its value.
+            temperature: float32 (B,).
+            top_k: int64 (B,).
+            top_p: float32 (B,).
+            max_top_k: longest sorted list of the sampler.
+            forced: int64 (B, sum L), tokens to take instead of the drawn ones.
+            forced_mask: bool (B, sum L), where to take them; everywhere by default.
+            keep_logits: keep the guided logits of every scale.
+
+        """
+        config, B = self.config, labels.shape[0]
+        guided = bool((cfg != 0).any())
+        halves = torch.cat((labels, torch.full_like(labels, config.unconditional_class))) if guided else labels
+        cond = self.var.class_emb(halves)
+        x = self.var.first_input(cond)
+        f_hat = torch.zeros(B, config.vae.z_channels, config.latent_size, config.latent_size)
+        past: list[KV] | None = None
+        tokens: list[Tensor] = []
+        kept: list[Tensor] = []
+        for scale in range(config.num_scales):
+            here = config.scale_slice(scale)
+            logits, past = self.var(x, cond, past)
+            if guided:
+                t = (cfg * scale / (config.num_scales - 1)).view(B, 1, 1)
+                logits = (1 + t) * logits[:B] - t * logits[B:]
+            if keep_logits:
+                kept.append(logits)
+            drawn = sample(
+                logits, uniforms[:, here], temperature=temperature, top_k=top_k, top_p=top_p, max_top_k=max_top_k
+            )
+            if forced is not None:
+                drawn = forced[:, here] if forced_mask is None else drawn.where(~forced_mask[:, here], forced[:, here])
+            tokens.append(drawn)
+            f_hat = f_hat + self.vae.quantize.contribution(drawn, scale)
+            if scale + 1 < config.num_scales:
+                x = self.var.next_input(self.vae.quantize.next_input(f_hat, scale), scale + 1)
+                x = x.repeat(2, 1, 1) if guided else x
+        return Drawn(torch.cat(tokens, dim=1), f_hat, self.vae.decode(f_hat), kept)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    weights = {k: v.float() for k, v in state.items() if k.rsplit(".", 1)[-1] not in UNUSED_BUFFERS}
+    try:
+        module.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the {what} weights do not fit the architecture inferred from them: {reason}") from error
+
+
+def _randomize(module: nn.Module, generator: torch.Generator) -> None:
+    """Weights of unit gain, norms near one, small biases: activations stay in a trained model's range."""
+    for name, parameter in module.named_parameters():
+        leaf = name.rsplit(".", 1)[-1]
+        with torch.no_grad():
+            if leaf == "scale_mul_1H11":
+                parameter.fill_(2.0)
+            elif leaf == "ada_gss" or (leaf == "bias" and "ada_lin" in name):
+                parameter.normal_(0, 0.3, generator=generator)
+            elif parameter.ndim >= 2 and "embedding" not in name:
+                fan_in = parameter[0].numel() if leaf == "weight" else parameter.shape[-1]
+                parameter.normal_(0, fan_in**-0.5, generator=generator)
+            else:
+                parameter.normal_(0, 0.02, generator=generator)
+                if "norm" in name and leaf == "weight":
+                    parameter.add_(1)
+                elif "embedding" in name:
+                    parameter.mul_(50)
