@@ -19,8 +19,8 @@ ALL = "all"
 NONE = "none"
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")
-_INDEX = re.compile(r"[+-]?[0-9]+")
-_RANGE = re.compile(r"([0-9]+)\s*-\s*([0-9]+)")
+_INDEX = re.compile(r"[+-]?[0-9]{1,18}")
+_RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
 _MAX_SLUG = 48  # four bytes a character at most, and a file name holds 255
 _MAX_QUOTE = 60
 _SUGGESTIONS = 5

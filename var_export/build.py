@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
@@ -25,21 +26,23 @@ from engines import backends, contract
 from engines.bundle import GOLDEN, SCHEMA_VERSION, Bundle, StoredTensor
 from engines.bundle_writer import BundleWriter
 from engines.errors import BundleError, CheckFailedError, UsageError
-from engines.fidelity import Report, verify
+from engines.fidelity import FusedReport, Report, verify, verify_fused
 from engines.pipeline import Pipeline
 from var_export.checkpoint import Checkpoint
+from var_export.export.fuse import fuse
 from var_export.export.trace import OPSET, trace
 from var_export.export.weights import WeightFile
 from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
 from var_export.graphs.precision import PRECISIONS, Precision
 from var_export.graphs.quantize import Accumulate, Quantizer
-from var_export.graphs.steps import Fused, make_step
+from var_export.graphs.step import make_step
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 SOURCES = ("model", "graphs", "export", "golden.py")  # what decides the bytes of a bundle
+TRACED = (*contract.FORMS["stepwise"], *contract.COMMON_GRAPHS)  # the fused graph is stitched from these
 Progress = Callable[[str], None]
 
 
@@ -69,8 +72,8 @@ class Built:
 
     bundle: Bundle
     reused: bool
-    report: Report | None
-    """The check against the golden run; None where a finished bundle was found."""
+    reports: dict[str, Report | FusedReport]
+    """The check of each form against the golden run; empty where a finished bundle was found."""
 
 
 def build(
@@ -121,7 +124,7 @@ def build(
     )
     existing = _existing(out, build_key, force)
     if existing is not None and existing.build_key == build_key:
-        return Built(existing, True, None)
+        return Built(existing, True, {})
 
     with BundleWriter(out) as writer:
         reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
@@ -165,9 +168,9 @@ def build(
             }
         )
         progress("check: engines against the golden run")
-        report = _check(Bundle.open(writer.folder), options, threads)
+        reports = _check(Bundle.open(writer.folder), options, threads)
         writer.publish()
-    return Built(Bundle.open(out, verify=False), False, report)
+    return Built(Bundle.open(out, verify=False), False, reports)
 
 
 def _existing(out: Path, build_key: str, force: bool) -> Bundle | None:
@@ -191,57 +194,67 @@ def _existing(out: Path, build_key: str, force: bool) -> Bundle | None:
 def _write_graphs(
     reference: Reference, folder: Path, options: Options, max_top_k: int, progress: Progress
 ) -> dict[str, StoredTensor]:
-    precision = PRECISIONS[options.precision]
-    config = reference.config
+    """Trace, stitch and store the graphs and the constants of the scales."""
+    precision, config = PRECISIONS[options.precision], reference.config
     quantizer = Quantizer(reference.vae.quantize)
-    names = contract.graphs_of(options.form)
+    wanted = contract.graphs_of(options.form)
+    traced: dict[str, ir.Model] = {}
     with WeightFile(folder) as weights:
-        for name in names:
+        for name in TRACED:
             progress(f"graph: {name}")
             module = make_graph(name, reference, quantizer, precision, max_top_k)
-            weights.save(trace(module, contract.GRAPHS[name], config, options.precision), name)
+            traced[name] = trace(module, contract.GRAPHS[name], config, options.precision)
             del module
+            weights.store(traced[name])
             gc.collect()
-        arrays: dict[str, NDArray[Any]] = {}
-        for scale in range(config.num_scales):
-            arrays[f"up_{scale}"] = quantizer.up[scale].numpy()
-            arrays[f"down_{scale}"] = quantizer.down[scale].numpy()
-            arrays[f"pos_{scale}"] = reference.var.positions(scale).numpy()
-        constants = {
-            name: StoredTensor(str(array.dtype), array.shape, weights.add(array)) for name, array in arrays.items()
-        }
-    for name in names:
-        onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=False)
+        constants = scale_constants(reference, quantizer)
+        if "fused" in wanted:
+            progress("graph: fused")
+            traced["fused"] = fuse(config, options.precision, traced, constants)
+            weights.store(traced["fused"])
+        stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
+    for name in wanted:
+        ir.save(traced[name], folder / f"{name}.onnx")
+        onnx.checker.check_model(str(folder / f"{name}.onnx"))
+    return stored
+
+
+def scale_constants(reference: Reference, quantizer: Quantizer) -> dict[str, NDArray[np.float32]]:
+    """What the scale loop feeds to `step` beside the weights, by the names that `engines.loop.Constants` reads."""
+    constants = {}
+    for scale in range(reference.config.num_scales):
+        constants[f"up_{scale}"] = quantizer.up[scale].numpy()
+        constants[f"down_{scale}"] = quantizer.down[scale].numpy()
+        constants[f"pos_{scale}"] = reference.var.positions(scale).numpy()
     return constants
 
 
 def make_graph(
     name: str, reference: Reference, quantizer: Quantizer, precision: Precision, max_top_k: int
 ) -> nn.Module:
-    """The traced module of one graph of `engines.contract.GRAPHS`."""
-    vae, var = reference.vae, reference.var
+    """The module that is traced as one graph of `TRACED`."""
     makers: Mapping[str, Callable[[], nn.Module]] = {
-        "cond": lambda: Cond(var, precision),
-        "step": lambda: make_step(var, quantizer, precision, max_top_k),
-        "decode": lambda: Decode(vae, precision),
-        "encode": lambda: Encode(vae, quantizer, precision),
+        "cond": lambda: Cond(reference.var, precision),
+        "step": lambda: make_step(reference.var, quantizer, precision, max_top_k),
+        "decode": lambda: Decode(reference.vae, precision),
+        "encode": lambda: Encode(reference.vae, quantizer, precision),
         "accumulate": lambda: Accumulate(quantizer),
-        "fused": lambda: Fused(
-            Cond(var, precision), make_step(var, quantizer, precision, max_top_k), var, Decode(vae, precision)
-        ),
     }
     return makers[name]()
 
 
-def _check(bundle: Bundle, options: Options, threads: int | None) -> Report:
-    """Run the engines once against the golden run, and the fused form against the stepwise one."""
-    if "stepwise" not in bundle.forms:
-        raise NotImplementedError
-    with Pipeline(bundle, backends.create(options.target, threads=threads), max_batch=1) as pipeline:
-        report = verify(pipeline, bundle.golden)
-    if not report.passed:
-        raise CheckFailedError("the exported engines miss the reference: " + "; ".join(report.failures))
-    return report
+def _check(bundle: Bundle, options: Options, threads: int | None) -> dict[str, Report | FusedReport]:
+    """Run the engines of every form once against the golden run."""
+    reports: dict[str, Report | FusedReport] = {}
+    for form in bundle.forms:
+        backend = backends.create(options.target, threads=threads)
+        with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
+            judge = verify if form == "stepwise" else verify_fused
+            reports[form] = judge(pipeline, bundle.golden)
+        if not reports[form].passed:
+            failures = "; ".join(reports[form].failures)
+            raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}")
+    return reports
 
 
 def _graph_table(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:

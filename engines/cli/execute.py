@@ -72,6 +72,7 @@ class Execution:
         total = self._timings
         total.cond += timings.cond
         total.decode += timings.decode
+        total.total += timings.total
         total.scales = [a + b for a, b in zip(total.scales, timings.scales, strict=True)]
 
     def run(self, make_sinks: Callable[[], tuple[list[Sink], list[Path]]]) -> None:
@@ -124,6 +125,7 @@ class Execution:
                 "cond_s": taken.cond if taken else None,
                 "scales_s": list(taken.scales) if taken else None,
                 "decode_s": taken.decode if taken else None,
+                "outside_s": taken.outside if taken else None,
                 "total_s": self._total_seconds,
             },
             "peak_memory_bytes": peak_memory(),

@@ -116,7 +116,7 @@ _POSITIVE = click.IntRange(min=1)
     "--reconstruct", type=_PATH, metavar="IMAGE", help="Encode and decode a picture: what the VQ-VAE keeps of it."
 )
 @click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
-@click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all cores]")
+@click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all physical cores]")
 @click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout: files, timings, memory, versions, settings."
@@ -129,8 +129,8 @@ _POSITIVE = click.IntRange(min=1)
 def run(context: click.Context, /, **values: Any) -> None:
     """Make images with a VAR bundle.
 
-    The same class, seed and settings give the same image, alone or among thousands. A command that was
-    interrupted continues when it is given again: images that are there are not made twice.
+    An image follows from its class, its seed and the settings, whatever else is made with it. A command that
+    was interrupted continues when it is given again: images that are there are not made twice.
     """
     options = Options(**values)
     _check_conflicts(context)

@@ -51,12 +51,12 @@ class WeightFile:
             self._stream.write(data)
         return self._offsets[key]
 
-    def save(self, model: ir.Model, name: str) -> None:
-        """Write `folder/name.onnx`, its large tensors in the weight file."""
+    def store(self, model: ir.Model) -> None:
+        """Move the large tensors of `model` to the file; the model then refers to them and holds none."""
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None, value.name
-            if tensor.nbytes < INLINE or tensor.dtype == ir.DataType.STRING:
+            if isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < INLINE:
                 continue
             value.const_value = ir.ExternalTensor(
                 WEIGHTS,
@@ -67,4 +67,3 @@ class WeightFile:
                 name=value.name or "",
                 base_dir=self.folder,
             )
-        ir.save(model, self.folder / f"{name}.onnx")

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -56,8 +57,8 @@ def tokens_of(class_id, seed):
 
 
 class FakePipeline:
-    made = []  # (class, seed) of every image, over all instances
-    loads = []
+    made: ClassVar = []  # (class, seed) of every image, over all instances
+    loads: ClassVar = []
     interrupt_at = None  # raise KeyboardInterrupt when so many images were made
 
     def __init__(self, **options):
