@@ -119,7 +119,9 @@ class Bundle:
                     f"{file} has {file.stat().st_size} bytes instead of {entry.size}; copy it again, or build again"
                 )
             if verify and sha256_of(file) != entry.sha256:
-                raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
+                raise BundleError(
+                    f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again"
+                )
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -134,7 +136,9 @@ class Bundle:
     def graph_path(self, graph: str) -> Path:
         """The ONNX file of a graph. Raises `BundleError` where the bundle was built without it."""
         if graph not in self.graphs:
-            raise BundleError(f"{self.path} was built with --form {self.form} and has no {graph} graph; use --form both")
+            raise BundleError(
+                f"{self.path} was built with --form {self.form} and has no {graph} graph; use --form both"
+            )
         return self.path / f"{graph}.onnx"
 
     def tensors(self, graph: str) -> tuple[tuple[contract.TensorInfo, ...], tuple[contract.TensorInfo, ...]]:

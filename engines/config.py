@@ -48,7 +48,9 @@ class VaeConfig:
         object.__setattr__(self, "ch_mult", tuple(int(m) for m in self.ch_mult))
         for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_num_groups"):
             _require(getattr(self, name) > 0, f"vae.{name} must be positive, got {getattr(self, name)}")
-        _require(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, f"vae.ch_mult must be positive numbers, got {self.ch_mult}")
+        _require(
+            len(self.ch_mult) > 0 and min(self.ch_mult) > 0, f"vae.ch_mult must be positive numbers, got {self.ch_mult}"
+        )
         _require(0.0 <= self.quant_resi <= 1.0, f"vae.quant_resi must lie in [0, 1], got {self.quant_resi}")
         _require(self.share_quant_resi >= 0, f"vae.share_quant_resi must be 0 or more, got {self.share_quant_resi}")
         for mult in self.ch_mult:

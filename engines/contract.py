@@ -77,6 +77,10 @@ _SAMPLING = """
     top_k         int64   (B)  most likely tokens kept; 0 keeps all
     top_p         float32 (B)  probability mass kept; 0 and 1 keep all
 """
+_FORCED = """
+    forced_tokens int64   (B, *)        tokens to take where forced_mask says so
+    forced_mask   bool    (B, *)        true where the token is given
+"""
 _MODULATION = """
     adaln         float32 (N, D, 6, C)  per block: gamma1, gamma2, 1+scale1, 1+scale2, shift1, shift2
     head_adaln    float32 (N, 2, C)     1+scale, shift of the norm before the head
@@ -103,9 +107,8 @@ STEP = GraphSpec(
     """
         + _SAMPLING
         + _ROWS
+        + _FORCED.replace("*", "L")
         + """
-    forced_tokens int64   (B, L)        tokens to take where forced_mask says so
-    forced_mask   bool    (B, L)        true where the token is given
     up            float32 (SS, L)       bicubic enlargement from this scale, as a matrix
     down          float32 (M, SS)       area reduction to the next scale, as a matrix
     phi_index     int64   (1)           which phi convolution serves this scale
@@ -151,9 +154,11 @@ FUSED = GraphSpec(
     """
         + _SAMPLING
         + _ROWS
+        + _FORCED.replace("*", "T")
     ),
     _spec("""
-    tokens        int64   (B, T)        token maps of all scales, coarse to fine
+    tokens        int64   (B, T)        token maps of all scales, coarse to fine: drawn, or forced
+    drawn         int64   (B, T)        what the sampler drew, forced or not
     image         uint8   (B, R, R, 3)  RGB, rounded to nearest
     """),
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engines.backends.base import Array
 from engines.loop import ScaleView
-from engines.pipeline import Pipeline
+from engines.pipeline import OnScale, Pipeline, Result
 
 GOLDEN_ARRAYS = {
     "classes": "int64 (G,)",
@@ -50,10 +50,11 @@ class Thresholds:
     encoder_tokens: float
 
 
-# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives.
+# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
+# the sorted list holds near-ties (random weights: d16 has 0.2 % of draws on one), rounding alone reorders them.
 # FP16: measured on the demo and on d16 with random weights, with room; see docs/fidelity.md.
 THRESHOLDS = {
-    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.999, 60.0, 60.0, 0.999),
+    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999),
     "fp16": Thresholds(2.0, 1e-2, 0.99, 0.97, 40.0, 40.0, 0.95),
 }
 
@@ -71,7 +72,7 @@ class Agreement:
     """KL(reference || engine) in nats, mean over tokens; the tail beyond the top logits counts as one event."""
     top1: float
     """Share of tokens whose most likely entry is the same."""
-    draws: float
+    draws: float = math.nan
     """Share of tokens drawn alike from the same uniform numbers."""
 
 
@@ -120,14 +121,17 @@ def _finite(value: Any) -> Any:
 
 @dataclass
 class FusedReport:
-    """The outcome of `verify_fused`: the fused form runs freely, and shows tokens and images only."""
+    """The outcome of `verify_fused`: the fused form shows draws and images, no logits."""
 
     precision: str
     images: int
+    draws: float
+    """Share of tokens drawn alike, with the reference's tokens forced."""
     free_tokens: float
     free_identical: int
     image_psnr: float
-    """Over the images whose tokens are all the same; NaN where there is none."""
+    """With the reference's tokens forced."""
+    image_ssim: float
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -136,38 +140,39 @@ class FusedReport:
         return not self.failures
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {name: _finite(value) for name, value in asdict(self).items()} | {"passed": self.passed}
-
-
-# Share of golden images that a freely running fused graph must draw alike. One flipped draw early in an image
-# changes the rest of it, so FP16 is judged by half of them only.
-FUSED_IDENTICAL = {"fp32": 0.75, "fp16": 0.5}
+        """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
+        finite: dict[str, Any] = _finite(asdict(self) | {"passed": self.passed})
+        return finite
 
 
 def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array]) -> FusedReport:
     """Hold a fused pipeline against a reference run (arrays of `GOLDEN_ARRAYS`)."""
-    precision = pipeline.bundle.precision
-    settings = {name: golden[name] for name in SAMPLING}
-    free = pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"], **settings)
+    forced, free = _both_runs(pipeline, golden)
     same = free.tokens == golden["tokens"]
-    alike = same.all(axis=1)
     report = FusedReport(
-        precision=precision,
-        images=len(alike),
+        precision=pipeline.bundle.precision,
+        images=len(same),
+        draws=float((forced.drawn == golden["tokens"]).mean()),
         free_tokens=float(same.mean()),
-        free_identical=int(alike.sum()),
-        image_psnr=psnr(free.images[alike], golden["image"][alike]) if alike.any() else math.nan,
+        free_identical=int(same.all(axis=1).sum()),
+        image_psnr=psnr(forced.images, golden["image"]),
+        image_ssim=ssim(forced.images, golden["image"]),
     )
-    wanted = FUSED_IDENTICAL[precision]
-    if report.free_identical < wanted * report.images:
-        report.failures.append(
-            f"only {report.free_identical} of {report.images} images have the reference's tokens, must be >= {wanted:.0%}"
-        )
-    limit = THRESHOLDS[precision].image_psnr
-    if alike.any() and not report.image_psnr >= limit:
-        report.failures.append(f"image PSNR is {report.image_psnr:.6g}, must be >= {limit:g}")
+    limit = THRESHOLDS[report.precision]
+    report.failures = _missed(
+        ("draws alike", report.draws, ">=", limit.draws), ("image PSNR", report.image_psnr, ">=", limit.image_psnr)
+    )
     return report
+
+
+def _both_runs(
+    pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None = None
+) -> tuple[Result, Result]:
+    """Draw the images of a reference run with its tokens forced, and freely."""
+    settings = {name: golden[name] for name in SAMPLING}
+    classes, seeds = golden["classes"].tolist(), golden["seeds"]
+    forced = pipeline.generate(classes, seeds=seeds, **settings, forced=golden["tokens"], on_scale=on_scale)
+    return forced, pipeline.generate(classes, seeds=seeds, **settings)
 
 
 def verify(pipeline: Pipeline, golden: Mapping[str, Array]) -> Report:
@@ -177,19 +182,18 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array]) -> Report:
 
     def compare(view: ScaleView) -> None:
         here = config.scale_slice(view.scale)
-        reference = {
-            name: golden[name][view.images, here] for name in ("tokens", "top_index", "top_logit", "log_sum_exp")
-        }
-        collected[view.scale].append(_agreement(reference, view.logits.read(), view.drawn.read()))
+        reference = {name: golden[name][view.images, here] for name in ("top_index", "top_logit", "log_sum_exp")}
+        collected[view.scale].append(_agreement(reference, view.logits.read()))
 
-    settings = {name: golden[name] for name in SAMPLING}
-    classes, seeds, tokens = golden["classes"].tolist(), golden["seeds"], golden["tokens"]
-    forced = pipeline.generate(classes, seeds=seeds, **settings, forced=tokens, on_scale=compare)
-    free = pipeline.generate(classes, seeds=seeds, **settings)
+    forced, free = _both_runs(pipeline, golden, compare)
+    tokens = golden["tokens"]
     decoded = pipeline.decode_features(golden["f_hat"])
     encoded = pipeline.encode(golden["image"])
 
     scales = [_mean(parts) for parts in collected]
+    for scale, agreement in enumerate(scales):
+        here = config.scale_slice(scale)
+        agreement.draws = float((forced.drawn[:, here] == tokens[:, here]).mean())
     same = free.tokens == tokens
     differing = [s for s in range(config.num_scales) if not same[:, config.scale_slice(s)].all()]
     report = Report(
@@ -214,7 +218,7 @@ def failures(report: Report, limit: Thresholds) -> list[str]:
     """One line per figure that misses its threshold, with the scale to blame where there is one."""
     total = report.total
     worst = max(range(len(report.scales)), key=lambda s: report.scales[s].kl)
-    checks = [
+    return _missed(
         ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
         (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
         ("top-1 agreement", total.top1, ">=", limit.top1),
@@ -222,7 +226,10 @@ def failures(report: Report, limit: Thresholds) -> list[str]:
         ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
         ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
         ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
-    ]
+    )
+
+
+def _missed(*checks: tuple[str, float, str, float]) -> list[str]:
     return [
         f"{what} is {value:.6g}, must be {sign} {bound:g}"
         for what, value, sign, bound in checks
@@ -230,8 +237,8 @@ def failures(report: Report, limit: Thresholds) -> list[str]:
     ]
 
 
-def _agreement(reference: Mapping[str, Array], logits: Array, drawn: Array) -> Agreement:
-    """Reference arrays (B, L, ...) of one scale, engine logits (B, L, V) and draws (B, L)."""
+def _agreement(reference: Mapping[str, Array], logits: Array) -> Agreement:
+    """Reference arrays (B, L, ...) of one scale, engine logits (B, L, V)."""
     index = reference["top_index"].astype(np.int64)
     wanted = reference["top_logit"].astype(np.float64)
     got = np.take_along_axis(logits, index, axis=-1).astype(np.float64)
@@ -251,7 +258,6 @@ def _agreement(reference: Mapping[str, Array], logits: Array, drawn: Array) -> A
         cosine=float(cosine.mean()),
         kl=float(kl.mean()),
         top1=float((logits.argmax(-1) == index[..., 0]).mean()),
-        draws=float((drawn == reference["tokens"]).mean()),
     )
 
 
@@ -287,7 +293,9 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], window: int = 7) -> float:
 
     mx, my = mean(x), mean(y)
     unbiased = window**2 / (window**2 - 1)
-    vx, vy, vxy = (unbiased * (mean(u * v) - mu * mv) for u, v, mu, mv in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
+    vx, vy, vxy = (
+        unbiased * (mean(u * v) - mu * mv) for u, v, mu, mv in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my))
+    )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     value = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     return float(value.mean())

@@ -112,7 +112,7 @@ def check_grid(count: int, side: int) -> None:
     rows, columns = grid_shape(count)
     height, width = (n * (side + PADDING) + PADDING for n in (rows, columns))
     if height * width > MAX_GRID_PIXELS:
-        most = (math.isqrt(MAX_GRID_PIXELS) // (side + PADDING)) ** 2
+        most = ((math.isqrt(MAX_GRID_PIXELS) - PADDING) // (side + PADDING)) ** 2
         raise UsageError(
             f"a grid of {count} images would have {width} x {height} pixels: --grid takes up to {most} images"
         )

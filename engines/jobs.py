@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 JOB_FILE = "job.json"
 JOB_FORMAT = 1
+MAX_IMAGES = 5_000_000  # of one job: a hundred times the 50,000 of an FID, and some seconds to prepare
 KEY = "key"
 FOREIGN = "exists and is not what this command makes with these settings: move it, or replace it with --overwrite"
 
@@ -100,7 +101,11 @@ class JobInterruptedError(KeyboardInterrupt):
 
 def hash_of(value: object) -> str:
     """A hash, in hex, of plain JSON types."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+    return _digest(json.dumps(value, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> Job:
@@ -114,16 +119,18 @@ def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping
             key, the resolved sampling values, the provider.
 
     Raises:
-        UsageError: a seed would exceed 64 bits.
+        UsageError: a seed would exceed 64 bits, or the images are too many.
     """
     total = len(classes) * count
+    if total > MAX_IMAGES:
+        raise UsageError(f"{total} images are too many for one job: split it into jobs of up to {MAX_IMAGES}")
     if not 0 <= seed <= MAX_SEED - (total - 1):
         raise UsageError(f"seeds run from {seed} to {seed + total - 1}: they must lie between 0 and {MAX_SEED}")
+    shared = hash_of(dict(settings))
     items = []
     for index in range(total):
         class_id = classes[index // count]
-        key = hash_of([dict(settings), class_id, seed + index])
-        items.append(Item(index, class_id, seed + index, key))
+        items.append(Item(index, class_id, seed + index, _digest(f"{shared} {class_id} {seed + index}")))
     return Job(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from engines.backends.base import Array, Backend, Buffer, Call, Engine
 from engines.config import ModelConfig, num_phi, phi_index
-from engines.contract import CACHE_DTYPES
+from engines.contract import CACHE_DTYPES, TensorInfo
 
 SAMPLING_INPUTS = {"temperature": "float32", "top_k": "int64", "top_p": "float32"}
 ROW_INPUTS = {"cond_row": "int64", "uncond_row": "int64", "image_row": "int64"}
@@ -53,8 +53,6 @@ class ScaleView:
     """Which images of the request these are."""
     logits: Buffer
     """Guided logits float32 (B, L, V), before temperature."""
-    drawn: Buffer
-    """int64 (B, L): what the sampler drew, forced or not."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,7 @@ class Workspace:
             self.calls.append(engines["step"].bind(inputs, outputs))
 
         self.image = make((B, config.image_size, config.image_size, 3), "uint8")
-        self._decode = {
-            id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps
-        }
+        self._decode = {id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps}
 
     def begin(self, batch: Batch, cond: Sequence[Array]) -> None:
         """Write what the whole image needs: `cond` holds adaln, head_adaln and x of the batch's rows."""
@@ -247,32 +243,33 @@ class Workspace:
         """Guided logits (B, L, V) float32 of `scale`, valid until the next scale runs."""
         return self.logits.shaped((self.shape[0], self.config.scale_lengths[scale], self.config.vae.vocab_size))
 
-    def read_tokens(self, upto: int) -> Array:
-        """Token maps of the scales up to `upto`, int64 (B, tokens)."""
-        return np.concatenate([self.tokens[scale].read() for scale in range(upto + 1)], axis=1)
+    @staticmethod
+    def read_maps(maps: Sequence[Buffer]) -> Array:
+        """Token maps of some scales, from `tokens` or `drawn`, side by side: int64 (B, tokens)."""
+        return np.concatenate([buffer.read() for buffer in maps], axis=1)
 
 
 class FusedWorkspace:
     """Buffers and the prepared call of the fused form."""
 
     def __init__(self, backend: Backend, config: ModelConfig, engine: Engine, shape: tuple[int, int]) -> None:
-        B, N = shape
-        self._inputs = {
-            "labels": backend.buffer((N,), "int64"),
-            "uniforms": backend.buffer((B, config.num_tokens), "float32"),
-            "cfg": backend.buffer((B,), "float32"),
-            **{name: backend.buffer((B,), dtype) for name, dtype in SAMPLING_INPUTS.items()},
-            **{
-                name: backend.buffer((N if name == "image_row" else B,), dtype) for name, dtype in ROW_INPUTS.items()
-            },
-        }
-        self._tokens = backend.buffer((B, config.num_tokens), "int64")
-        self._image = backend.buffer((B, config.image_size, config.image_size, 3), "uint8")
-        self._call = engine.bind(self._inputs, {"tokens": self._tokens, "image": self._image})
+        varying = dict(zip("BN", shape, strict=True))
 
-    def run(self, batch: Batch) -> tuple[Array, Array]:
-        """Tokens int64 (B, T) and images uint8 (B, h, w, 3)."""
+        def make(infos: tuple[TensorInfo, ...]) -> dict[str, Buffer]:
+            return {
+                info.name: backend.buffer(
+                    tuple(varying[d] if isinstance(d, str) else d for d in info.shape), info.dtype
+                )
+                for info in infos
+            }
+
+        self._inputs, self._outputs = make(engine.inputs), make(engine.outputs)
+        self._call = engine.bind(self._inputs, self._outputs)
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """tokens and drawn int64 (B, T), image uint8 (B, h, w, 3)."""
         for name, buffer in self._inputs.items():
-            buffer.write(getattr(batch.rows if name in ROW_INPUTS or name == "labels" else batch, name))
+            value = getattr(batch.rows if name in ROW_INPUTS or name == "labels" else batch, name)
+            buffer.write(np.zeros(buffer.shape, buffer.dtype) if value is None else value)
         self._call.run()
-        return self._tokens.read(), self._image.read()
+        return {name: buffer.read() for name, buffer in self._outputs.items()}

@@ -67,10 +67,9 @@ class Pictures:
         self._stored = {item.index for item in job.items if self._is_stored(item, damaged_is_ours=ours)}
 
     @property
-    def files(self) -> list[Path]:
-        """Everything that is stored when the job is done."""
-        previews = [preview_path(path) for path in self._paths] if self._previews else []
-        return [*self._paths, *previews]
+    def previews(self) -> list[Path]:
+        """The strips beside the pictures, in order."""
+        return [preview_path(path) for path in self._paths] if self._previews else []
 
     def has(self, item: Item) -> bool:
         """See `Sink`."""
@@ -108,7 +107,7 @@ class Pictures:
         if not self._check_folder(self._folder):
             previous = read_job_file(self._folder / JOB_FILE)
             if previous:
-                _remove_pictures(self._folder, str(previous[KEY]), keep=self.files)
+                _remove_pictures(self._folder, str(previous[KEY]), keep=[*self._paths, *self.previews])
             with atomic_write(self._folder / JOB_FILE) as file:
                 file.write(json.dumps(self._job.describe(), indent=1).encode() + b"\n")
         for pattern in (f".*.png.*{PART_SUFFIX}", f".{JOB_FILE}.*{PART_SUFFIX}"):

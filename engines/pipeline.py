@@ -36,6 +36,8 @@ class Result:
     """(B, h, w, 3) RGB."""
     tokens: NDArray[np.int64]
     """(B, T), token maps of all scales, coarse to fine."""
+    drawn: NDArray[np.int64]
+    """(B, T), what the sampler drew; differs from `tokens` only where tokens were forced."""
     classes: NDArray[np.int64]
     seeds: NDArray[np.uint64]
     timings: Timings
@@ -68,7 +70,9 @@ class Pipeline:
         self.config, self.labels, self.sampling = bundle.config, bundle.labels, bundle.sampling
         self.form = form or bundle.forms[0]
         if self.form not in bundle.forms:
-            raise UsageError(f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both")
+            raise UsageError(
+                f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
+            )
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._constants: Constants | None = None
@@ -103,9 +107,7 @@ class Pipeline:
 
         """
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
-        return cls(
-            bundle, backends.create(backend, provider=provider, threads=threads), form=form, max_batch=max_batch
-        )
+        return cls(bundle, backends.create(backend, provider=provider, threads=threads), form=form, max_batch=max_batch)
 
     def generate(
         self,
@@ -137,19 +139,20 @@ class Pipeline:
         """
         request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
         timings = Timings(scales=[0.0] * (self.config.num_scales if self.form == "stepwise" else 1))
-        images, tokens = [], []
+        parts = []
         for start in range(0, len(request), self.max_batch):
             part = slice(start, min(start + self.max_batch, len(request)))
             began = time.perf_counter()
             batch = request.batch(self.config, part)
             if self.form == "fused":
-                drawn, image = self._run_fused(batch, timings, on_scale)
+                parts.append(self._run_fused(batch, timings, on_scale))
             else:
-                drawn, image = self._run_stepwise(batch, timings, part, on_scale)
+                parts.append(self._run_stepwise(batch, timings, part, on_scale))
             timings.total += time.perf_counter() - began
-            images.append(image)
-            tokens.append(drawn)
-        return Result(np.concatenate(images), np.concatenate(tokens), request.classes, request.seeds, timings)
+        images, tokens, drawn = (
+            np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")
+        )
+        return Result(images, tokens, drawn, request.classes, request.seeds, timings)
 
     def stream(
         self,
@@ -240,8 +243,6 @@ class Pipeline:
         top_p: PerImage,
         forced: Forced | None,
     ) -> Request:
-        if forced is not None and self.form == "fused":
-            raise UsageError("forced tokens need the stepwise form; load with form='stepwise'")
         return make_request(
             self.config,
             self.labels,
@@ -262,19 +263,20 @@ class Pipeline:
         timings: Timings,
         part: slice,
         on_scale: OnScale | None,
-    ) -> tuple[Array, Array]:
+    ) -> dict[str, Array]:
         last = self.config.num_scales - 1
         with self._stepwise_space(batch) as space:
             timings.cond += self._begin(space, batch)
             for scale in range(last + 1):
                 timings.scales[scale] += space.advance(scale)
                 if on_scale is not None:
-                    on_scale(ScaleView(scale, part, space.scale_logits(scale), space.drawn[scale]))
+                    on_scale(ScaleView(scale, part, space.scale_logits(scale)))
             image, seconds = space.decode(last)
             timings.decode += seconds
-            return space.read_tokens(last), image
+            tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
+            return {"image": image, "tokens": tokens, "drawn": drawn}
 
-    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> tuple[Array, Array]:
+    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> dict[str, Array]:
         if on_scale is not None:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
         with self._space(
@@ -294,7 +296,7 @@ class Pipeline:
                 space.advance(scale)
                 if scale in wanted:
                     image, _ = space.decode(scale)
-                    yield Preview(scale, image, space.read_tokens(scale), scale == last)
+                    yield Preview(scale, image, space.read_maps(space.tokens[: scale + 1]), scale == last)
 
     def _begin(self, space: Workspace, batch: Batch) -> float:
         start = time.perf_counter()

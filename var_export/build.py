@@ -272,7 +272,9 @@ def _digest(value: Any) -> str:
 def _source_digest() -> str:
     """Of the code that decides what is in a bundle, so that a changed exporter builds anew."""
     root = Path(__file__).parent
-    files = sorted(file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py")))
+    files = sorted(
+        file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))
+    )
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())

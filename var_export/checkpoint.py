@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -188,7 +189,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:_MAX_NAME].rstrip("-._")
 
 
-def _nameless(name: str) -> str:
+def _nameless(name: str) -> NoReturn:
     raise CheckpointError(f"{name!r} cannot name a folder: use letters, digits, hyphens, dots and underscores")
 
 
@@ -215,7 +216,8 @@ def _labels(labels: str | Path | None, described: ConfigFile, source: Source, co
         raise CheckpointError(f"cannot read {found.shown} ({error.strerror}): check its permissions") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{found.shown} is not UTF-8 text: it must hold one class per line") from error
-    lines = [line.strip() for line in text.split("\n")]
+    # Not `splitlines`, which also splits at rarer characters that a label may hold.
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     while len(lines) > count and not lines[-1]:
         lines.pop()
     if len(lines) != count:

@@ -105,9 +105,10 @@ def _read_torch(source: Source, *, mmap: bool) -> Any:
 
 
 def _damaged(source: Source, error: Exception) -> CheckpointError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    if len(reason) > _MAX_REASON:
-        reason = reason[:_MAX_REASON] + "..."
+    reason = type(error).__name__
+    if not isinstance(error, LookupError):  # whose text is a number out of the file
+        first = re.split(r"[\n\r]|\.(?= [A-Z])", str(error).strip())[0]
+        reason = first[:_MAX_REASON] or reason
     return CheckpointError(f"{source.shown} is truncated, damaged or no checkpoint: download it again ({reason})")
 
 
@@ -138,10 +139,14 @@ def _state(source: Source, value: Any) -> State | None:
     if value is None:
         return None
     state: State = {}
-    for key, tensor in value.items() if isinstance(value, Mapping) else [("its state dict", value)]:
+    if not isinstance(value, Mapping):
+        raise CheckpointError(
+            f"{source.shown} holds a {type(value).__name__} for a state dict: save it with torch.save"
+        )
+    for key, tensor in value.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{source.shown}: {key!r} is a {type(tensor).__name__}, not a tensor: save the state dict alone"
+                f"{source.shown}: {key!r} is of type {type(tensor).__name__}, not a tensor: save the state dict alone"
             )
         state[_unwrapped(key)] = tensor.detach()
     return state

@@ -76,10 +76,13 @@ def download_if_there(file: HubFile, *, unreachable_ok: bool = False) -> Path | 
 
 def _download(file: HubFile, *, missing_ok: bool, unreachable_ok: bool) -> Path | None:
     try:
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
     except ImportError as error:
         raise CheckpointError(f'{file.url} needs huggingface_hub: pip install "var-export[hub]"') from error
     try:
+        # Asked of this commit before: without network, asking again would take 20 seconds of retries.
+        if missing_ok and try_to_load_from_cache(file.repo, file.file, revision=file.revision) is _CACHED_NO_EXIST:
+            return None
         endpoint = os.environ.get("HF_ENDPOINT") or None
         return Path(hf_hub_download(file.repo, file.file, revision=file.revision, endpoint=endpoint))
     except errors.LocalEntryNotFoundError as error:  # before its base, which means "not in the repository"
@@ -103,6 +106,8 @@ def _download(file: HubFile, *, missing_ok: bool, unreachable_ok: bool) -> Path 
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{file.url}: the repository {file.repo} has no revision {file.revision}") from error
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{file.url}: {file.repo!r} is no name of a repository: check it") from error
     except Exception as error:  # the HTTP library differs between versions of huggingface_hub, and so do its errors
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{file.url} could not be downloaded ({reason}): try again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from engines.errors import CheckpointError
 from var_export import checkpoint_hub as hub
@@ -95,7 +96,7 @@ def vae_beside(model: Source) -> Source:
         path = hub.download_if_there(file)
         if path is not None:
             return Source(path, file.url, file)
-    return _no_vae(f"{model.shown} holds no VQ-VAE, and {model.hub_file.repo} has no {OFFICIAL_VAE}")
+    _no_vae(f"{model.shown} holds no VQ-VAE, and {model.hub_file.repo} has no {OFFICIAL_VAE}")
 
 
 def config_beside(model: Source) -> Source | None:
@@ -146,7 +147,7 @@ def _one_vae(folder: Path) -> Source | None:
     return Source(found[0], str(found[0])) if found else None
 
 
-def _no_vae(what: str) -> Source:
+def _no_vae(what: str) -> NoReturn:
     raise CheckpointError(f"{what}: pass it with --vae FILE (the official models share {OFFICIAL_VAE})")
 
 

@@ -19,7 +19,9 @@ IMAGES = 4
 
 def golden_requests(config: ModelConfig) -> tuple[list[int], list[int]]:
     """Classes spread over the label set, and seeds, of the golden run."""
-    classes = [(88 + k * config.transformer.num_classes // IMAGES) % config.transformer.num_classes for k in range(IMAGES)]
+    classes = [
+        (88 + k * config.transformer.num_classes // IMAGES) % config.transformer.num_classes for k in range(IMAGES)
+    ]
     return classes, list(range(IMAGES))
 
 

@@ -119,10 +119,10 @@ def check_state(state: Mapping[str, Tensor], expected: Shapes, file: str, what: 
 
 
 def missing_error(keys: list[str], file: str, what: str, of: int | None = None) -> CheckpointError:
-    """The error for weights that are not there."""
-    count = f"{len(keys)} of {of}" if of else str(len(keys))
+    """The error for weights that are not there; `of` how many, where the architecture is known."""
+    count = f"{len(keys)} of {of} tensors" if of else f"at least {len(keys)} tensor{'s' * (len(keys) > 1)}"
     return CheckpointError(
-        f"{file} lacks {count} tensors of a {what} ({_listing(keys)}): it is truncated, partial or of another "
+        f"{file} lacks {count} of a {what} ({_listing(keys)}): it is truncated, partial or of another "
         "architecture; download it again, or save the whole state dict"
     )
 

@@ -129,9 +129,7 @@ class OnnxRuntimeEngine(Engine):
 class OnnxRuntimeCall(Call):
     """A session's I/O binding, filled once."""
 
-    def __init__(
-        self, name: str, session: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
-    ) -> None:
+    def __init__(self, name: str, session: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         self._name, self._session = name, session
         self._binding = session.io_binding()
         self._alive = (dict(inputs), dict(outputs))  # the binding holds addresses only

@@ -15,7 +15,7 @@ from engines.cli.common import json_out, print_table, version
 from engines.cli.execute import Execution, show
 from engines.cli.outputs import Naming, Target, class_naming, resolve
 from engines.errors import UsageError
-from engines.images import load_square
+from engines.images import check_grid, load_square
 from engines.jobs import Item, Job, Made, Sink, hash_of, make_job
 from engines.labels import ClassNames
 from engines.npz import NpzRows
@@ -48,7 +48,7 @@ def generate(options: Options) -> None:
     names = _names(bundle)
     classes = names.parse(options.classes)
     job = make_job(classes, seed=options.seed, count=options.count, settings=_settings(options, bundle))
-    target = _target(options, job, names, class_naming(names))
+    target = _target(options, bundle, job, class_naming(names))
     sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
 
     def produce(items: Sequence[Item]) -> Made:
@@ -90,7 +90,7 @@ def decode_tokens(options: Options, path: Path) -> None:
         return Made(execution.pipeline.decode(rows), rows)
 
     execution = Execution(options, bundle, job, produce)
-    target = _target(options, job, names, naming)
+    target = _target(options, bundle, job, naming)
     execution.run(lambda: _sinks(options, bundle, job, target, names))
 
 
@@ -110,7 +110,7 @@ def reconstruct(options: Options, path: Path) -> None:
         return Made(images)
 
     execution = Execution(options, bundle, job, produce)
-    target = _target(options, job, names, naming)
+    target = _target(options, bundle, job, naming)
     execution.run(lambda: _sinks(options, bundle, job, target, names))
 
 
@@ -165,10 +165,12 @@ def _settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _target(options: Options, job: Job, names: ClassNames, naming: Naming) -> Target:
+def _target(options: Options, bundle: Bundle, job: Job, naming: Naming) -> Target:
     if options.npz is not None:
         return Target(())
-    target = resolve(options.out, job.items, names, naming, grid=options.grid)
+    if options.grid:
+        check_grid(len(job.items), bundle.config.image_size)
+    target = resolve(options.out, job.items, _names(bundle), naming, grid=options.grid)
     if options.preview and not target.paths:
         raise UsageError(f"--preview needs a file for each image, and --out {options.out} --grid is one for all")
     return target
@@ -176,8 +178,8 @@ def _target(options: Options, job: Job, names: ClassNames, naming: Naming) -> Ta
 
 def _sinks(
     options: Options, bundle: Bundle, job: Job, target: Target, names: ClassNames
-) -> tuple[list[Sink], list[Path]]:
-    """Where the images go, and the files that there will be."""
+) -> tuple[list[Sink], list[Sequence[Path]]]:
+    """Where the images go, and the files that there will be, those of a kind together."""
     config = bundle.config
     replacing = {"overwrite": options.overwrite, "restart": len(job.items) == 1}  # one image: who asks again wants it
     shared = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
@@ -190,23 +192,23 @@ def _sinks(
         return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
 
     sinks: list[Sink] = []
-    files: list[Path] = []
+    files: list[Sequence[Path]] = []
     if target.paths:
         pictures = Pictures(job, target.paths, text, folder=target.folder, previews=options.preview, **replacing)
         sinks.append(pictures)
-        files += pictures.files
+        files += [target.paths, pictures.previews]
     if target.grid:
         side = config.image_size
         sinks.append(Grid(job, target.grid, shared, files=target.paths, side=side, **replacing))
-        files.append(target.grid)
+        files.append([target.grid])
     if options.npz:
         shape = (config.image_size, config.image_size, 3)
         arrays = {"arr_0": (shape, np.dtype(np.uint8))}
         sinks.append(NpzRows(job, options.npz, arrays, lambda _, made: {"arr_0": made.images}, **replacing))
-        files.append(options.npz)
+        files.append([options.npz])
     if options.save_tokens:
         sinks.append(_token_rows(job, options.save_tokens, config.num_tokens, replacing))
-        files.append(options.save_tokens)
+        files.append([options.save_tokens])
     return sinks, files
 
 

@@ -75,7 +75,7 @@ class Execution:
         total.total += timings.total
         total.scales = [a + b for a, b in zip(total.scales, timings.scales, strict=True)]
 
-    def run(self, make_sinks: Callable[[], tuple[list[Sink], list[Path]]]) -> None:
+    def run(self, make_sinks: Callable[[], tuple[list[Sink], list[Sequence[Path]]]]) -> None:
         """Make what is missing, then report on stdout."""
         sinks, files = make_sinks()
         total = len(self._job.items)
@@ -86,13 +86,11 @@ class Execution:
             if self._pipeline is not None:
                 self._pipeline.close()
         if self._options.as_json:
-            json_out(self._document(files, made))
+            json_out(self._document([file for group in files for file in group], made))
             return
         self._summary(made)
-        for file in files if len(files) <= SHOWN_FILES else files[: SHOWN_FILES - 1]:
-            show(str(file), to_stdout=True)
-        if len(files) > SHOWN_FILES:
-            show(f"... and {len(files) - SHOWN_FILES + 1} more in {files[-1].parent}", to_stdout=True)
+        for group in files:
+            _list(group)
 
     def _timed(self, items: Sequence[Item]) -> Made:
         _ = self.pipeline  # loading has its own figure
@@ -139,6 +137,15 @@ class Execution:
             "runtime": self._runtime,
             **self.extra,
         }
+
+
+def _list(files: Sequence[Path]) -> None:
+    """Paths on stdout, the first few of many."""
+    shown = files if len(files) <= SHOWN_FILES else files[: SHOWN_FILES - 1]
+    for file in shown:
+        show(str(file), to_stdout=True)
+    if len(files) > len(shown):
+        show(f"... and {len(files) - len(shown)} more in {files[-1].parent}", to_stdout=True)
 
 
 @contextmanager

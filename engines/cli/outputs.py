@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def resolve(out: str | None, items: Sequence[Item], names: ClassNames, naming: N
         UsageError: several images for one file, an unknown field, another file format.
     """
     if out is None and len(items) == 1:
-        path = Path(_render(naming.single, items[0], names))
+        path = _renderer(naming.single, names)(items[0])
         return Target((path,), grid=path.with_name(f"{path.stem}-grid.png") if grid else None)
     if out is not None and "{" in out:
         return _pattern(out, items, names, grid)
@@ -73,7 +73,8 @@ def resolve(out: str | None, items: Sequence[Item], names: ClassNames, naming: N
     folder = naming.folder if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {folder} is a file: name a file that ends in .png, or a folder")
-    paths = tuple(folder / _render(naming.many, item, names) for item in items)
+    render = _renderer(naming.many, names)
+    paths = tuple(folder / render(item) for item in items)
     _check_unique(paths, folder / naming.many)
     return Target(paths, folder, folder / "grid.png" if grid else None)
 
@@ -91,7 +92,7 @@ def _file(path: Path, count: int, grid: bool) -> Target:
 def _pattern(pattern: str, items: Sequence[Item], names: ClassNames, grid: bool) -> Target:
     if not pattern.lower().endswith(".png"):
         raise UsageError(f"--out {pattern}: a pattern must end in .png")
-    paths = tuple(Path(_render(pattern, item, names)) for item in items)
+    paths = tuple(map(_renderer(pattern, names), items))
     _check_unique(paths, pattern)
     literal = Path(pattern[: pattern.index("{")] + "x").parent  # the folders before the first field
     return Target(paths, grid=literal / "grid.png" if grid else None)
@@ -103,16 +104,20 @@ def _check_unique(paths: Sequence[Path], pattern: str | Path) -> None:
         raise UsageError(f"--out {pattern} gives {count} images the name {path}: add {{seed}} or {{index}}")
 
 
-def _render(pattern: str, item: Item, names: ClassNames) -> str:
-    label = names.slug(item.class_id) if 0 <= item.class_id <= names.unconditional else "image"
-    values = {"class": item.class_id, "label": label, "seed": item.seed, "index": item.index}
+def _renderer(pattern: str, names: ClassNames) -> Callable[[Item], Path]:
+    """A function from an item to its path; the pattern is checked once."""
     try:
-        parts = list(string.Formatter().parse(pattern))
-        for _, name, spec, conversion in parts:
-            if name is not None and (name not in FIELDS or conversion or "{" in (spec or "")):
-                raise UsageError(f"--out {pattern}: the fields are {', '.join(f'{{{field}}}' for field in FIELDS)}")
-        return pattern.format(**values)
+        for _, field, spec, conversion in string.Formatter().parse(pattern):
+            if field is not None and (field not in FIELDS or conversion or "{" in (spec or "")):
+                raise UsageError(f"--out {pattern}: the fields are {', '.join(f'{{{name}}}' for name in FIELDS)}")
+        pattern.format(**{"class": 0, "label": "", "seed": 0, "index": 0})
     except UsageError:
         raise
     except (ValueError, IndexError, KeyError) as error:
         raise UsageError(f"--out {pattern} is no valid pattern: {error}") from error
+
+    def render(item: Item) -> Path:
+        label = names.slug(item.class_id) if 0 <= item.class_id <= names.unconditional else "image"
+        return Path(pattern.format(**{"class": item.class_id, "label": label, "seed": item.seed, "index": item.index}))
+
+    return render

@@ -1,64 +1,14 @@
 import errno
 import json
-import tracemalloc
-import zipfile
 
 import numpy as np
 import pytest
+from job_helpers import SIDE, Producer, check_pictures, grid_of, image_of, job_of, names, pictures, rows
 from PIL import Image
 
 from engines.errors import UsageError
 from engines.images import load_png, read_png_text
-from engines.jobs import JobInterruptedError, Lock, Made, make_job, run_job
-from engines.npz import NpzRows
-from engines.pictures import Grid, Pictures
-
-SIDE = 6
-SETTINGS = {"build_key": "ab", "cfg": 1.0, "provider": "cpu"}
-ARRAYS = {"arr_0": ((SIDE, SIDE, 3), np.dtype(np.uint8)), "seeds": ((), np.dtype(np.uint64))}
-
-
-def job_of(classes=(3, 5), seed=10, count=4, **changes):
-    return make_job(classes, seed=seed, count=count, settings={**SETTINGS, **changes})
-
-
-def image_of(item):
-    return np.random.default_rng([item.class_id, item.seed]).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-
-
-class Producer:
-    """Makes batches, and counts; stops with `error` after `stop_at` batches."""
-
-    def __init__(self, stop_at=None, error=KeyboardInterrupt):
-        self.batches, self.stop_at, self.error = [], stop_at, error
-
-    def __call__(self, items):
-        if len(self.batches) == self.stop_at:
-            raise self.error
-        self.batches.append([item.index for item in items])
-        images = np.stack([image_of(item) for item in items])
-        return Made(images, previews=[np.zeros_like(images), images])
-
-
-def pictures(job, folder, *, own=True, **options):
-    paths = [folder / f"{item.class_id}-{item.seed}.png" for item in job.items]
-    return Pictures(job, paths, lambda item: {"class": str(item.class_id)}, folder=folder if own else None, **options)
-
-
-def rows(job, path, **options):
-    def of(items, made):
-        return {"arr_0": made.images, "seeds": np.array([item.seed for item in items], np.uint64)}
-
-    return NpzRows(job, path, ARRAYS, of, **options)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def check_pictures(job, folder):
-    for item in job.items:
-        assert np.array_equal(load_png(folder / f"{item.class_id}-{item.seed}.png"), image_of(item))
+from engines.jobs import JobInterruptedError, Lock, run_job
 
 
 def test_image_k_has_seed_s_plus_k():
@@ -259,15 +209,11 @@ def test_a_full_disk_is_one_line_and_the_job_continues_later(tmp_path, monkeypat
     assert produce.batches == [[5, 6, 7]]
 
 
-def grid_of(job, folder, files=(), **options):
-    return Grid(job, folder / "grid.png", {"bundle": "b"}, files=files, side=SIDE, **options)
-
-
 def test_a_grid_of_the_files_that_a_job_wrote(tmp_path):
     job = job_of()
     for expected in (8, 0):
-        made = pictures(job, tmp_path)
-        assert run_job(job, [made, grid_of(job, tmp_path, made.files)], Producer(), batch=3) == expected
+        files = [tmp_path / f"{item.class_id}-{item.seed}.png" for item in job.items]
+        assert run_job(job, [pictures(job, tmp_path), grid_of(job, tmp_path, files)], Producer(), batch=3) == expected
     picture = load_png(tmp_path / "grid.png")
     assert picture.shape == (3 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2, 3)
     assert np.array_equal(picture[2 : 2 + SIDE, 10 : 10 + SIDE], image_of(job.items[1]))
@@ -283,104 +229,3 @@ def test_a_grid_alone_starts_again_when_interrupted(tmp_path):
     assert run_job(job, [grid_of(job, tmp_path)], Producer(), batch=3) == 0
     with pytest.raises(UsageError, match="--overwrite"):
         grid_of(job_of(cfg=2.0), tmp_path)
-
-
-def test_npz_is_what_the_evaluators_read(tmp_path):
-    job, path = job_of(), tmp_path / "new" / "a.npz"
-    run_job(job, [rows(job, path)], Producer(), batch=3)
-    with np.load(path) as saved:
-        assert saved.files[0] == "arr_0"
-        assert saved["arr_0"].shape == (8, SIDE, SIDE, 3)
-        assert saved["arr_0"].dtype == np.uint8
-    assert names(tmp_path / "new") == ["a.npz"]
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-
-
-def test_the_same_rows_give_the_same_bytes(tmp_path):
-    job = job_of()
-    for name in ("a.npz", "b.npz"):
-        run_job(job, [rows(job, tmp_path / name)], Producer(), batch=3)
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-
-
-def test_npz_never_replaces_what_is_not_its_own(tmp_path):
-    job, other, path = job_of(), job_of(cfg=2.0), tmp_path / "a.npz"
-    np.savez(path, arr_0=np.zeros(3))
-    for wrong in (job, other):
-        with pytest.raises(UsageError, match="--overwrite"):
-            rows(wrong, path)
-    run_job(job, [rows(job, path, overwrite=True)], Producer(), batch=8)
-    with pytest.raises(UsageError, match="--overwrite"):
-        rows(other, path)
-    with pytest.raises(UsageError, match=r"must be called \.npz"):
-        rows(job, tmp_path / "a.npy")
-
-
-def test_rows_of_an_interrupted_npz_are_not_lost_to_another_job(tmp_path):
-    job, other, path = job_of(), job_of(cfg=2.0), tmp_path / "a.npz"
-    with pytest.raises(JobInterruptedError):
-        run_job(job, [rows(job, path)], Producer(stop_at=2), batch=2)
-    with pytest.raises(UsageError, match="rows of another job"):
-        rows(other, path)
-    produce = Producer()
-    run_job(job, [rows(job, path)], produce, batch=8)
-    assert produce.batches == [[4, 5, 6, 7]]
-
-
-def test_overwrite_drops_the_rows_of_another_job(tmp_path):
-    job, other, path = job_of(), job_of((7,)), tmp_path / "a.npz"
-    with pytest.raises(JobInterruptedError):
-        run_job(job, [rows(job, path)], Producer(stop_at=2), batch=2)
-    assert run_job(other, [rows(other, path, overwrite=True)], Producer(), batch=8) == 4
-    with np.load(path) as saved:
-        assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in other.items]))
-    assert names(tmp_path) == ["a.npz"]
-
-
-def test_an_npz_killed_before_its_first_row_starts_again(tmp_path):
-    job, path = job_of(), tmp_path / "a.npz"
-    partial = tmp_path / "a.npz.partial"
-    partial.mkdir()
-    for name in ("arr_0.npy", "done", ".job.json.77.part"):
-        (partial / name).write_bytes(b"half")
-    assert run_job(job, [rows(job, path)], Producer(), batch=8) == 8
-    assert names(tmp_path) == ["a.npz"]
-
-
-def test_an_npz_interrupted_while_it_is_put_together_needs_no_image(tmp_path, monkeypatch):
-    job, path = job_of(), tmp_path / "a.npz"
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("engines.npz.shutil.copyfileobj", interrupted)
-        with pytest.raises(JobInterruptedError, match="8 of 8"):
-            run_job(job, [rows(job, path)], Producer(), batch=8)
-    assert not path.exists()
-    assert run_job(job, [rows(job, path)], Producer(), batch=8) == 0
-    assert names(tmp_path) == ["a.npz"]
-
-
-def test_two_processes_do_not_write_the_same_npz(tmp_path):
-    job, partial = job_of(), tmp_path / "a.npz.partial"
-    partial.mkdir()
-    lock = Lock(partial)
-    with pytest.raises(UsageError, match="another process"):
-        run_job(job, [rows(job, tmp_path / "a.npz")], Producer(), batch=8)
-    lock.close()
-
-
-def test_a_large_npz_does_not_pass_through_memory(tmp_path):
-    side, count = 128, 1000  # 49 MB
-    job = job_of((1,), count=count)
-    arrays = {"arr_0": ((side, side, 3), np.dtype(np.uint8))}
-    sink = NpzRows(job, tmp_path / "a.npz", arrays, lambda _, made: {"arr_0": made.images})
-    tracemalloc.start()
-    run_job(job, [sink], lambda items: Made(np.full((len(items), side, side, 3), 7, np.uint8)), batch=8)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8e6
-    with np.load(tmp_path / "a.npz") as saved:
-        assert (saved["arr_0"] == 7).all()

@@ -87,7 +87,7 @@ class _Stitcher:
 
 
 def _scale_rules(stitch: _Stitcher, scale: int, x: ir.Value, cache: dict[str, ir.Value]) -> Rule:
-    """What changes when a `step` is inlined: the cache is a value that grows, and no token is forced."""
+    """What changes when a `step` is inlined: the cache is a value that grows."""
 
     def rule(node: ir.Node, values: Mapping[ir.Value, ir.Value]) -> ir.Value | None:
         gone = next((v for v in node.inputs if v is not None and v.is_graph_input() and v not in values), None)
@@ -96,12 +96,9 @@ def _scale_rules(stitch: _Stitcher, scale: int, x: ir.Value, cache: dict[str, ir
         if node.op_type == "Shape":  # the input is not there, but another has the same dimension
             axis = _SAME_IN_X[_dimension(gone, node)]
             return stitch.node("Shape", [x], f"{node.name}_{scale}", start=axis, end=axis + 1)
-        last = node.inputs[-1]
-        assert last is not None and node.op_type in ("Concat", "Where"), node
+        last, past = node.inputs[-1], gone.name or ""
+        assert last is not None and node.op_type == "Concat", node
         new = values[last]
-        if node.op_type == "Where":  # forced_mask, forced_tokens, drawn
-            return new
-        past = gone.name or ""
         cache[past] = stitch.node("Concat", [cache[past], new], f"{past}_{scale}", axis=0) if scale else new
         return cache[past]
 
@@ -147,7 +144,8 @@ def fuse(
     map_shape = stitch.node("Concat", [B, sizes], "map_shape", axis=0)
     zero = stitch.constant("zero", np.zeros((1, 1, 1, 1), np.float32))
     f_hat = stitch.node("Expand", [zero, map_shape], "empty_map")
-    step, x, tokens = graphs["step"].graph, cond["x"], []
+    step, x = graphs["step"].graph, cond["x"]
+    maps: dict[str, list[ir.Value]] = {"tokens": [], "drawn": []}
     axis = stitch.constant("axis_1", np.array([1]))
     cache: dict[str, ir.Value] = {}
     for scale in range(config.num_scales):
@@ -160,7 +158,10 @@ def fuse(
             "adaln": cond["adaln"],
             "head_adaln": cond["head_adaln"],
             "f_hat": f_hat,
-            "uniforms": stitch.node("Slice", [inputs["uniforms"], *bounds, axis], f"uniforms_{scale}"),
+            **{
+                name: stitch.node("Slice", [inputs[name], *bounds, axis], f"{name}_{scale}")
+                for name in ("uniforms", "forced_tokens", "forced_mask")
+            },
             "guidance": stitch.node("Mul", [inputs["cfg"], ratio], f"guidance_{scale}"),
             "up": stitch.constant(f"up_{scale}", constants[f"up_{scale}"]),
             "down": stitch.constant(f"down_{following}", constants[f"down_{following}"]),
@@ -170,9 +171,10 @@ def fuse(
             given["phi_index"] = stitch.constant(f"phi_{scale}", np.array([phi_index(config, scale)]))
         out = stitch.copy(step, f"scale{scale}", given, _scale_rules(stitch, scale, x, cache))
         x, f_hat = out["x_next"], out["f_hat_out"]
-        tokens.append(out["drawn"])
+        for name, parts in maps.items():
+            parts.append(out[name])
     image = stitch.copy(graphs["decode"].graph, "decode", {"f_hat": f_hat})["image"]
-    outputs = {"tokens": stitch.node("Concat", tokens, "all_tokens", axis=1), "image": image}
+    outputs = {name: stitch.node("Concat", parts, name, axis=1) for name, parts in maps.items()} | {"image": image}
     for info in result:
         value = outputs[info.name]
         value.name, value.shape = info.name, ir.Shape(info.shape)

@@ -30,9 +30,7 @@ class ExportError(VarExportError, RuntimeError):
     """PyTorch's exporter failed on a graph."""
 
 
-def trace(
-    module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, precision: str
-) -> ir.Model:
+def trace(module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, precision: str) -> ir.Model:
     """Trace `module` as the graph `spec` and return it with its weights referenced, not copied.
 
     Raises `ExportError` where the traced graph does not have the contract's inputs and outputs.

@@ -77,5 +77,3 @@ class Encode(nn.Module):
         features = self.precision.high(self.layers(self.precision.low(from_pixels(image))))
         tokens: Tensor = self.tokens(features)
         return tokens
-
-

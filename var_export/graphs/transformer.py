@@ -17,7 +17,6 @@ from var_export.model.transformer import MAX_LOG_SCALE, VAR, AdaLNBlock, SelfAtt
 KV = tuple[Tensor, Tensor]
 
 
-
 class Linear(nn.Module):
     """x @ weight + bias in the compute type, with the weight stored (in, out): MatMul and Add in ONNX,
     which ONNX Runtime fuses to Gemm and quantisers know best."""

@@ -112,6 +112,19 @@ def install(setattr_, fake_bundle=None):
     return FakePipeline
 
 
+def names(folder="."):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def error_of(result):
+    """The message of a run that must have been refused with one line."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if not line.startswith("using ")]
+    assert (code, out, len(lines)) == (2, "", 1), result
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
 if __name__ == "__main__":
     install(setattr)
     from engines.cli.run import main

@@ -1,0 +1,31 @@
+"""Bundles that tests of several packages share; each is built at most once per session."""
+
+from pathlib import Path
+
+import pytest
+
+from engines.bundle import DEMO_BUNDLE, Bundle
+from engines.errors import BundleError
+
+
+def build_demo(out: Path, **options: object) -> Path:
+    """The embedded demo checkpoint as a bundle at `out`."""
+    from var_export.build import Options, build
+    from var_export.checkpoint import demo_checkpoint
+
+    return build(demo_checkpoint(), out, Options(**options)).bundle.path
+
+
+@pytest.fixture(scope="session")
+def demo_fp32_bundle(tmp_path_factory) -> Path:
+    """The demo model in FP32, stepwise. Shared: copy it before changing a file."""
+    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-fp32", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def demo_fp16_bundle(tmp_path_factory) -> Path:
+    """The demo model in FP16, stepwise: the embedded bundle where it is there. Shared: copy it before changing a file."""
+    try:
+        return Bundle.open(DEMO_BUNDLE).path
+    except BundleError:
+        return build_demo(tmp_path_factory.mktemp("bundles") / "demo-fp16", precision="fp16")

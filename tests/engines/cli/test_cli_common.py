@@ -1,0 +1,85 @@
+"""The border, the tables, and how light the command starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import var_run_fake as fake
+
+from engines.cli import common
+from engines.errors import BackendError, CheckFailedError
+
+FAKE = Path(fake.__file__)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BackendError("no\n  such provider"), 2, "Error: no such provider"),
+        (CheckFailedError("cosine 0.9"), 1, "Error: cosine 0.9"),
+        (click.BadParameter("bad"), 2, "Error: Invalid value: bad"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_guarded_turns_errors_into_one_line(capsys, error, code, line):
+    @click.command()
+    def command():
+        raise error
+
+    assert common.guarded(command, "x")([]) == code
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_guarded_passes_exit_codes(capsys):
+    @click.group()
+    def group():
+        pass
+
+    @group.command()
+    @click.pass_context
+    def fail(context):
+        context.exit(3)
+
+    @group.command()
+    def succeed():
+        pass
+
+    main = common.guarded(group, "x")
+    assert (main(["fail"]), main(["succeed"]), main(["--help"])) == (3, 0, 0)
+
+
+def test_tables_are_aligned(capsys):
+    common.print_table([("a", 1), ("long", 200)], ("name", "n"))
+    assert capsys.readouterr().out == "name    n\na       1\nlong  200\n"
+    common.print_table([], ("name", "n"))
+    assert capsys.readouterr().out == "name  n\n"
+
+
+def fresh(*args, code="from engines.cli.run import main; raise SystemExit(main())"):
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_and_version_are_light():
+    code = "import sys; from engines.cli.run import main; main(); print(sorted(sys.modules))"
+    for option in ("--help", "--version"):
+        result = fresh(option, code=code)
+        assert result.returncode == 0, result.stderr
+        for heavy in ("numpy", "PIL", "onnxruntime", "engines.pipeline"):
+            assert f"'{heavy}'" not in result.stdout
+
+
+def test_help_names_every_option():
+    text = fresh("--help").stdout
+    for option in ("--class", "--npz", "--reconstruct", "--preview", "--overwrite", "--json", "Examples:"):
+        assert option in text
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    command = f"{sys.executable} {FAKE} --list-classes | head -1"
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    assert result.stdout == "class  label\n"
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,130 @@
+"""Ctrl-C, kill -9, and two processes at once."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import var_run_fake as fake
+from var_run_fake import error_of, names
+
+from engines.images import load_png, read_png_text
+
+FAKE = Path(fake.__file__)
+
+
+def test_ctrl_c_says_how_far_it_came(call, pipeline):
+    pipeline.interrupt_at = 4
+    code, out, err = call("--class", "all", "--batch", 2)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted: 4 of 6 images are done, the same command continues"
+    pipeline.interrupt_at = None
+    code, _, err = call("--class", "all", "--batch", 2)
+    assert code == 0
+    assert "2 images in" in err
+    assert "4 were there" in err
+    assert len(set(pipeline.made)) == len(pipeline.made) == 6
+    assert "nothing to make: all 6 images are there" in call("--class", "all", "--batch", 2)[2]
+    assert len(pipeline.loads) == 2  # the third run needed no engine
+
+
+def test_another_job_in_the_folder_is_refused(call):
+    call("--class", "0-2")
+    assert "holds another job" in error_of(call("--class", "0-3"))
+    assert call("--class", "0-3", "--overwrite")[0] == 0
+
+
+def start(folder, *args, delay=0.05):
+    # The environment is inherited: the fake needs the project's interpreter and nothing else.
+    command = [sys.executable, str(FAKE), *args]
+    environment = {**os.environ, "FAKE_DELAY": str(delay)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("route", ["folder", "npz"])
+def test_kill_9_loses_nothing_and_leaves_nothing_half(tmp_path, route):
+    args = ["--class", "all", "--count", "10", "--batch", "2", "--save-tokens", "t.npz"]
+    args += ["--npz", "a.npz"] if route == "npz" else ["--out", "x"]
+    progress = tmp_path / "t.npz.partial" / "done"
+    done = lambda: sum(progress.read_bytes()) if progress.exists() else 0  # noqa: E731
+    reached = 0
+    for kill_at in (6, 20, 40):
+        process = start(tmp_path, *args)
+        wait_until(lambda at=kill_at: done() >= at, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert reached < done() < 60
+        reached = done()
+        assert not (tmp_path / "a.npz").exists()
+        for path in (tmp_path / "x").glob("*.png") if route == "folder" else []:
+            assert read_png_text(path)["key"]  # whole
+    process = start(tmp_path, *args, "--json", delay=0)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["images_made"] <= 60 - reached
+    if route == "npz":
+        assert names(tmp_path) == ["a.npz", "t.npz"]
+        images = np.load(tmp_path / "a.npz")["arr_0"]
+    else:
+        assert len(names(tmp_path / "x")) == 61
+        assert not [name for name in names(tmp_path / "x") if name.startswith(".")]
+        by_seed = {int(path.stem.rsplit("-", 1)[1]): path for path in (tmp_path / "x").glob("*.png")}
+        images = [load_png(by_seed[k]) for k in range(60)]
+    assert all(np.array_equal(images[k], fake.image_of(k // 10, k)) for k in range(60))
+    assert np.array_equal(np.load(tmp_path / "t.npz")["tokens"], [fake.tokens_of(k // 10, k) for k in range(60)])
+
+
+def test_a_real_ctrl_c(tmp_path):
+    process = start(tmp_path, "--class", "all", "--count", "10", "--batch", "1")
+    wait_until(lambda: (tmp_path / "out" / "0-parrot-1.png").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "of 60 images are done, the same command continues" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_a_terminal_shows_a_bar_and_a_log_shows_lines(tmp_path, call, monkeypatch):
+    terminal, end = pty.openpty()
+    command = [sys.executable, str(FAKE), "--class", "all", "--batch", "2"]
+    result = subprocess.run(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=end, text=True, timeout=60, check=True
+    )
+    os.close(end)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert "images" in shown
+    assert "6/6" in shown
+    assert result.stdout.startswith("out/")
+    monkeypatch.setattr("engines.cli.execute.PLAIN_PROGRESS_SECONDS", 0.0)
+    assert "2 of 4 images" in call("--class", "0-3", "--batch", 2, "--out", "x")[2]
+    assert " of " not in call("--class", "0-3", "--batch", 4, "--out", "y")[2]
+
+
+def test_a_second_process_is_told_to_wait(tmp_path):
+    args = ["--class", "all", "--count", "10", "--batch", "1"]
+    first = start(tmp_path, *args)
+    wait_until(lambda: (tmp_path / "out" / "0-parrot-0.png").exists(), first)
+    second = start(tmp_path, *args, delay=0)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another process is writing to out" in err
+    first.kill()
+    first.communicate()

@@ -1,0 +1,101 @@
+"""Every mistake is one line and makes nothing."""
+
+import pytest
+import var_run_fake as fake
+from var_run_fake import error_of, names
+
+from engines.cli.run import main
+
+
+def test_no_class_given_is_one_line(call):
+    assert "--class CLASS" in error_of(call())
+    assert "--class CLASS" in error_of(call("--seed", 3))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "--class 0 --tokens t.npz",
+        "--class 0 --reconstruct a.png",
+        "--class 0 --list-classes",
+        "--tokens t.npz --reconstruct a.png",
+        *(
+            f"{mode} {option}"
+            for mode in ("--tokens t.npz", "--reconstruct a.png", "--list-classes")
+            for option in (
+                "--seed 0",
+                "--count 1",
+                "--cfg 1",
+                "--top-k 1",
+                "--top-p 1",
+                "--temperature 1",
+                "--form stepwise",
+                "--preview",
+                "--save-tokens s.npz",
+            )
+        ),
+        "--reconstruct a.png --grid",
+        "--reconstruct a.png --npz a.npz",
+        "--reconstruct a.png --batch 2",
+        "--list-classes --out a.png",
+        "--list-classes --grid",
+        "--list-classes --npz a.npz",
+        "--list-classes --overwrite",
+        "--list-classes --threads 1",
+        "--list-classes --provider cuda",
+        "--class 0 --npz a.npz --out a.png",
+        "--class 0 --npz a.npz --grid",
+        "--class 0 --npz a.npz --preview",
+    ],
+)
+def test_options_that_exclude_each_other(call, pipeline, args):
+    assert "cannot be combined" in error_of(call(*args.split()))
+    assert names() == []
+    assert not pipeline.loads
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--class 0 --seed -1", "--seed"),
+        ("--class 0 --seed 1.5", "--seed"),
+        ("--class 0 --seed 18446744073709551616", "seeds run from"),
+        ("--class 0 --count 0", "--count"),
+        ("--class 0 --batch 0", "--batch"),
+        ("--class 0 --threads 0", "--threads"),
+        ("--class 0 --cfg nan", "cfg"),
+        ("--class 0 --cfg -1", "cfg"),
+        ("--class 0 --cfg high", "--cfg"),
+        ("--class 0 --temperature 0", "temperature"),
+        ("--class 0 --top-p 2", "top_p"),
+        ("--class 0 --top-k -1", "top_k"),
+        ("--class 0 --top-k 65", "top_k"),
+        ("--class 0 --form sideways", "--form"),
+        ("--class 0 --colour red", "--colour"),
+        ("--class 0 extra", "extra"),
+        ("--class 6", "0 to 5"),
+        ("--class crane", "1 and 4"),
+        ("--class parot", "did you mean parrot?"),
+        ("--class 0-1 --preview --grid --out a.png", "--preview"),
+        ("--class 0 --preview --form fused", "--preview"),
+        ("--class 0 --npz a.txt", "must be called .npz"),
+        ("--class 0 --save-tokens a.txt", "must be called .npz"),
+        ("--class all --count 1000000000", "too many"),
+    ],
+)
+def test_a_mistake_is_one_line_and_makes_nothing(call, pipeline, args, says):
+    assert says in error_of(call(*args.split()))
+    assert names() == []
+    assert not pipeline.loads
+
+
+def test_a_missing_bundle_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--class", "0", "--engine", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("Error: there is no bundle at nowhere")
+
+
+def test_bugs_keep_their_traceback(call, monkeypatch):
+    monkeypatch.setattr(fake.FakePipeline, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("--class", 0)
