@@ -198,7 +198,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array]) -> Report:
     differing = [s for s in range(config.num_scales) if not same[:, config.scale_slice(s)].all()]
     report = Report(
         precision=pipeline.bundle.precision,
-        images=len(classes),
+        images=len(tokens),
         scales=scales,
         total=_mean(scales),
         free_tokens=float(same.mean()),

@@ -267,7 +267,7 @@ class FusedWorkspace:
         self._call = engine.bind(self._inputs, self._outputs)
 
     def run(self, batch: Batch) -> dict[str, Array]:
-        """tokens and drawn int64 (B, T), image uint8 (B, h, w, 3)."""
+        """Tokens and drawn int64 (B, T), image uint8 (B, h, w, 3)."""
         for name, buffer in self._inputs.items():
             value = getattr(batch.rows if name in ROW_INPUTS or name == "labels" else batch, name)
             buffer.write(np.zeros(buffer.shape, buffer.dtype) if value is None else value)

@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from engines import contract
 from engines.config import ModelConfig, num_phi, phi_index

@@ -19,7 +19,8 @@ KV = tuple[Tensor, Tensor]
 
 class Linear(nn.Module):
     """x @ weight + bias in the compute type, with the weight stored (in, out): MatMul and Add in ONNX,
-    which ONNX Runtime fuses to Gemm and quantisers know best."""
+    which ONNX Runtime fuses to Gemm and quantisers know best.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor, precision: Precision) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         self.proj = Linear(reference.proj.weight, reference.proj.bias, precision)
 
     def forward(self, x: Tensor, rows: int, past: KV | None) -> tuple[Tensor, KV]:
-        """x (L*N, C), rows N, past (P, N, H, d) pair -> (L*N, C), new (L, N, H, d) pair."""
+        """X (L*N, C), rows N, past (P, N, H, d) pair -> (L*N, C), new (L, N, H, d) pair."""
         shape = (-1, rows, self.heads, self.head_dim)
         q, k, v = (part.reshape(shape) for part in self.qkv(x).chunk(3, dim=-1))
         if self.l2_norm:
@@ -83,7 +84,7 @@ class Block(nn.Module):
         self.fc2 = Linear(reference.ffn.fc2.weight, reference.ffn.fc2.bias, precision)
 
     def forward(self, x: Tensor, adaln: Tensor, past: KV | None) -> tuple[Tensor, KV]:
-        """x (L, N, C) float32, adaln (N, 6, C), past pair -> x, new pair."""
+        """X (L, N, C) float32, adaln (N, 6, C), past pair -> x, new pair."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln.unbind(1)
         rows, C = x.shape[1], x.shape[2]
         y, new = self.attention(modulated(x, scale1, shift1, self.eps).reshape(-1, C), rows, past)
@@ -118,7 +119,7 @@ class Trunk(nn.Module):
         cond_row: Tensor,
         uncond_row: Tensor,
     ) -> tuple[Tensor, list[KV]]:
-        """x (N, L, C), adaln (N, D, 6, C), head_adaln (N, 2, C) -> guided logits (B, L, V), new pairs."""
+        """X (N, L, C), adaln (N, D, 6, C), head_adaln (N, 2, C) -> guided logits (B, L, V), new pairs."""
         x = x.transpose(0, 1)
         new = []
         for i, block in enumerate(self.blocks):
@@ -140,7 +141,7 @@ class Cond(nn.Module):
         self.config: ModelConfig = reference.config
         self.precision = precision
         self.class_emb = frozen(reference.class_emb.weight)
-        self.start = frozen((reference.pos_start + reference.positions(0)))
+        self.start = frozen(reference.pos_start + reference.positions(0))
         ones = torch.zeros(6, self.config.transformer.width)
         ones[2:4] = 1  # scale1 and scale2 leave with the 1 of (1 + scale) in them
         if self.config.transformer.shared_aln:

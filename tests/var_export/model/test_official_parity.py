@@ -9,12 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import DATA, architectures, demo_reference, settings, tiny_reference, tiny_state
+from support import DATA, architectures, demo_reference, settings, tiny_config, tiny_reference, tiny_state
 from torch.nn import functional
 
 from engines.config import phi_index
-
-from support import tiny_config  # isort: skip
 
 ARCHITECTURES = architectures()
 LABELS = [0, 3, 5]  # the last is the unconditional class

@@ -1,0 +1,72 @@
+"""What is in a bundle, for people and scripts: `var-export inspect`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from engines import contract
+from engines.bundle import SCHEMA_VERSION, Bundle, sha256_of
+
+OK, CHANGED = "ok", "SHA-256 differs"
+
+
+def file_states(bundle: Bundle) -> dict[str, str]:
+    """`ok`, or what is wrong with it, for each file that the manifest lists."""
+    return {
+        name: OK if sha256_of(bundle.path / name) == entry.sha256 else CHANGED for name, entry in bundle.files.items()
+    }
+
+
+def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
+    """Everything worth knowing, as plain JSON types; `states` comes from `file_states`."""
+    config = bundle.config
+    return {
+        "path": str(bundle.path),
+        "name": bundle.name,
+        "schema": SCHEMA_VERSION,
+        "contract": contract.CONTRACT_VERSION,
+        "build_key": bundle.build_key,
+        "verified": all(state == OK for state in states.values()),
+        "precision": bundle.precision,
+        "form": bundle.form,
+        "target": bundle.target,
+        "max_top_k": bundle.max_top_k,
+        "sampling": asdict(bundle.sampling),
+        "classes": config.transformer.num_classes,
+        "labels": None if bundle.labels is None else len(bundle.labels),
+        "model": config.to_dict()
+        | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
+        "bytes": sum(entry.size for entry in bundle.files.values()),
+        "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
+        "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},
+        "provenance": dict(bundle.provenance),
+    }
+
+
+def describe_graph(bundle: Bundle, graph: str) -> dict[str, Any]:
+    """Meaning, inputs and outputs of one graph."""
+    inputs, outputs = bundle.tensors(graph)
+    return {
+        "meaning": contract.GRAPHS[graph].meaning,
+        "inputs": [_tensor(info) for info in inputs],
+        "outputs": [_tensor(info) for info in outputs],
+    }
+
+
+def _tensor(info: contract.TensorInfo) -> dict[str, Any]:
+    return asdict(info) | {"shape": list(info.shape)}
+
+
+def folded(tensors: Sequence[contract.TensorInfo]) -> Iterator[contract.TensorInfo]:
+    """The tensors, with those that exist once per transformer block as one: `past_k_0 ... past_k_15`."""
+    groups: dict[tuple[Any, ...], list[contract.TensorInfo]] = {}
+    for info in tensors:
+        stem = re.sub(r"_\d+$", "", info.name)
+        groups.setdefault((stem, info.dtype, info.shape, info.meaning), []).append(info)
+    for group in groups.values():
+        first, last = group[0], group[-1]
+        name = first.name if first is last else f"{first.name} ... {last.name}"
+        yield contract.TensorInfo(name, first.dtype, first.shape, first.meaning)
