@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def measure(
             for _ in range(warmup):
                 fresh.run(batch, cfg)
             limit = None if batch == batches[0] else CASE_SECONDS
-            cases.append(_case(batch, cfg, _samples(lambda b=batch, c=cfg: fresh.run(b, c), runs, limit)))
+            cases.append(_case(batch, cfg, _samples(partial(fresh.run, batch, cfg), runs, limit)))
     return cases
 
 
@@ -131,14 +132,19 @@ def compare(
     progress: Progress = lambda line: None,
 ) -> Comparison:
     """Race the engine against `reference`: the same class, uniform numbers and guidance in every pair."""
+
+    def engine(label: int, seed: int) -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = pipeline.generate([label], seeds=[seed], cfg=cfg).tokens[0]
+        return tokens
+
     seconds: dict[str, list[float]] = {"reference": [], "engine": []}
     alike = []
     classes = pipeline.config.transformer.num_classes
     for turn in range(-warmup, pairs):
         progress(f"reference and engine, {f'pair {turn + 1} of {pairs}' if turn >= 0 else 'warm-up'}")
         label, seed = (turn + warmup) % classes, turn + warmup
-        wanted, slow = _timed(lambda at=(label, seed): reference(*at))
-        drawn, fast = _timed(lambda at=(label, seed): pipeline.generate([at[0]], seeds=[at[1]], cfg=cfg).tokens[0])
+        wanted, slow = _timed(reference, label, seed)
+        drawn, fast = _timed(engine, label, seed)
         if turn >= 0:
             seconds["reference"].append(slow)
             seconds["engine"].append(fast)
@@ -151,11 +157,11 @@ def compare(
     )
 
 
-def _timed(run: Callable[[], NDArray[np.int64]]) -> tuple[NDArray[np.int64], float]:
+def _timed(draw: Draw, label: int, seed: int) -> tuple[NDArray[np.int64], float]:
     time.sleep(REST)
     start = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - start
+    tokens = draw(label, seed)
+    return tokens, time.perf_counter() - start
 
 
 @dataclass(frozen=True)

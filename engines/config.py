@@ -26,7 +26,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """Sizes of the multi-scale VQ-VAE (`models/vqvae.py`, `models/basic_vae.py` of the official code)."""
+    """Sizes of the multi-scale VQ-VAE (official `models/vqvae.py` and `models/basic_vae.py`)."""
 
     vocab_size: int = 4096
     z_channels: int = 32
@@ -56,7 +56,7 @@ class VaeConfig:
         for mult in self.ch_mult:
             _require(
                 (self.ch * mult) % self.norm_num_groups == 0,
-                f"vae.ch * ch_mult = {self.ch * mult} is not a multiple of the {self.norm_num_groups} normalisation groups",
+                f"vae.ch * ch_mult = {self.ch * mult} is no multiple of {self.norm_num_groups} normalisation groups",
             )
 
     @property

@@ -169,8 +169,8 @@ def _both_runs(
     pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None = None
 ) -> tuple[Result, Result]:
     """Draw the images of a reference run with its tokens forced, and freely."""
-    settings = {name: golden[name] for name in SAMPLING}
-    classes, seeds = golden["classes"].tolist(), golden["seeds"]
+    settings: dict[str, Any] = {name: golden[name] for name in SAMPLING}
+    classes, seeds = golden["classes"].tolist(), golden["seeds"].tolist()
     forced = pipeline.generate(classes, seeds=seeds, **settings, forced=golden["tokens"], on_scale=on_scale)
     return forced, pipeline.generate(classes, seeds=seeds, **settings)
 

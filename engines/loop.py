@@ -1,4 +1,4 @@
-"""The scale loop: condition, advance scale by scale, decode.
+r"""The scale loop: condition, advance scale by scale, decode.
 
 A `Workspace` owns every buffer that one batch shape needs and binds each scale's call once; running an
 image then writes a few small inputs and starts the calls. It does not know which backend it drives.
@@ -7,7 +7,7 @@ image then writes a few small inputs and starts the calls. It does not know whic
                |
                v
       +--> step (scale k) --> tokens, logits
-      |        |   \\
+      |        |   \
       |        |    new keys and values, written behind the cached ones
       |        v
       +---- x, f_hat of scale k+1          after any scale: decode --> image

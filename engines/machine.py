@@ -40,7 +40,9 @@ def machine() -> Machine:
     processors = _processors(_read("/proc/cpuinfo"))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
-    places = {(p.get("physical id"), p.get("core id")) for n, p in processors.items() if n in allowed and "core id" in p}
+    places = {
+        (p.get("physical id"), p.get("core id")) for n, p in processors.items() if n in allowed and "core id" in p
+    }
     return Machine(
         cpu=_cpu_name(processors),
         cores=len(allowed),

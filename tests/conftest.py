@@ -24,7 +24,7 @@ def demo_fp32_bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_fp16_bundle(tmp_path_factory) -> Path:
-    """The demo model in FP16, stepwise: the embedded bundle where it is there. Shared: copy it before changing a file."""
+    """The demo model in FP16, stepwise: the embedded bundle if there is one. Shared: copy it before changing a file."""
     try:
         return Bundle.open(DEMO_BUNDLE).path
     except BundleError:

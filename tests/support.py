@@ -1,4 +1,4 @@
-"""What several tests of the core share: tiny models with weights that are the same everywhere, and bundles made of them.
+"""What several tests of the core share: tiny models with the same weights everywhere, and bundles made of them.
 
 Importable without torch; what needs it imports it inside.
 """
@@ -24,9 +24,7 @@ def tiny_config(name="tiny", *, patch_nums=(1, 2, 3), vae=None, **transformer):
     """A model of a few thousand weights; `vae` and keywords replace single sizes."""
     sizes = {"depth": 2, "width": 64, "heads": 2, "mlp_hidden": 128, "num_classes": 5} | transformer
     small = {"vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1} | (vae or {})
-    return ModelConfig(
-        name=name, patch_nums=patch_nums, vae=VaeConfig(**small), transformer=TransformerConfig(**sizes)
-    )
+    return ModelConfig(name=name, patch_nums=patch_nums, vae=VaeConfig(**small), transformer=TransformerConfig(**sizes))
 
 
 def architectures():

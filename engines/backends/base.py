@@ -91,6 +91,7 @@ class Backend(ABC):
         buffer.write(value)
         return buffer
 
+    @abstractmethod
     def close(self) -> None:
         """Free what the backend holds beyond its engines."""
 

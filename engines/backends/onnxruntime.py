@@ -96,6 +96,9 @@ class OnnxRuntimeBackend(Backend):
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             raise OutOfMemoryError(f"cannot allocate {size / 2**20:.0f} MiB; lower the batch size") from error
 
+    def close(self) -> None:
+        """See `Backend`: sessions belong to their engines, so nothing is left."""
+
     def describe(self) -> dict[str, Any]:
         """See `Backend`."""
         return {

@@ -73,7 +73,7 @@ class _Stitcher:
                 name=f"{prefix}.{node.name}",
             )
             for old, new in zip(node.outputs, copy.outputs, strict=True):
-                new.name, new.dtype = f"{prefix}.{old.name}", old.dtype
+                new.name, new.type = f"{prefix}.{old.name}", old.type
                 values[old] = new
             self.nodes.append(copy)
         return {value.name or "": values[value] for value in graph.outputs}
@@ -81,7 +81,7 @@ class _Stitcher:
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self.initializers:
             self.initializers[name] = ir.Value(
-                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
             )
         return self.initializers[name]
 
@@ -151,7 +151,7 @@ def fuse(
     for scale in range(config.num_scales):
         here = config.scale_slice(scale)
         bounds = [stitch.constant(f"at_{at}", np.array([at])) for at in (here.start, here.stop)]
-        ratio = stitch.constant(f"ratio_{scale}", np.float32(scale / (config.num_scales - 1)))
+        ratio = stitch.constant(f"ratio_{scale}", np.array(scale / (config.num_scales - 1), np.float32))
         following = min(scale + 1, config.num_scales - 1)  # what the last scale prepares is dropped below
         given = {name: inputs[name] for name in _EVERY_SCALE} | {
             "x": x,

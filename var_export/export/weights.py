@@ -42,7 +42,7 @@ class WeightFile:
     def add(self, array: NDArray[Any]) -> int:
         """Store the bytes of `array` unless they are there already; returns their offset."""
         assert self._stream is not None
-        data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         key = hashlib.sha256(data).digest()
         if key not in self._offsets:
             padding = -self._stream.tell() % ALIGNMENT
@@ -63,7 +63,7 @@ class WeightFile:
                 self.add(tensor.numpy()),
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
                 base_dir=self.folder,
             )

@@ -6,6 +6,8 @@ keys leave the graph as they are appended, and AdaLN vectors (N, C) broadcast ov
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,6 +35,12 @@ class Linear(nn.Module):
         return torch.matmul(self.precision.low(x), self.weight) + self.bias
 
 
+def affine(silu_linear: nn.Sequential, precision: Precision) -> Linear:
+    """The linear layer of an official SiLU and Linear pair."""
+    linear = cast(nn.Linear, silu_linear[1])
+    return Linear(linear.weight, linear.bias, precision)
+
+
 class Attention(nn.Module):
     """Attention over the cache and all of this scale, decomposed: MatMul, Softmax, MatMul."""
 
@@ -40,7 +48,8 @@ class Attention(nn.Module):
         super().__init__()
         self.precision, self.heads, self.head_dim = precision, reference.heads, reference.head_dim
         self.l2_norm = reference.l2_norm
-        weight, q_bias = reference.mat_qkv.weight, reference.q_bias
+        weight: Tensor = reference.mat_qkv.weight
+        q_bias: Tensor = reference.q_bias
         if self.l2_norm:
             scale = reference.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
             self.query_scale = frozen(scale.reshape(1, 1, -1, 1))
@@ -106,7 +115,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.eps = reference.config.transformer.norm_eps
         self.precision = precision
-        self.blocks = nn.ModuleList(Block(block, precision) for block in reference.blocks)
+        self.blocks = nn.ModuleList(Block(block, precision) for block in reference.block_list)
         self.head = Linear(reference.head.weight, reference.head.bias, precision)
 
     def forward(
@@ -126,7 +135,7 @@ class Trunk(nn.Module):
             x, pair = block(x, adaln[:, i], past[i] if past else None)
             new.append(pair)
         x = modulated(x, head_adaln[:, 0], head_adaln[:, 1], self.eps).transpose(0, 1)  # (N, L, C)
-        # The head is affine and the two guidance weights sum to 1, so guiding its input guides its output: half the GEMM.
+        # The head is affine and the guidance weights sum to 1: guiding its input guides its output, in half the GEMM.
         t = guidance[:, None, None]
         x = (1 + t) * x.index_select(0, cond_row) - t * x.index_select(0, uncond_row)  # (B, L, C)
         logits = self.precision.high(self.head(x.reshape(-1, x.shape[-1])))
@@ -145,16 +154,13 @@ class Cond(nn.Module):
         ones = torch.zeros(6, self.config.transformer.width)
         ones[2:4] = 1  # scale1 and scale2 leave with the 1 of (1 + scale) in them
         if self.config.transformer.shared_aln:
-            shared = reference.shared_ada_lin[1]
-            self.shared = Linear(shared.weight, shared.bias, precision)
-            offsets = torch.stack([block.ada_gss[0, 0] + ones for block in reference.blocks])
+            self.shared = affine(reference.shared_ada_lin, precision)
+            offsets = torch.stack([block.ada_gss[0, 0] + ones for block in reference.block_list])
             self.offsets = frozen(offsets.unsqueeze(0))  # (1, D, 6, C)
         else:
             self.ones = frozen(ones)
-            linears = [block.ada_lin[1] for block in reference.blocks]
-            self.linears = nn.ModuleList(Linear(linear.weight, linear.bias, precision) for linear in linears)
-        head = reference.head_nm.ada_lin[1]
-        self.head = Linear(head.weight, head.bias, precision)
+            self.linears = nn.ModuleList(affine(block.ada_lin, precision) for block in reference.block_list)
+        self.head = affine(reference.head_nm.ada_lin, precision)
         self.head_ones = frozen(torch.stack((torch.ones(ones.shape[1]), torch.zeros(ones.shape[1]))))
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

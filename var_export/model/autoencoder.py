@@ -6,6 +6,9 @@ that a state dict loads strictly. Feature maps are (B, channels, height, width) 
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,8 +38,8 @@ class ResnetBlock(nn.Module):
         """(B, in, h, w) -> (B, out, h, w)."""
         h = self.conv1(functional.silu(self.norm1(x)))
         h = self.conv2(functional.silu(self.norm2(h)))
-        shortcut: Tensor = self.nin_shortcut(x)
-        return shortcut + h
+        y: Tensor = self.nin_shortcut(x) + h
+        return y
 
 
 class AttnBlock(nn.Module):
@@ -94,15 +97,22 @@ class Level(nn.Module):
     def __init__(self, config: VaeConfig, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(config, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(config, out_channels) for _ in range(blocks) if attention)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Blocks and attention; the change of resolution is left to the caller."""
+        """Blocks and attention; `resample` then leads to the next level."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
+        return x
+
+    def resample(self, x: Tensor) -> Tensor:
+        """To the side of the next level; the last level has none."""
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
         return x
 
 
@@ -144,8 +154,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
+            h = cast(Level, level).resample(h)
         y: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(h))))
         return y
 
@@ -175,8 +184,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
+            h = cast(Level, level).resample(h)
         y: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
         return y
 

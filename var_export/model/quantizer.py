@@ -68,11 +68,13 @@ class MultiScaleQuantizer(nn.Module):
     def contribution(self, tokens: Tensor, scale: int) -> Tensor:
         """Tokens int64 (B, L) of one scale -> what they add to f_hat, (B, Z, S, S)."""
         side, size = self.config.patch_nums[scale], self.config.latent_size
-        h = self.embedding(tokens).transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+        h: Tensor = self.embedding(tokens).transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
         if scale != self.config.num_scales - 1:
             h = functional.interpolate(h, size=(size, size), mode="bicubic")
         phis = self.phis()
-        return phis[phi_index(self.config, scale)](h) if phis else h
+        if phis:
+            h = phis[phi_index(self.config, scale)](h)
+        return h
 
     def next_input(self, f_hat: Tensor, scale: int) -> Tensor:
         """f_hat (B, Z, S, S) -> features (B, L', Z) at the size of the scale after `scale`."""

@@ -8,6 +8,7 @@ no mask appears anywhere. N rows, L tokens, C width, H heads, d = C / H.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,11 @@ class VAR(nn.Module):
         self.head_nm = AdaLNBeforeHead(sizes)
         self.head = nn.Linear(C, config.vae.vocab_size)
 
+    @property
+    def block_list(self) -> list[AdaLNBlock]:
+        """The blocks, typed."""
+        return [cast(AdaLNBlock, block) for block in self.blocks]
+
     def shared_modulation(self, cond: Tensor) -> Tensor | None:
         """Class embedding (N, C) -> (N, 6, C) for all blocks, or None where each block has its own."""
         if not self.config.transformer.shared_aln:
@@ -162,7 +168,7 @@ class VAR(nn.Module):
         """One scale. x (N, L, C), class embedding (N, C), a pair per block -> logits (N, L, V), pairs."""
         shared = self.shared_modulation(cond)
         cache = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.block_list):
             x, pair = block(x, block.modulation(cond, shared), past[i] if past else None)
             cache.append(pair)
         logits: Tensor = self.head(self.head_nm(x, cond))

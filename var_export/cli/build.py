@@ -1,0 +1,246 @@
+"""`var-export build`: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.common import json_out
+from var_export.cli.common import (
+    CHECKPOINT,
+    FOLDER,
+    POSITIVE,
+    json_option,
+    mebibytes,
+    needs_export_packages,
+    set_option,
+    show,
+    threads_option,
+)
+from var_export.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+    from engines.fidelity import FusedReport, Report
+    from var_export.build import Built
+
+PRECISIONS = ("fp32", "fp16")
+TARGETS = ("onnxruntime",)
+FORMS = ("stepwise", "fused", "both")
+EXAMPLE_CLASS = 88
+
+_EPILOG = """\b
+Examples:
+  var-export build                                     the embedded demo model
+  var-export build var_d16.pth --vae vae_ch160v4096z32.pth
+  var-export build hf://FoundationVision/var/var_d16.pth
+  var-export build runs/ar-ckpt-best.pth --config config.json --default-cfg 1.5
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """The options of `var-export build`, parsed."""
+
+    checkpoint: str | None
+    precision: str
+    target: str
+    form: str
+    vae: str | None
+    config: str | None
+    overrides: dict[str, str]
+    labels: str | None
+    default_cfg: float | None
+    name: str | None
+    out: Path | None
+    max_top_k: int
+    threads: int | None
+    force: bool
+    as_json: bool
+
+
+@click.command(epilog=_EPILOG, short_help="Build a bundle from a VAR checkpoint.")
+@click.argument("checkpoint", required=False, type=CHECKPOINT)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True, help="Of the engines.")
+@click.option(
+    "--target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True, help="What runs the engines."
+)
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    default=FORMS[0],
+    show_default=True,
+    help="Scale by scale (previews, editing), or class to image in one graph.",
+)
+@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE. [default: in CHECKPOINT, or beside it]")
+@click.option("--config", type=CHECKPOINT, metavar="FILE", help="A config.json. [default: the one beside CHECKPOINT]")
+@set_option("What no tensor says, such as vae.quant_resi=0.5; repeatable.")
+@click.option("--labels", type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")
+@click.option(
+    "--default-cfg",
+    type=click.FloatRange(min=0),
+    metavar="FLOAT",
+    help="Guidance to recommend; 0 where trained without.",
+)
+@click.option("--name", help="What to call the model. [default: from the checkpoint]")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
+@click.option("--max-top-k", type=POSITIVE, default=900, show_default=True, help="Largest top-k that can be asked for.")
+@threads_option
+@click.option("--force", is_flag=True, help="Replace a bundle that was made from something else.")
+@json_option
+def build(**values: Any) -> None:
+    """Build a bundle from a VAR checkpoint: a file, a folder, or hf://OWNER/REPO/FILE.
+
+    Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
+    PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind.
+    """
+    options = BuildOptions(**values)
+    _refuse_bundle(options)
+    with Progress() as progress, _Interrupts() as interrupts:
+        built = _build(options, progress, interrupts)
+        seconds = progress.seconds
+    if options.as_json:
+        json_out(_document(built, seconds))
+    else:
+        _summary(built, seconds)
+
+
+def _refuse_bundle(options: BuildOptions) -> None:
+    """A bundle as the checkpoint: there is nothing to build for ONNX Runtime."""
+    if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
+        return
+    from engines.bundle import Bundle
+    from engines.errors import UsageError
+
+    bundle = Bundle.open(options.checkpoint, verify=False)
+    raise UsageError(
+        f"{options.checkpoint} is a bundle for {bundle.target}, which runs it as it is: "
+        f"{_next_command(bundle)} (engines for other targets come in a later version)"
+    )
+
+
+def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -> Built:
+    def stage(line: str) -> None:
+        interrupts.check()
+        progress(line)
+
+    progress("loading PyTorch")
+    from engines import backends
+
+    backends.create(options.target, threads=options.threads).close()  # before minutes of work, not after
+    with needs_export_packages("building"):
+        import torch
+
+        from var_export.build import Options, build
+        from var_export.live import DEMO, open_checkpoint
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    stage("reading the checkpoint")
+    checkpoint = open_checkpoint(
+        options.checkpoint or DEMO,
+        vae=options.vae,
+        config=options.config,
+        overrides=options.overrides,
+        labels=options.labels,
+        default_cfg=options.default_cfg,
+        name=options.name,
+    )
+    suffix = "" if options.form == "stepwise" else f"-{options.form}"
+    out = options.out or Path("bundles") / f"{checkpoint.config.name}-{options.precision}{suffix}"
+    interrupts.message = f"interrupted: nothing half-written is left at {out}"
+    settings = Options(
+        precision=options.precision, form=options.form, target=options.target, max_top_k=options.max_top_k
+    )
+    return build(checkpoint, out, settings, force=options.force, threads=options.threads, progress=stage)
+
+
+class _Interrupts:
+    """Turns SIGINT and SIGTERM into one KeyboardInterrupt that says what is left.
+
+    Python drops an exception that is raised inside of a destructor or a callback from C; the next stage
+    raises it again.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.message = "interrupted: nothing was written"
+        self._seen = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def check(self) -> None:
+        """Raise where a signal came."""
+        if self._seen:
+            raise KeyboardInterrupt(self.message)
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if value is not None and self._seen:
+            raise KeyboardInterrupt(self.message) from None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self._seen = self._seen, True
+        if not again:  # a second one must not break the cleaning up
+            raise KeyboardInterrupt(self.message)
+
+
+def _summary(built: Built, seconds: float) -> None:
+    bundle = built.bundle
+    size = mebibytes(sum(entry.size for entry in bundle.files.values()))
+    if built.reused:
+        show(f"up to date: {bundle.path} ({size})", to_stdout=True)
+    else:
+        show(f"{bundle.path} ({size}, built in {seconds:.1f} s)", to_stdout=True)
+    for form, report in built.reports.items():
+        show(f"check of the {form} form against PyTorch: passed; {_figures(report)}", to_stdout=True)
+    show(f"next: {_next_command(bundle)}", to_stdout=True)
+
+
+def _figures(report: Report | FusedReport) -> str:
+    """The figures of a check that tell most, on one line."""
+    from engines.fidelity import Report
+
+    if not isinstance(report, Report):
+        return f"{report.free_identical} of {report.images} images have the same tokens"
+    total = report.total
+    return (
+        f"largest logit error {total.max_abs:.2g}, KL {total.kl:.1e}, top-1 {total.top1:.2%}, "
+        f"draws alike {total.draws:.2%}, image PSNR {report.image_psnr:.1f} dB"
+    )
+
+
+def _next_command(bundle: Bundle) -> str:
+    example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
+    return f"var-run --engine {shlex.quote(str(bundle.path))} --class {example}"
+
+
+def _document(built: Built, seconds: float) -> dict[str, Any]:
+    bundle = built.bundle
+    return {
+        "path": str(bundle.path),
+        "name": bundle.name,
+        "reused": built.reused,
+        "seconds": seconds,
+        "bytes": sum(entry.size for entry in bundle.files.values()),
+        "precision": bundle.precision,
+        "form": bundle.form,
+        "target": bundle.target,
+        "build_key": bundle.build_key,
+        "checks": {form: report.to_dict() for form, report in built.reports.items()},
+        "next": _next_command(bundle),
+    }

@@ -1,0 +1,94 @@
+"""What the commands of `var-export` share beyond `engines.cli.common`: argument types and small formats.
+
+Nothing here imports more than click: `--help` must not wait for numpy or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from engines.errors import BackendError
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+# Plain strings: a Path would squeeze the slashes of hf://owner/repo.
+CHECKPOINT = click.Path(path_type=str)
+POSITIVE = click.IntRange(min=1)
+
+bundle_argument = click.argument("bundle", required=False, type=FOLDER)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
+provider_option = click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider.")
+
+
+def set_option(help_text: str) -> Callable[[Command], Command]:
+    """`--set KEY=VALUE`, repeatable; arrives as a dictionary called `overrides`."""
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help_text)
+
+
+def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, equals, setting = value.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE, such as vae.quant_resi=0.5", param=parameter)
+        pairs[key.strip()] = setting.strip()
+    return pairs
+
+
+def show(message: str = "", *, to_stdout: bool = False) -> None:
+    """A line for people: on stderr unless it is what they asked for."""
+    click.echo(message, err=not to_stdout)
+
+
+def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
+    """The named bundle, or the default one, saying which."""
+    from engines.bundle import Bundle, default_bundle
+
+    if path is None:
+        path, phrase = default_bundle()
+        show(f"using {phrase}")
+    return Bundle.open(path, verify=verify)
+
+
+@contextmanager
+def needs_export_packages(what: str) -> Iterator[None]:
+    """Around the imports of what needs PyTorch: one line where a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in EXPORT_PACKAGES:
+            raise
+        raise BackendError(
+            f'{what} needs more packages ({error}); install them: pip install "var-export[export]"'
+        ) from error
+
+
+def mebibytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+class Figure(float):
+    """A number that a table prints in a format of its own, and still aligns to the right."""
+
+    def __new__(cls, value: float, style: str) -> Figure:
+        """`style` as of `format`."""
+        figure = super().__new__(cls, value)
+        figure.style = style
+        return figure
+
+    style: str
+
+    def __str__(self) -> str:
+        return format(float(self), self.style)

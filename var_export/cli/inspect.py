@@ -1,0 +1,98 @@
+"""`var-export inspect`: what is in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from engines.cli.common import json_out, print_table
+from var_export.cli.common import bundle_argument, json_option, mebibytes, open_bundle, show
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+SHORT_HASH = 16
+
+
+@click.command(short_help="Show what is in a bundle.")
+@bundle_argument
+@click.option("--graphs", is_flag=True, help="Every input and output of every graph.")
+@json_option
+def inspect(bundle: Path | None, graphs: bool, as_json: bool) -> None:
+    """Show what is in a bundle, and whether its files are what was built.
+
+    BUNDLE is the newest in bundles/ by default, else the embedded demo.
+    """
+    from engines.errors import BundleError
+    from engines.inspection import OK, describe, file_states
+
+    opened = open_bundle(bundle, verify=False)
+    states = file_states(opened)
+    if as_json:
+        json_out(describe(opened, states))
+    else:
+        _print(opened, states)
+        (_graph_tables if graphs else _graph_summary)(opened)
+    changed = [name for name, state in states.items() if state != OK]
+    if changed:
+        raise BundleError(f"{opened.path}: {', '.join(changed)} changed since the build; copy it again, or build again")
+
+
+def _print(bundle: Bundle, states: dict[str, str]) -> None:
+    c, s, t, v = bundle.config, bundle.sampling, bundle.config.transformer, bundle.config.vae
+    total = sum(entry.size for entry in bundle.files.values())
+    recorded = bundle.provenance.get("checkpoint") or {}
+    versions = bundle.provenance.get("versions") or {}
+    labels = "no labels" if bundle.labels is None else f"{len(bundle.labels)} labels"
+    lines = {
+        "bundle": f"{bundle.path} ({mebibytes(total)})",
+        "model": f"{bundle.name}, {c.image_size}x{c.image_size} pixels",
+        "transformer": f"depth {t.depth}, width {t.width}, {t.heads} heads of {t.head_dim}, MLP {t.mlp_hidden}",
+        "VQ-VAE": f"{v.vocab_size} codes of {v.z_channels} channels, width {v.ch} x {', '.join(map(str, v.ch_mult))}",
+        "scales": f"{', '.join(map(str, c.patch_nums))} ({c.num_tokens} tokens)",
+        "classes": f"{t.num_classes}, {labels}",
+        "precision": bundle.precision,
+        "form": bundle.form,
+        "target": bundle.target,
+        "sampling": f"cfg {s.cfg:g}, top-k {s.top_k} (at most {bundle.max_top_k}), top-p {s.top_p:g}, "
+        f"temperature {s.temperature:g}",
+        "checkpoint": f"{', '.join(recorded.get('files') or ['unknown'])}, "
+        f"SHA-256 {str(recorded.get('sha256', 'unknown'))[:SHORT_HASH]}",
+        "built with": ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown",
+        "build key": bundle.build_key[:SHORT_HASH],
+    }
+    for name, text in lines.items():
+        show(f"{name + ':':<13}{text}", to_stdout=True)
+    show(to_stdout=True)
+    rows = [(name, e.size, e.sha256[:SHORT_HASH], states[name]) for name, e in bundle.files.items()]
+    print_table(rows, ("file", "bytes", "SHA-256", "state"))
+    show(to_stdout=True)
+
+
+def _graph_summary(bundle: Bundle) -> None:
+    from engines.contract import GRAPHS
+
+    rows = [(graph, *map(len, bundle.tensors(graph)), GRAPHS[graph].meaning) for graph in bundle.graphs]
+    print_table(rows, ("graph", "inputs", "outputs", "meaning"))
+    show("(--graphs lists the inputs and outputs)", to_stdout=True)
+
+
+def _graph_tables(bundle: Bundle) -> None:
+    from engines.contract import GRAPHS
+    from engines.inspection import folded
+
+    for graph in bundle.graphs:
+        show(f"{graph}: {GRAPHS[graph].meaning}", to_stdout=True)
+        rows = []
+        for kind, tensors in zip(("in", "out"), bundle.tensors(graph), strict=True):
+            for info in folded(tensors):
+                shape = f"({', '.join(map(str, info.shape))})"
+                rows.append((kind, info.name, info.dtype, shape, info.meaning))
+        print_table(rows, ("", "name", "dtype", "shape", "meaning"))
+        show(to_stdout=True)
+    show(
+        "B images, N rows (two per image with guidance), L tokens of this scale, M of the next, P cached tokens.",
+        to_stdout=True,
+    )

@@ -1,0 +1,60 @@
+"""The `var-export` command: builds bundles, and looks after them.
+
+Each command is a file of its own; what it needs beyond click is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import click
+
+from engines.cli.common import guarded, version
+from var_export.cli.bench import bench
+from var_export.cli.build import build
+from var_export.cli.doctor import doctor
+from var_export.cli.inspect import inspect
+from var_export.cli.verify import verify
+
+_EPILOG = """\b
+Examples:
+  var-export build                                   the embedded demo model
+  var-export build var_d16.pth --precision fp16
+  var-export verify
+  var-export doctor
+"""
+
+
+class _InOrder(click.Group):
+    """Lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"var-export {version()}")
+        context.exit()
+
+
+@click.group(
+    "var-export",
+    cls=_InOrder,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+@click.pass_context
+def group(context: click.Context) -> None:
+    """Export VAR image models to ONNX bundles, which var-run draws with."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (build, verify, inspect, bench, doctor):
+    group.add_command(_command)
+
+main = guarded(group, "var-export")

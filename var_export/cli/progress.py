@@ -1,0 +1,66 @@
+"""Progress on stderr: on a terminal one live line with a running clock, elsewhere a line per stage."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+import click
+
+CLEAR = "\r\x1b[K"
+TICK = 0.5  # seconds between two looks at the clock
+
+
+class Progress:
+    """Call it with the name of each stage as the stage begins; it is a context manager.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._start = time.monotonic()
+        self._stage = ""
+        self._done = threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._start
+
+    def __call__(self, stage: str) -> None:
+        """A stage begins."""
+        self._stage = stage
+        if self._live:
+            self._draw()
+        elif not self._quiet:
+            click.echo(self._line(), err=True)
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._clock.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._live:
+            self._clock.join()
+            click.echo(CLEAR, err=True, nl=False)
+
+    def _tick(self) -> None:
+        while not self._done.wait(TICK):
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._stage:
+            click.echo(CLEAR + self._line(), err=True, nl=False)
+
+    def _line(self) -> str:
+        return f"{self.seconds:7.1f} s  {self._stage}"

@@ -1,0 +1,206 @@
+"""`var-export verify`: a bundle's engines against the PyTorch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.common import json_out, print_table
+from engines.errors import CheckFailedError
+from var_export.cli.common import (
+    CHECKPOINT,
+    POSITIVE,
+    Figure,
+    bundle_argument,
+    json_option,
+    needs_export_packages,
+    open_bundle,
+    provider_option,
+    set_option,
+    show,
+    threads_option,
+)
+from var_export.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from engines.bundle import Bundle
+    from engines.config import ModelConfig
+    from engines.fidelity import Agreement, FusedReport, Report
+
+FRESH_SEED = 1000  # far from the golden run's seeds
+_LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """The options of `var-export verify`, parsed."""
+
+    bundle: Path | None
+    checkpoint: str | None
+    vae: str | None
+    config: str | None
+    overrides: dict[str, str]
+    images: int
+    seed: int
+    threads: int | None
+    provider: str
+    as_json: bool
+
+
+@click.command(short_help="Check a bundle against the PyTorch reference.")
+@bundle_argument
+@click.option(
+    "--checkpoint",
+    type=CHECKPOINT,
+    metavar="FILE",
+    help="Compare with a new run of PyTorch on this checkpoint (`demo`: the embedded one), not with the stored run.",
+)
+@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --checkpoint, as for build.")
+@click.option("--config", type=CHECKPOINT, metavar="FILE", help="The config.json of --checkpoint, as for build.")
+@set_option("As for build.")
+@click.option("--images", type=POSITIVE, default=4, show_default=True, help="Images to draw with --checkpoint.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=FRESH_SEED, show_default=True, help="Chooses them, their classes too."
+)
+@threads_option
+@provider_option
+@json_option
+@click.pass_context
+def verify(context: click.Context, /, **values: Any) -> None:
+    """Check a bundle against the PyTorch reference; exit code 1 where it misses a threshold.
+
+    The reference is the run that was stored in the bundle when it was built: no PyTorch is needed. BUNDLE is
+    the newest in bundles/ by default, else the embedded demo.
+    """
+    options = VerifyOptions(**values)
+    given = [p for p in context.command.params if context.get_parameter_source(p.name or "") is not _DEFAULT]
+    extra = [p.opts[0] for p in given if p.name in _LIVE_ONLY]
+    if extra and options.checkpoint is None:
+        raise click.UsageError(f"{extra[0]} needs --checkpoint")
+    bundle = open_bundle(options.bundle)
+    with Progress() as progress:
+        golden, note = (bundle.golden, None) if options.checkpoint is None else _live(options, bundle, progress)
+        progress(f"checking {bundle.path}")
+        report, runtime = _check(options, bundle, golden)
+    if options.as_json:
+        json_out(_document(options, bundle, report, runtime))
+    else:
+        _print(options, bundle, report)
+    if not report.passed:
+        because = f" ({note})" if note else ""
+        raise CheckFailedError(f"{bundle.path} misses the reference{because}: {'; '.join(report.failures)}")
+
+
+def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[Mapping[str, NDArray[Any]], str | None]:
+    """A new reference run, and a note where the checkpoint is not the one of the bundle."""
+    progress("loading PyTorch")
+    with needs_export_packages("--checkpoint"):
+        import torch
+
+        from var_export import live
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    progress("reading the checkpoint")
+    assert options.checkpoint is not None
+    checkpoint = live.checkpoint_for(
+        bundle, options.checkpoint, vae=options.vae, config=options.config, overrides=options.overrides
+    )
+    note = None if live.same_weights(bundle, checkpoint) else "it was built from other weights than this checkpoint"
+    reference = live.make_reference(checkpoint)
+    del checkpoint
+    golden = live.live_run(
+        reference,
+        bundle,
+        images=options.images,
+        seed=options.seed,
+        report=lambda done: progress(f"image {done} of {options.images} by the PyTorch reference"),
+    )
+    return golden, note
+
+
+def _check(
+    options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]
+) -> tuple[Report | FusedReport, dict[str, Any]]:
+    from engines import backends, fidelity
+    from engines.pipeline import Pipeline
+
+    backend = backends.create(bundle.target, provider=options.provider, threads=options.threads)
+    with Pipeline(bundle, backend, max_batch=1) as pipeline:
+        judge = fidelity.verify if "stepwise" in bundle.forms else fidelity.verify_fused
+        return judge(pipeline, golden), pipeline.describe_runtime()
+
+
+def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport) -> None:
+    from engines.fidelity import Report
+
+    against = "the run stored in it" if options.checkpoint is None else f"a new run of {options.checkpoint}"
+    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {against}, {report.images} images", to_stdout=True)
+    show(to_stdout=True)
+    free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
+    if isinstance(report, Report):
+        rows = [_row(str(s), _side(bundle.config, s), part) for s, part in enumerate(report.scales)]
+        print_table([*rows, _row("all", "", report.total)], _HEADERS)
+        show(to_stdout=True)
+        first = report.first_difference
+        lines = {
+            "drawn freely": free + ("" if first is None else f", first difference at scale {first}"),
+            "decoder alone": _quality(report.decoder_psnr, report.decoder_ssim),
+            "image, tokens forced": _quality(report.image_psnr, report.image_ssim),
+            "encoder": f"{report.encoder_tokens:.2%} of the tokens alike",
+        }
+    else:
+        lines = {"drawn freely": free, "images of the same tokens": _quality(report.image_psnr)}
+    for what, text in lines.items():
+        show(f"{what + ':':<27}{text}", to_stdout=True)
+    show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED", to_stdout=True)
+    for failure in report.failures:
+        show(f"  {failure}", to_stdout=True)
+
+
+_HEADERS = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")
+
+
+def _row(scale: str, side: str, part: Agreement) -> tuple[object, ...]:
+    return (
+        scale,
+        side,
+        part.tokens,
+        Figure(part.max_abs, ".2e"),
+        Figure(part.cosine, ".7f"),
+        Figure(part.kl, ".2e"),
+        Figure(100 * part.top1, ".2f"),
+        Figure(100 * part.draws, ".2f"),
+    )
+
+
+def _side(config: ModelConfig, scale: int) -> str:
+    return f"{config.patch_nums[scale]}x{config.patch_nums[scale]}"
+
+
+def _quality(psnr: float, ssim: float | None = None) -> str:
+    if psnr == float("inf"):
+        return "identical pixels"
+    if psnr != psnr:  # NaN: nothing to compare
+        return "none to compare"
+    return f"PSNR {psnr:.2f} dB" + ("" if ssim is None else f", SSIM {ssim:.6f}")
+
+
+def _document(
+    options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, runtime: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "bundle": {"path": str(bundle.path), "name": bundle.name, "build_key": bundle.build_key},
+        "reference": "golden run" if options.checkpoint is None else options.checkpoint,
+        "seed": None if options.checkpoint is None else options.seed,
+        "runtime": runtime,
+        **report.to_dict(),
+    }
+
+
+_DEFAULT = click.core.ParameterSource.DEFAULT

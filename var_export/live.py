@@ -1,0 +1,109 @@
+"""The PyTorch reference for a bundle that exists: fresh runs to verify against, and a rival for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engines.bench import Draw
+from engines.bundle import Bundle
+from engines.config import ModelConfig
+from engines.errors import CheckpointError
+from engines.uniforms import uniforms
+from var_export.checkpoint import Checkpoint, load_checkpoint
+from var_export.golden import run_reference
+from var_export.model.reference import Reference
+
+DEMO = "demo"
+"""Stands for the embedded demo checkpoint, where no file has this name."""
+DEMO_FOLDER = Path(__file__).parent / "data" / "demo"
+TOP = 4096  # logits kept per token: the whole vocabulary of the official models
+
+
+def open_checkpoint(model: str, **options: Any) -> Checkpoint:
+    """`load_checkpoint` that knows `demo`."""
+    return load_checkpoint(DEMO_FOLDER if model == DEMO and not Path(model).exists() else model, **options)
+
+
+def checkpoint_for(
+    bundle: Bundle,
+    model: str,
+    *,
+    vae: str | None = None,
+    config: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """A checkpoint of the bundle's architecture. Raises `CheckpointError` where it has another."""
+    checkpoint = open_checkpoint(model, vae=vae, config=config, overrides=overrides, name=bundle.config.name)
+    differing = _differences(checkpoint.config, bundle.config)
+    if differing:
+        raise CheckpointError(
+            f"{model} does not fit {bundle.path}: {'; '.join(differing)}; "
+            "give the checkpoint that the bundle was built from, with the same --vae, --config and --set"
+        )
+    return checkpoint
+
+
+def same_weights(bundle: Bundle, checkpoint: Checkpoint) -> bool:
+    """Whether the bundle says that it was built from these very files."""
+    recorded = bundle.provenance.get("checkpoint")
+    return isinstance(recorded, Mapping) and recorded.get("sha256") == checkpoint.sha256
+
+
+def make_reference(checkpoint: Checkpoint) -> Reference:
+    """The reference with the weights of a checkpoint."""
+    return Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+
+
+def fresh_requests(config: ModelConfig, images: int, seed: int) -> tuple[list[int], list[int]]:
+    """Classes and seeds of a run that is not the golden one; the same for the same `seed`."""
+    classes = np.random.default_rng(seed).integers(config.transformer.num_classes, size=images)
+    return classes.tolist(), [seed + k for k in range(images)]
+
+
+def live_run(
+    reference: Reference, bundle: Bundle, *, images: int, seed: int, report: Callable[[int], None] = lambda done: None
+) -> dict[str, NDArray[Any]]:
+    """What `engines.fidelity.verify` compares with, made now, with the logits of the whole vocabulary."""
+    classes, seeds = fresh_requests(bundle.config, images, seed)
+    top = min(bundle.config.vae.vocab_size, TOP)
+    return run_reference(reference, classes, seeds, bundle.sampling, bundle.max_top_k, top=top, report=report)
+
+
+def draw_with(reference: Reference, bundle: Bundle, *, cfg: float) -> Draw:
+    """One image of the reference from class and seed to pixels, with the bundle's sampling defaults."""
+    sampling = bundle.sampling
+
+    def draw(label: int, seed: int) -> NDArray[np.int64]:
+        drawn = reference.generate(
+            torch.tensor([label]),
+            torch.from_numpy(uniforms([seed], bundle.config.num_tokens)),
+            cfg=torch.tensor([cfg], dtype=torch.float32),
+            temperature=torch.tensor([sampling.temperature], dtype=torch.float32),
+            top_k=torch.tensor([min(sampling.top_k, bundle.max_top_k)]),
+            top_p=torch.tensor([sampling.top_p], dtype=torch.float32),
+            max_top_k=bundle.max_top_k,
+        )
+        drawn.image.numpy()
+        tokens: NDArray[np.int64] = drawn.tokens[0].numpy()
+        return tokens
+
+    return draw
+
+
+def _differences(given: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """`vae.ch is 160 instead of 32`, for each field that differs."""
+    a, b = _flat(given.to_dict()), _flat(wanted.to_dict())
+    return [f"{key} is {a[key]} instead of {b[key]}" for key in a if key != "name" and a[key] != b[key]]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {f"{prefix}{key}": item}
+    return flat
