@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.pipeline import Pipeline, Result
+from engines.loop import Timings
+from engines.pipeline import Pipeline
 
 Draw = Callable[[int, int], NDArray[np.int64]]
 """Class and seed -> tokens (T,): one image, all the way to its pixels."""
@@ -90,71 +91,70 @@ class Comparison:
         return asdict(self) | {"ratio": asdict(self.ratio)}
 
 
-def measure(
-    pipeline: Pipeline,
-    *,
-    batches: Sequence[int],
-    cfgs: Sequence[float],
-    runs: int,
-    warmup: int = 1,
-    progress: Progress = lambda line: None,
-) -> list[Case]:
-    """Time every batch size with every guidance.
+class Bench:
+    """Times a pipeline whose `max_batch` holds every batch size that is asked for.
 
     Args:
-        pipeline: loaded, with a `max_batch` that holds the largest of `batches`.
-        batches: images at once.
-        cfgs: guidance strengths; 0 runs half the work.
-        runs: of each case; the cases of further batch sizes end early once they took `CASE_SECONDS`.
-        warmup: runs before, not counted; the first of a batch size allocates its buffers.
-        progress: called with a line when a case begins.
+        pipeline: loaded.
+        warmup: runs before each measurement, not counted; the first of a batch size allocates its buffers.
+        progress: called with a line when a measurement begins.
 
     """
-    fresh = _Requests(pipeline)
-    cases = []
-    for batch in batches:
-        for cfg in cfgs:
-            progress(f"batch {batch}, {'guidance ' + format(cfg, 'g') if cfg else 'no guidance'}")
-            for _ in range(warmup):
-                fresh.run(batch, cfg)
-            limit = None if batch == batches[0] else CASE_SECONDS
-            cases.append(_case(batch, cfg, _samples(partial(fresh.run, batch, cfg), runs, limit)))
-    return cases
 
+    def __init__(self, pipeline: Pipeline, *, warmup: int = 1, progress: Progress = lambda line: None) -> None:
+        self._pipeline, self._warmup, self._progress = pipeline, warmup, progress
+        self._drawn = 0
 
-def compare(
-    pipeline: Pipeline,
-    reference: Draw,
-    *,
-    cfg: float,
-    pairs: int,
-    warmup: int = 1,
-    progress: Progress = lambda line: None,
-) -> Comparison:
-    """Race the engine against `reference`: the same class, uniform numbers and guidance in every pair."""
+    def measure(self, *, batches: Sequence[int], cfgs: Sequence[float], runs: int) -> list[Case]:
+        """Time every batch size with every guidance.
 
-    def engine(label: int, seed: int) -> NDArray[np.int64]:
-        tokens: NDArray[np.int64] = pipeline.generate([label], seeds=[seed], cfg=cfg).tokens[0]
-        return tokens
+        Args:
+            batches: images at once.
+            cfgs: guidance strengths; 0 runs half the work.
+            runs: of each case; those of further batch sizes end early once they took `CASE_SECONDS`.
 
-    seconds: dict[str, list[float]] = {"reference": [], "engine": []}
-    alike = []
-    classes = pipeline.config.transformer.num_classes
-    for turn in range(-warmup, pairs):
-        progress(f"reference and engine, {f'pair {turn + 1} of {pairs}' if turn >= 0 else 'warm-up'}")
-        label, seed = (turn + warmup) % classes, turn + warmup
-        wanted, slow = _timed(reference, label, seed)
-        drawn, fast = _timed(engine, label, seed)
-        if turn >= 0:
-            seconds["reference"].append(slow)
-            seconds["engine"].append(fast)
-            alike.append(float((wanted == drawn).mean()))
-    return Comparison(
-        reference=Spread.of(seconds["reference"]),
-        engine=Spread.of(seconds["engine"]),
-        ratios=tuple(b / a for a, b in zip(seconds["reference"], seconds["engine"], strict=True)),
-        tokens_alike=float(np.mean(alike)),
-    )
+        """
+        cases = []
+        for batch in batches:
+            for cfg in cfgs:
+                self._progress(f"batch {batch}, {'guidance ' + format(cfg, 'g') if cfg else 'no guidance'}")
+                for _ in range(self._warmup):
+                    self._run(batch, cfg)
+                limit = None if batch == batches[0] else CASE_SECONDS
+                cases.append(_case(batch, cfg, _samples(partial(self._run, batch, cfg), runs, limit)))
+        return cases
+
+    def compare(self, reference: Draw, *, cfg: float, pairs: int) -> Comparison:
+        """Race the engine against `reference`: the same class, uniform numbers and guidance in every pair."""
+
+        def engine(label: int, seed: int) -> NDArray[np.int64]:
+            tokens: NDArray[np.int64] = self._pipeline.generate([label], seeds=[seed], cfg=cfg).tokens[0]
+            return tokens
+
+        slow, fast, alike = [], [], []
+        for turn in range(-self._warmup, pairs):
+            self._progress(f"reference and engine, {f'pair {turn + 1} of {pairs}' if turn >= 0 else 'warm-up'}")
+            (label,), (seed,) = self._fresh(1)
+            wanted, reference_seconds = _timed(reference, label, seed)
+            drawn, engine_seconds = _timed(engine, label, seed)
+            if turn >= 0:
+                slow.append(reference_seconds)
+                fast.append(engine_seconds)
+                alike.append(float((wanted == drawn).mean()))
+        ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
+        return Comparison(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
+
+    def _run(self, batch: int, cfg: float) -> _Sample:
+        classes, seeds = self._fresh(batch)
+        start = time.perf_counter()
+        result = self._pipeline.generate(classes, seeds=seeds, cfg=cfg)
+        return _Sample(result.timings, time.perf_counter() - start)
+
+    def _fresh(self, count: int) -> tuple[list[int], list[int]]:
+        """Classes and seeds that were not drawn before, as long as there are others."""
+        seeds = list(range(self._drawn, self._drawn + count))
+        self._drawn += count
+        return [seed % self._pipeline.config.transformer.num_classes for seed in seeds], seeds
 
 
 def _timed(draw: Draw, label: int, seed: int) -> tuple[NDArray[np.int64], float]:
@@ -168,23 +168,8 @@ def _timed(draw: Draw, label: int, seed: int) -> tuple[NDArray[np.int64], float]
 class _Sample:
     """One run: the seconds that the engines took, and the wall clock."""
 
-    result: Result
+    timings: Timings
     wall: float
-
-
-class _Requests:
-    """Runs that never repeat a class or seed while there are others."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline, self._next = pipeline, 0
-
-    def run(self, batch: int, cfg: float) -> _Sample:
-        numbers = range(self._next, self._next + batch)
-        self._next += batch
-        classes = [number % self._pipeline.config.transformer.num_classes for number in numbers]
-        start = time.perf_counter()
-        result = self._pipeline.generate(classes, seeds=list(numbers), cfg=cfg)
-        return _Sample(result, time.perf_counter() - start)
 
 
 def _samples(run: Callable[[], _Sample], runs: int, limit: float | None) -> list[_Sample]:
@@ -197,7 +182,7 @@ def _samples(run: Callable[[], _Sample], runs: int, limit: float | None) -> list
 
 
 def _case(batch: int, cfg: float, samples: Sequence[_Sample]) -> Case:
-    timings = [sample.result.timings for sample in samples]
+    timings = [sample.timings for sample in samples]
     engines = [t.cond + sum(t.scales) + t.decode for t in timings]
     return Case(
         batch=batch,

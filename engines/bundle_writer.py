@@ -80,6 +80,8 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._previous.exists() and not self.target.exists():  # interrupted between the two renames
+            self._previous.rename(self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:
             self._lock_file.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.bundle import DEMO_BUNDLE, MANIFEST, Bundle
+from engines.bundle import MANIFEST, Bundle
 from engines.errors import BundleError, VarExportError
 from engines.machine import Machine
 
@@ -31,6 +31,7 @@ PACKAGES = (
     "tensorrt_rtx",
     "cuda-bindings",
 )
+RUN_ON_CPU = "run bundles on the CPU"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # both fill one folder, so only one of them may be installed
 
 
@@ -89,7 +90,7 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
     runtime = next((f"{name} {versions[name]}" for name in RUNTIMES if versions.get(name)), "ONNX Runtime")
     return [
         Capability(
-            "run bundles on the CPU",
+            RUN_ON_CPU,
             on_cpu,
             runtime if on_cpu else problem or f"{runtime} has no {PROVIDERS['cpu']}",
             None if on_cpu else _pip("cpu"),
@@ -117,7 +118,7 @@ def warnings(versions: dict[str, str | None], machine: Machine) -> list[str]:
     return found
 
 
-def demo_state(path: Path = DEMO_BUNDLE) -> DemoState:
+def demo_state(path: Path) -> DemoState:
     """Whether the embedded demo bundle is there and whole."""
     if not (path / MANIFEST).is_file():
         return DemoState(path, False, False, "not part of this installation; make one with: var-export build")
@@ -128,7 +129,7 @@ def demo_state(path: Path = DEMO_BUNDLE) -> DemoState:
     return DemoState(path, True, True, None)
 
 
-def self_test(path: Path = DEMO_BUNDLE, *, threads: int | None = None) -> SelfTest:
+def self_test(path: Path, *, threads: int | None = None) -> SelfTest:
     """Draw the first golden image of a stepwise bundle again, and hold every stage against the golden run."""
     from engines.fidelity import verify
     from engines.pipeline import Pipeline

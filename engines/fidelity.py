@@ -31,7 +31,7 @@ GOLDEN_ARRAYS = {
     "image": "uint8 (G, h, w, 3)",
     "top_index": "int32 (G, T, K), the K most likely tokens by the guided logits",
     "top_logit": "float32 (G, T, K), their logits",
-    "log_sum_exp": "float32 (G, T), over the whole vocabulary",
+    "log_sum_exp": "float64 (G, T), over the whole vocabulary",
     "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
 }
 SAMPLING = ("cfg", "temperature", "top_k", "top_p")
@@ -51,11 +51,12 @@ class Thresholds:
 
 
 # FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
-# the sorted list holds near-ties (random weights: d16 has 0.2 % of draws on one), rounding alone reorders them.
+# the sorted list holds near-ties, rounding alone reorders them (d16 with random weights: 0.2 % of draws in FP32, 27 %
+# in FP16, at a KL of 9e-8; a wrong graph draws 1 in 900 alike).
 # FP16: measured on the demo and on d16 with random weights, with room; see docs/fidelity.md.
 THRESHOLDS = {
     "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999),
-    "fp16": Thresholds(2.0, 1e-2, 0.99, 0.97, 40.0, 40.0, 0.95),
+    "fp16": Thresholds(2.0, 1e-2, 0.99, 0.5, 40.0, 40.0, 0.95),
 }
 
 

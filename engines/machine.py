@@ -26,6 +26,8 @@ class Machine:
     """Bytes free for a new process; 0 where the system does not say."""
     system: str
     python: str
+    load: float
+    """Processes that ran in the last minute, this one among them; a timing on a busy machine says little."""
 
     def __str__(self) -> str:
         cores = f"{self.physical_cores} physical of {self.cores} logical cores"
@@ -52,6 +54,7 @@ def machine() -> Machine:
         available=int(memory.get("MemAvailable", 0)) * 1024,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +16,12 @@ from numpy.typing import NDArray
 from engines import backends
 from engines.backends.base import Array, Engine
 from engines.bundle import Bundle, default_bundle
+from engines.conditioning import Conditioning
 from engines.errors import UsageError
 from engines.loop import Batch, Constants, FusedWorkspace, ScaleView, Timings, Workspace
+from engines.pool import Pool
 from engines.request import Forced, PerImage, Request, check_tokens, make_request
 
-IDLE_WORKSPACES = 2  # kept for reuse; a workspace of d16 in FP32 for one guided image holds 0.2 GB
-CACHED_CLASSES = 32  # AdaLN vectors of a class take 0.4 MB for d16, 2 MB for d36
-Space = TypeVar("Space")
 OnScale = Callable[[ScaleView], None]
 
 
@@ -76,8 +73,8 @@ class Pipeline:
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._constants: Constants | None = None
-        self._spaces: OrderedDict[Any, list[Any]] = OrderedDict()
-        self._cond: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
+        self._spaces = Pool()
+        self._conditioning = Conditioning(lambda labels: self._call("cond", {"labels": labels}, {"N": len(labels)}))
         self._closed = False
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
             self._engine(graph)
@@ -217,8 +214,8 @@ class Pipeline:
         """Free engines and buffers; the pipeline cannot be used afterwards."""
         with self._lock:
             self._closed = True
-            self._spaces.clear()
-            self._cond.clear()
+            self._spaces.close()
+            self._conditioning.clear()
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
@@ -279,7 +276,7 @@ class Pipeline:
     def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> dict[str, Array]:
         if on_scale is not None:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
-        with self._space(
+        with self._spaces.borrow(
             ("fused", *batch.shape),
             lambda: FusedWorkspace(self.backend, self.config, self._engine("fused"), batch.shape),
         ) as space:
@@ -300,47 +297,24 @@ class Pipeline:
 
     def _begin(self, space: Workspace, batch: Batch) -> float:
         start = time.perf_counter()
-        cond = self._conditioning(batch.rows.labels)
+        cond = self._conditioning.of(batch.rows.labels)
         seconds = time.perf_counter() - start
         space.begin(batch, cond)
         return seconds
-
-    def _conditioning(self, labels: Array) -> tuple[Array, ...]:
-        """AdaLN vectors and first inputs of these rows; each class is computed once and kept."""
-        missing = [label for label in dict.fromkeys(labels.tolist()) if label not in self._cond]
-        fresh: dict[int, tuple[Array, ...]] = {}
-        if missing:
-            engine = self._engine("cond")
-            arrays = self._call(engine, {"labels": np.array(missing, np.int64)}, {"N": len(missing), "B": len(missing)})
-            rows = [arrays[info.name] for info in engine.outputs]
-            fresh = {label: tuple(array[i] for array in rows) for i, label in enumerate(missing)}
-        with self._lock:
-            known = {label: self._cond.get(label) or fresh.get(label) for label in labels.tolist()}
-            for label in fresh:
-                self._cond[label] = tuple(array.copy() for array in fresh[label])
-            for label in known:
-                if label in self._cond:
-                    self._cond.move_to_end(label)
-            while len(self._cond) > CACHED_CLASSES:
-                self._cond.popitem(last=False)
-        if any(value is None for value in known.values()):  # another thread pushed a class out meanwhile
-            return self._conditioning(labels)
-        picked = [known[label] for label in labels.tolist()]
-        return tuple(np.stack([row[i] for row in picked if row is not None]) for i in range(3))
 
     def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
         """Run a graph with one input and one output over all of `values`, in batches."""
         if len(values) == 0:
             raise UsageError("nothing to do: the array holds no image")
-        engine = self._engine(graph)
         parts = [
-            self._call(engine, {given: values[i : i + self.max_batch]}, {"B": len(values[i : i + self.max_batch])})
+            self._call(graph, {given: values[i : i + self.max_batch]}, {"B": len(values[i : i + self.max_batch])})
             for i in range(0, len(values), self.max_batch)
         ]
         return np.concatenate([part[result] for part in parts])
 
-    def _call(self, engine: Engine, inputs: dict[str, Array], varying: dict[str, int]) -> dict[str, Array]:
+    def _call(self, graph: str, inputs: dict[str, Array], varying: dict[str, int]) -> dict[str, Array]:
         """Run a graph once, with buffers that live for this call."""
+        engine = self._engine(graph)
         given = {name: self.backend.upload(np.ascontiguousarray(value)) for name, value in inputs.items()}
         outputs = {
             info.name: self.backend.buffer(
@@ -369,25 +343,4 @@ class Pipeline:
                 constants = self._constants
             return Workspace(self.backend, self.config, self.bundle.precision, engines, constants, batch.shape)
 
-        return self._space(("stepwise", *batch.shape), make)
-
-    @contextmanager
-    def _space(self, key: tuple[Any, ...], make: Callable[[], Space]) -> Iterator[Space]:
-        """Borrow a workspace that nobody else uses, or make one; the least recently used ones go."""
-        with self._lock:
-            idle = self._spaces.get(key)
-            space: Space | None = idle.pop() if idle else None
-        if space is None:
-            space = make()
-        try:
-            yield space
-        finally:
-            with self._lock:
-                if not self._closed:
-                    self._spaces.setdefault(key, []).append(space)
-                    self._spaces.move_to_end(key)
-                    while sum(map(len, self._spaces.values())) > IDLE_WORKSPACES:
-                        oldest = next(iter(self._spaces))
-                        self._spaces[oldest].pop()
-                        if not self._spaces[oldest]:
-                            del self._spaces[oldest]
+        return self._spaces.borrow(("stepwise", *batch.shape), make)

@@ -133,6 +133,27 @@ def settings(count, *, cfg=0.0, temperature=1.0, top_k=0, top_p=0.0):
     }
 
 
+def eager(module):
+    """A traced graph's module as a function: named arrays of the contract in, arrays in its order out."""
+    import inspect
+
+    import torch
+
+    def run(feeds):
+        arguments = {name: None for name in inspect.signature(module.forward).parameters if name == "phi_index"}
+        for name, array in feeds.items():
+            group, _, index = name.rpartition("_")
+            if index.isdigit():  # past_k_0, past_k_1 ... go in as one list
+                arguments.setdefault(group, []).append(torch.from_numpy(array))
+            else:
+                arguments[name] = torch.from_numpy(array)
+        with torch.inference_mode():
+            values = module.eval()(**arguments)
+        return [value.numpy() for value in (values if isinstance(values, tuple) else (values,))]
+
+    return run
+
+
 def copy_bundle(source, target):
     return Path(shutil.copytree(source, target))
 
@@ -144,3 +165,18 @@ def reseal(folder):
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+_BUILT = {}
+
+
+def built_tiny(tmp_path_factory, form="both", **options):
+    """Folder of a tiny random bundle of 8-pixel images, built once a session. Copy it before changing a file."""
+    from var_export.build import Options, build
+
+    key = (form, *sorted(options.items()))
+    if key not in _BUILT:
+        out = tmp_path_factory.mktemp("bundles") / "tiny"
+        checkpoint = tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4)))
+        _BUILT[key] = build(checkpoint, out, Options(form=form, **{"precision": "fp32"} | options)).bundle.path
+    return _BUILT[key]

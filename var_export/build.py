@@ -82,6 +82,7 @@ def build(
     options: Options,
     *,
     force: bool = False,
+    release: bool = False,
     threads: int | None = None,
     progress: Progress = lambda line: None,
 ) -> Built:
@@ -92,6 +93,7 @@ def build(
         out: folder of the bundle; it appears there whole or not at all.
         options: precision, form, target, longest sorted list of the sampler.
         force: replace a bundle made from something else.
+        release: empty the checkpoint's state dicts once they are exported, to make room for the check.
         threads: of the engines that check the result.
         progress: called with a line when a stage begins.
 
@@ -139,11 +141,16 @@ def build(
                 seeds,
                 checkpoint.sampling,
                 max_top_k,
-                report=lambda done: progress(f"golden run: image {done} of {len(classes)} by the PyTorch reference"),
+                report=lambda image: progress(
+                    f"golden run: image {image + 1} of {len(classes)} by the PyTorch reference"
+                ),
             )
             np.savez_compressed(writer.folder / GOLDEN, allow_pickle=False, **golden)
         constants = _write_graphs(reference, writer.folder, options, max_top_k, progress)
         del reference
+        if release:
+            checkpoint.var_state.clear()
+            checkpoint.vae_state.clear()
         gc.collect()
         writer.seal(
             {

@@ -33,9 +33,12 @@ def run_reference(
     max_top_k: int,
     *,
     top: int = TOP,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda image: None,
 ) -> dict[str, NDArray[Any]]:
-    """Draw with the reference, image by image, and keep what `engines.fidelity.GOLDEN_ARRAYS` lists."""
+    """Draw with the reference, image by image, and keep what `engines.fidelity.GOLDEN_ARRAYS` lists.
+
+    `report` is called with the number of each image before it is drawn.
+    """
     kept: dict[str, list[NDArray[Any]]] = {}
     settings = {
         "cfg": np.float32(sampling.cfg),
@@ -43,7 +46,8 @@ def run_reference(
         "top_k": np.int64(min(sampling.top_k, max_top_k)),
         "top_p": np.float32(sampling.top_p),
     }
-    for done, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
+    for image, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
+        report(image)
         drawn = reference.generate(
             torch.tensor([label]),
             torch.from_numpy(uniforms([seed], reference.config.num_tokens)),
@@ -63,10 +67,9 @@ def run_reference(
             "image": drawn.image.numpy(),
             "top_index": order.indices[..., :top].numpy().astype(np.int32),
             "top_logit": order.values[..., :top].numpy(),
-            "log_sum_exp": logits.logsumexp(-1).numpy(),
+            "log_sum_exp": logits.double().logsumexp(-1).numpy(),
             "encoded": reference.encode(drawn.image).numpy(),
         }
         for name, array in arrays.items():
             kept.setdefault(name, []).append(array)
-        report(done + 1)
     return {name: np.concatenate(parts) for name, parts in kept.items()}

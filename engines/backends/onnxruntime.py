@@ -6,7 +6,6 @@ ones, so the host copies nothing of the past.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from engines.backends.base import Array, Backend, Buffer, Call, Engine
 from engines.contract import TensorInfo
 from engines.errors import BackendError, OutOfMemoryError
+from engines.machine import machine
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 INSTALL = 'install one with: pip install "var-export[cpu]"'
@@ -105,7 +105,7 @@ class OnnxRuntimeBackend(Backend):
             "backend": self.name,
             "provider": PROVIDERS[self.provider],
             "onnxruntime": self._ort.__version__,
-            "threads": self.threads or os.cpu_count(),
+            "threads": self.threads or machine().physical_cores,
         }
 
 

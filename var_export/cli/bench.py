@@ -21,11 +21,12 @@ from var_export.cli.common import (
     provider_option,
     show,
     threads_option,
+    torch_threads,
 )
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from engines.bench import Case, Comparison, Spread
+    from engines.bench import Case, Comparison, Draw, Spread
     from engines.bundle import Bundle
     from engines.machine import Machine
 
@@ -111,7 +112,7 @@ def bench(**values: Any) -> None:
 
 def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measured:
     from engines import backends
-    from engines.bench import compare, measure
+    from engines.bench import Bench
     from engines.machine import machine
     from engines.pipeline import Pipeline
 
@@ -124,21 +125,14 @@ def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measu
         load_seconds = progress.seconds - before
         strength = bundle.sampling.cfg if options.cfg is None else options.cfg
         cfgs = (strength,) if options.cfg is not None or strength == 0 else (strength, 0.0)
-        cases = measure(
-            pipeline,
-            batches=options.batch,
-            cfgs=cfgs,
-            runs=options.runs,
-            warmup=options.warmup,
-            progress=progress,
-        )
+        timer = Bench(pipeline, warmup=options.warmup, progress=progress)
+        cases = timer.measure(batches=options.batch, cfgs=cfgs, runs=options.runs)
         peak = peak_memory()
         comparison, torch_version = None, None
         if options.reference is not None:
-            draw, torch_version = _reference(options, bundle, strength, threads, progress)
-            comparison = compare(
-                pipeline, draw, cfg=strength, pairs=options.runs, warmup=max(1, options.warmup), progress=progress
-            )
+            draw, torch_version = _reference(options, bundle, strength, progress)
+            with torch_threads(threads):
+                comparison = timer.compare(draw, cfg=strength, pairs=options.runs)
         runtime = pipeline.describe_runtime() | {"threads": threads}
     return Measured(
         machine=here,
@@ -152,14 +146,13 @@ def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measu
     )
 
 
-def _reference(options: BenchOptions, bundle: Bundle, cfg: float, threads: int, progress: Progress) -> tuple[Any, str]:
+def _reference(options: BenchOptions, bundle: Bundle, cfg: float, progress: Progress) -> tuple[Draw, str]:
     progress("loading the PyTorch reference")
     with needs_export_packages("--reference"):
         import torch
 
         from var_export import live
         from var_export.model.reference import Reference
-    torch.set_num_threads(threads)
     assert options.reference is not None
     if options.reference == RANDOM:
         reference = Reference.random(bundle.config)
@@ -170,10 +163,10 @@ def _reference(options: BenchOptions, bundle: Bundle, cfg: float, threads: int, 
 
 def _print(options: BenchOptions, bundle: Bundle, measured: Measured) -> None:
     first, runtime = measured.cases[0], measured.runtime
-    show(f"machine:  {measured.machine}", to_stdout=True)
+    show(f"machine:  {measured.machine}, load {measured.machine.load:.1f} before", to_stdout=True)
     show(f"bundle:   {bundle.path}: {bundle.name}, {bundle.precision}, {runtime['form']}", to_stdout=True)
     show(
-        f"runtime:  onnxruntime {runtime['onnxruntime']}, {runtime['provider']}, {measured.threads} threads, "
+        f"runtime:  onnxruntime {runtime['onnxruntime']}, {runtime['provider']}, {_threads(measured)}, "
         f"loaded in {measured.load_seconds:.1f} s",
         to_stdout=True,
     )
@@ -212,7 +205,7 @@ def _print_comparison(options: BenchOptions, measured: Measured, race: Compariso
     ratio = race.ratio
     show(
         f"\nagainst PyTorch {measured.torch_version} (eager FP32, {options.reference}), batch 1, {_guidance(cfg)}, "
-        f"{measured.threads} threads, {len(race.ratios)} pairs in turns",
+        f"{_threads(measured)}, {len(race.ratios)} pairs in turns",
         to_stdout=True,
     )
     rows = [
@@ -225,6 +218,10 @@ def _print_comparison(options: BenchOptions, measured: Measured, race: Compariso
         f"the engine takes {ratio.p50:.2f} of PyTorch's time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}",
         to_stdout=True,
     )
+
+
+def _threads(measured: Measured) -> str:
+    return f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
 
 
 def _guidance(cfg: float) -> str:

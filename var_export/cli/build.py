@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.common import json_out
+from engines.errors import UsageError
 from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
@@ -20,9 +22,11 @@ from var_export.cli.common import (
     json_option,
     mebibytes,
     needs_export_packages,
+    quality,
     set_option,
     show,
     threads_option,
+    torch_threads,
 )
 from var_export.cli.progress import Progress
 
@@ -35,6 +39,7 @@ PRECISIONS = ("fp32", "fp16")
 TARGETS = ("onnxruntime",)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EPILOG = """\b
 Examples:
@@ -117,7 +122,6 @@ def _refuse_bundle(options: BuildOptions) -> None:
     if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
         return
     from engines.bundle import Bundle
-    from engines.errors import UsageError
 
     bundle = Bundle.open(options.checkpoint, verify=False)
     raise UsageError(
@@ -132,16 +136,12 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
         progress(line)
 
     progress("loading PyTorch")
-    from engines import backends
-
-    backends.create(options.target, threads=options.threads).close()  # before minutes of work, not after
     with needs_export_packages("building"):
-        import torch
-
         from var_export.build import Options, build
         from var_export.live import DEMO, open_checkpoint
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    from engines import backends
+
+    backends.create(options.target, threads=options.threads).close()  # what is missing shows now, not in minutes
     stage("reading the checkpoint")
     checkpoint = open_checkpoint(
         options.checkpoint or DEMO,
@@ -158,7 +158,15 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
     settings = Options(
         precision=options.precision, form=options.form, target=options.target, max_top_k=options.max_top_k
     )
-    return build(checkpoint, out, settings, force=options.force, threads=options.threads, progress=stage)
+    try:
+        with torch_threads(options.threads):
+            return build(
+                checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
+            )
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
 
 
 class _Interrupts:
@@ -215,12 +223,13 @@ def _figures(report: Report | FusedReport) -> str:
     """The figures of a check that tell most, on one line."""
     from engines.fidelity import Report
 
+    images = f"images: {quality(report.image_psnr)}"
     if not isinstance(report, Report):
-        return f"{report.free_identical} of {report.images} images have the same tokens"
+        return f"draws alike {report.draws:.2%}, {images}"
     total = report.total
     return (
         f"largest logit error {total.max_abs:.2g}, KL {total.kl:.1e}, top-1 {total.top1:.2%}, "
-        f"draws alike {total.draws:.2%}, image PSNR {report.image_psnr:.1f} dB"
+        f"draws alike {total.draws:.2%}, {images}"
     )
 
 

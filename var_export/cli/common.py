@@ -5,6 +5,8 @@ Nothing here imports more than click: `--help` must not wait for numpy or torch.
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,14 +71,36 @@ def needs_export_packages(what: str) -> Iterator[None]:
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in EXPORT_PACKAGES:
             raise
-        raise BackendError(
-            f'{what} needs more packages ({error}); install them: pip install "var-export[export]"'
-        ) from error
+        extras = "export" if importlib.util.find_spec("onnxruntime") else "cpu,export"
+        raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on `count` threads for a while; None leaves it as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def mebibytes(size: int) -> str:
     """A size for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def quality(psnr: float, ssim: float | None = None) -> str:
+    """How close two sets of images are, for people."""
+    if math.isinf(psnr):
+        return "identical pixels"
+    if math.isnan(psnr):
+        return "nothing to compare"
+    return f"PSNR {psnr:.1f} dB" + ("" if ssim is None else f", SSIM {ssim:.6f}")
 
 
 class Figure(float):

@@ -25,15 +25,16 @@ def doctor(no_run: bool, threads: int | None, as_json: bool) -> None:
 
     The exit code is 1 where the self-test fails.
     """
-    from engines import environment
+    from engines import bundle, environment
     from engines.machine import machine
 
     here, versions = machine(), environment.installed()
     available, problem = environment.providers()
     can = environment.capabilities(versions, available, problem)
     warnings = environment.warnings(versions, here)
-    demo = environment.demo_state()
-    test = None if no_run or not demo.verified or not can[0].usable else environment.self_test(threads=threads)
+    demo = environment.demo_state(bundle.DEMO_BUNDLE)
+    possible = demo.verified and any(c.usable for c in can if c.what == environment.RUN_ON_CPU)
+    test = environment.self_test(demo.path, threads=threads) if possible and not no_run else None
     if as_json:
         json_out(_document(here, versions, available, can, warnings, demo, test))
     else:

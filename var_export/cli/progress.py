@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -60,7 +61,8 @@ class Progress:
 
     def _draw(self) -> None:
         if self._stage:
-            click.echo(CLEAR + self._line(), err=True, nl=False)
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(CLEAR + self._line()[:width], err=True, nl=False)
 
     def _line(self) -> str:
         return f"{self.seconds:7.1f} s  {self._stage}"

@@ -20,9 +20,11 @@ from var_export.cli.common import (
     needs_export_packages,
     open_bundle,
     provider_option,
+    quality,
     set_option,
     show,
     threads_option,
+    torch_threads,
 )
 from var_export.cli.progress import Progress
 
@@ -101,11 +103,7 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
     """A new reference run, and a note where the checkpoint is not the one of the bundle."""
     progress("loading PyTorch")
     with needs_export_packages("--checkpoint"):
-        import torch
-
         from var_export import live
-    if options.threads:
-        torch.set_num_threads(options.threads)
     progress("reading the checkpoint")
     assert options.checkpoint is not None
     checkpoint = live.checkpoint_for(
@@ -114,13 +112,14 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
     note = None if live.same_weights(bundle, checkpoint) else "it was built from other weights than this checkpoint"
     reference = live.make_reference(checkpoint)
     del checkpoint
-    golden = live.live_run(
-        reference,
-        bundle,
-        images=options.images,
-        seed=options.seed,
-        report=lambda done: progress(f"image {done} of {options.images} by the PyTorch reference"),
-    )
+    with torch_threads(options.threads):
+        golden = live.live_run(
+            reference,
+            bundle,
+            images=options.images,
+            seed=options.seed,
+            report=lambda image: progress(f"image {image + 1} of {options.images} by the PyTorch reference"),
+        )
     return golden, note
 
 
@@ -150,14 +149,18 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport)
         first = report.first_difference
         lines = {
             "drawn freely": free + ("" if first is None else f", first difference at scale {first}"),
-            "decoder alone": _quality(report.decoder_psnr, report.decoder_ssim),
-            "image, tokens forced": _quality(report.image_psnr, report.image_ssim),
+            "decoder alone": quality(report.decoder_psnr, report.decoder_ssim),
+            "image, tokens forced": quality(report.image_psnr, report.image_ssim),
             "encoder": f"{report.encoder_tokens:.2%} of the tokens alike",
         }
     else:
-        lines = {"drawn freely": free, "images of the same tokens": _quality(report.image_psnr)}
+        lines = {
+            "draws, tokens forced": f"{report.draws:.2%} of the tokens alike",
+            "drawn freely": free,
+            "image, tokens forced": quality(report.image_psnr, report.image_ssim),
+        }
     for what, text in lines.items():
-        show(f"{what + ':':<27}{text}", to_stdout=True)
+        show(f"{what + ':':<22}{text}", to_stdout=True)
     show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED", to_stdout=True)
     for failure in report.failures:
         show(f"  {failure}", to_stdout=True)
@@ -181,14 +184,6 @@ def _row(scale: str, side: str, part: Agreement) -> tuple[object, ...]:
 
 def _side(config: ModelConfig, scale: int) -> str:
     return f"{config.patch_nums[scale]}x{config.patch_nums[scale]}"
-
-
-def _quality(psnr: float, ssim: float | None = None) -> str:
-    if psnr == float("inf"):
-        return "identical pixels"
-    if psnr != psnr:  # NaN: nothing to compare
-        return "none to compare"
-    return f"PSNR {psnr:.2f} dB" + ("" if ssim is None else f", SSIM {ssim:.6f}")
 
 
 def _document(

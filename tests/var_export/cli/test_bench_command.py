@@ -1,0 +1,84 @@
+"""`var-export bench`: no figure without its machine and settings."""
+
+import json
+
+import pytest
+
+from engines.machine import machine
+
+QUICK = ("--runs", 2, "--threads", 1)
+
+
+def test_latency_and_throughput(call, tiny_build):
+    code, out, _ = call("bench", tiny_build.path, "--batch", "1,2", *QUICK)
+    assert code == 0
+    assert machine().cpu in out
+    assert "CPUExecutionProvider, 1 thread" in out
+    assert "top-k 8, top-p 0.9, temperature 1" in out
+    latency = out.split("latency in ms, batch 1, guidance 2, 2 runs\n")[1].split("\n\n")[0].splitlines()
+    assert latency[0].split() == ["p50", "p90", "p99", "min"]
+    names = [line[: line.index("  ")] for line in latency[1:]]
+    assert names[:4] == ["cond", "scale 0 (1x1)", "scale 1 (2x2)", "scale 2 (4x4)"]
+    assert names[4:] == ["decode", "outside the engines", "total"]
+    throughput = out.split("throughput\n")[1].split("\n\n")[0].splitlines()[1:]
+    cases = [(row.split()[0], "no guidance" in row) for row in throughput]
+    assert cases == [("1", False), ("1", True), ("2", False), ("2", True)]
+    assert "peak memory: " in out
+
+
+@pytest.mark.parametrize(("cfg", "words"), [(0, ["no guidance"]), (1.5, ["guidance 1.5"])])
+def test_one_guidance(call, tiny_build, cfg, words):
+    out = call("bench", tiny_build.path, "--batch", 1, "--cfg", cfg, *QUICK)[1]
+    throughput = out.split("throughput\n")[1].split("\n\n")[0].splitlines()[1:]
+    assert len(throughput) == 1
+    assert words[0] in throughput[0]
+
+
+def test_the_fused_form_is_one_figure(call, tiny_build):
+    code, out, _ = call("bench", tiny_build.path, "--form", "fused", "--batch", 1, *QUICK)
+    assert code == 0
+    assert "fused graph" in out
+    assert "scale 0" not in out
+
+
+def test_json(call, tiny_build):
+    code, out, _ = call("bench", tiny_build.path, "--batch", "2,1", "--json", *QUICK)
+    document = json.loads(out)
+    assert code == 0
+    assert document["machine"]["cpu"] == machine().cpu
+    assert document["runtime"]["threads"] == 1
+    assert document["settings"]["batch"] == [2, 1]
+    assert [(case["batch"], case["cfg"]) for case in document["cases"]] == [(2, 2.0), (2, 0.0), (1, 2.0), (1, 0.0)]
+    for case in document["cases"]:
+        assert len(case["scales"]) == 3
+        assert case["total"]["min"] <= case["total"]["p50"] <= case["total"]["p99"] <= case["total"]["max"]
+        assert case["images_per_second"] == pytest.approx(case["batch"] / case["total"]["p50"])
+    assert document["peak_memory_bytes"] > 1 << 20
+    assert document["reference"] is None
+
+
+def test_against_the_checkpoint(call, tiny_build, tiny_checkpoint):
+    args = ("bench", tiny_build.path, "--batch", 1, "--reference", tiny_checkpoint, *QUICK)
+    code, out, err = call(*args)
+    assert code == 0
+    assert "against PyTorch " in out
+    assert "(eager FP32, " in out
+    assert "1 thread, 2 pairs in turns" in out
+    assert "100.00% of the tokens alike" in out
+    assert "pair 2 of 2" in err
+    reference = json.loads(call(*args, "--json")[1])["reference"]
+    assert reference["tokens_alike"] == 1
+    assert len(reference["ratios"]) == 2
+    assert reference["ratio"]["min"] == min(reference["ratios"])
+
+
+def test_random_weights_race_too(call, tiny_build):
+    out = call("bench", tiny_build.path, "--batch", 1, "--reference", "random", *QUICK)[1]
+    assert "the engine takes " in out
+    assert "tokens alike" not in out
+
+
+def test_a_checkpoint_of_another_model_is_refused(call, tiny_build):
+    code, out, err = call("bench", tiny_build.path, "--batch", 1, "--reference", "demo", *QUICK)
+    assert (code, out) == (2, "")
+    assert "demo does not fit" in err.splitlines()[-1]

@@ -1,0 +1,220 @@
+"""`var-export build`: what it prints, what it keeps, what it leaves when it is stopped."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from engines.bundle import MANIFEST, Bundle
+from engines.errors import BundleError, CheckFailedError
+from engines.pipeline import Pipeline
+
+COMMAND = (sys.executable, "-c", "from var_export.cli.main import main; raise SystemExit(main())")
+
+
+@pytest.fixture
+def fake_build(monkeypatch, tiny_build):
+    """`var_export.build.build` replaced, in the current folder; returns what it was called with."""
+    calls = SimpleNamespace(seen=[], act=lambda: None)
+
+    def build(checkpoint, out, options, **more):
+        from var_export.build import Built
+
+        calls.seen.append(SimpleNamespace(checkpoint=checkpoint, out=out, options=options, **more))
+        more["progress"]("a stage")
+        calls.act()
+        return Built(Bundle.open(tiny_build.path), False, {})
+
+    monkeypatch.setattr("var_export.build.build", build)
+    return calls
+
+
+def test_says_what_was_built_and_what_to_do_next(tiny_build):
+    lines = tiny_build.out.splitlines()
+    assert lines[0].startswith(f"{tiny_build.path} (")
+    assert " MiB, built in " in lines[0]
+    assert "check of the stepwise form against PyTorch: passed; largest logit error" in lines[1]
+    assert "check of the fused form against PyTorch: passed; draws alike 100.00%" in lines[2]
+    assert lines[3] == f"next: var-run --engine {tiny_build.path} --class 0"
+    assert len(lines) == 4
+
+
+def test_progress_is_plain_lines_on_stderr(tiny_build):
+    lines = tiny_build.err.splitlines()
+    assert "\x1b" not in tiny_build.err
+    assert [line.partition(" s  ")[2] for line in lines][:2] == ["loading PyTorch", "reading the checkpoint"]
+    seconds = [float(line.split()[0]) for line in lines]
+    assert seconds == sorted(seconds)
+
+
+def test_the_same_again_is_up_to_date(call, tiny_build):
+    before = (tiny_build.path / MANIFEST).stat().st_mtime_ns
+    code, out, _ = call(*tiny_build.args)
+    assert code == 0
+    assert out.startswith(f"up to date: {tiny_build.path} (")
+    assert out.splitlines()[-1].startswith("next: var-run")
+    assert (tiny_build.path / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_json(call, tiny_build):
+    code, out, _ = call(*tiny_build.args, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["path"] == str(tiny_build.path)
+    assert document["reused"] is True
+    assert document["form"] == "both"
+    assert document["bytes"] == sum(f.stat().st_size for f in tiny_build.path.iterdir() if f.name != MANIFEST)
+
+
+def test_another_bundle_is_not_replaced(call, tiny_build):
+    code, out, err = call(*tiny_build.args, "--max-top-k", 3)
+    assert (code, out) == (2, "")
+    assert "--force" in err.splitlines()[-1]
+    Bundle.open(tiny_build.path)
+
+
+def test_a_bundle_as_checkpoint_needs_no_build(call, tiny_build):
+    code, out, err = call("build", tiny_build.path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: {tiny_build.path} is a bundle for onnxruntime, which runs it as it is: var-run")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "out"),
+    [
+        ((), "bundles/var-emoji-demo-fp16"),
+        (("--precision", "fp32", "--form", "fused"), "bundles/var-emoji-demo-fp32-fused"),
+        (("--form", "both"), "bundles/var-emoji-demo-fp16-both"),
+        (("--name", "mine"), "bundles/mine-fp16"),
+        (("--out", "a/b"), "a/b"),
+    ],
+)
+def test_where_the_bundle_goes(call, fake_build, args, out):
+    assert call("build", *args)[0] == 0
+    assert fake_build.seen[0].out == Path(out)
+
+
+def test_options_reach_the_checkpoint_and_the_build(call, fake_build, tiny_checkpoint, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\ne\n")
+    options = ("--labels", labels, "--default-cfg", 0, "--set", "vae.quant_resi=0.25", "--name", "other", "--force")
+    vae = ("--vae", tiny_checkpoint / "vae.safetensors", "--config", tiny_checkpoint / "config.json")
+    assert call("build", tiny_checkpoint, *options, *vae, "--max-top-k", 7, "--threads", 2)[0] == 0
+    (seen,) = fake_build.seen
+    assert seen.checkpoint.labels == ("a", "b", "c", "d", "e")
+    assert seen.checkpoint.sampling.cfg == 0
+    assert seen.checkpoint.config.vae.quant_resi == 0.25
+    assert seen.checkpoint.config.name == "other"
+    assert (seen.options.max_top_k, seen.force, seen.threads) == (7, True, 2)
+
+
+def test_a_failed_check_is_exit_code_1(call, fake_build):
+    def fail():
+        raise CheckFailedError("the exported stepwise engines miss the reference: KL")
+
+    fake_build.act = fail
+    code, out, err = call("build")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == "Error: the exported stepwise engines miss the reference: KL"
+
+
+def test_a_full_disk_is_one_line(call, fake_build):
+    def fill():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fake_build.act = fill
+    code, out, err = call("build", "--out", "somewhere")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("Error: cannot write somewhere (No space left on device): make room")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line_and_130(call, fake_build, number):
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    fake_build.act = lambda: (os.kill(os.getpid(), number), time.sleep(1))
+    code, out, err = call("build", "--out", "somewhere")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted: nothing half-written is left at somewhere"
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_that_a_library_swallowed_ends_the_build_at_the_next_stage(call, fake_build):
+    def act():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            fake_build.seen[0].progress("the next stage")
+
+    fake_build.act = act
+    assert call("build")[0] == 130
+
+
+def test_on_a_terminal_one_live_line(monkeypatch, capsys):
+    from var_export.cli.progress import CLEAR, Progress
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress() as progress:
+        progress("first")
+        progress("second")
+    assert capsys.readouterr().err.replace("    0.0 s  ", "") == f"{CLEAR}first{CLEAR}second{CLEAR}"
+
+
+def start(args, cwd):
+    return subprocess.Popen([*COMMAND, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def check_what_is_there(out: Path):
+    """Whatever is at `out` is a bundle that draws, or no bundle at all."""
+    if not out.exists():
+        with pytest.raises(BundleError):
+            Bundle.open(out)
+        return
+    with Pipeline.load(out, threads=1) as pipeline:
+        pipeline.generate([0])
+
+
+@pytest.mark.slow
+def test_whatever_stops_a_build_the_next_one_works(tiny_checkpoint, tmp_path):
+    """Stopped four times, one of them while the finished graphs are checked; then left alone."""
+    args = ("build", str(tiny_checkpoint), "--precision", "fp32", "--threads", "1", "--out", "b")
+    delays = [random.uniform(0.3, 8.0) for _ in range(3)]
+    print("seconds until each signal:", delays)
+    for number, delay in zip((signal.SIGKILL, signal.SIGINT, signal.SIGTERM), delays, strict=True):
+        process = start(args, tmp_path)
+        time.sleep(delay)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+        if process.returncode == 0:  # it was faster
+            break
+        assert process.returncode in ((-signal.SIGKILL,) if number == signal.SIGKILL else (130, -number, 1)), err
+        check_what_is_there(tmp_path / "b")
+        if process.returncode == 130:
+            assert not list(tmp_path.iterdir())
+            assert err.splitlines()[-1].startswith("interrupted: nothing")
+
+    process = start((*args, "--force"), tmp_path)
+    for line in process.stderr:
+        if "check:" in line:
+            break
+    time.sleep(random.uniform(0, 0.3))
+    process.kill()
+    process.communicate()
+    check_what_is_there(tmp_path / "b")
+
+    process = start(args, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_what_is_there(tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert np.isfinite(Bundle.open(tmp_path / "b").golden["top_logit"]).all()

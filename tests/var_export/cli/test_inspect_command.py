@@ -1,0 +1,74 @@
+"""`var-export inspect`: what a bundle says about itself."""
+
+import json
+
+import pytest
+
+from engines.bundle import GOLDEN, WEIGHTS, Bundle
+from engines.contract import GRAPHS
+
+
+def test_says_what_is_in_it(call, tiny_build):
+    code, out, err = call("inspect", tiny_build.path)
+    assert (code, err) == (0, "")
+    for expected in (
+        "tiny, 8x8 pixels",
+        "depth 1, width 64",
+        "1, 2, 4 (21 tokens)",
+        "5, no labels",
+        "fp32",
+        "both",
+        "cfg 2, top-k 8 (at most 64), top-p 0.9",
+        "var.safetensors, vae.safetensors",
+        "torch ",
+        GRAPHS["step"].meaning,
+    ):
+        assert expected in out
+    files = {line.split()[0]: line.split() for line in out.splitlines() if line.endswith(" ok")}
+    assert set(files) == {path.name for path in tiny_build.path.iterdir()} - {"manifest.json"}
+    assert int(files[WEIGHTS][1]) == (tiny_build.path / WEIGHTS).stat().st_size
+
+
+@pytest.mark.parametrize("graph", sorted(GRAPHS))
+def test_graphs_lists_every_tensor(call, tiny_build, graph):
+    out = call("inspect", tiny_build.path, "--graphs")[1]
+    block = out.split(f"\n{graph}: ")[1].split("\n\n")[0]
+    inputs, outputs = Bundle.open(tiny_build.path).tensors(graph)
+    for info in (*inputs, *outputs):
+        line = next(line for line in block.splitlines() if line.split()[1:2] == [info.name])
+        assert info.dtype in line
+        assert info.meaning in line
+
+
+def test_json(call, tiny_build):
+    code, out, _ = call("inspect", tiny_build.path, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["verified"] is True
+    assert document["model"]["image_size"] == 8
+    assert document["classes"] == 5
+    assert document["labels"] is None
+    assert {entry["state"] for entry in document["files"].values()} == {"ok"}
+    (image,) = document["graphs"]["encode"]["inputs"]
+    assert image == {"name": "image", "dtype": "uint8", "shape": ["B", 8, 8, 3], "meaning": "RGB"}
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_changed_file_is_named(call, altered, options):
+    path = altered()
+    content = bytearray((path / GOLDEN).read_bytes())
+    content[100] ^= 1
+    (path / GOLDEN).write_bytes(content)
+    code, out, err = call("inspect", path, *options)
+    assert code == 2
+    assert "SHA-256 differs" in out
+    assert f"Error: {path}: {GOLDEN} changed since the build" in err
+
+
+def test_a_missing_file_is_one_line(call, altered):
+    path = altered()
+    (path / GOLDEN).unlink()
+    code, out, err = call("inspect", path)
+    assert (code, out) == (2, "")
+    assert GOLDEN in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,184 @@
+"""What the ONNX files of a bundle look like: tensors, types, weights, and nothing of the machine that made them."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from support import built_tiny
+
+from engines.bundle import WEIGHTS, Bundle
+
+BUNDLES = ("demo_fp32", "demo_fp16", "tiny_both")
+LEAKS = (b"/work", b"/home", b"/tmp", b"/root", b"site-packages", b'File "', b".py", b"torch")
+MATMULS = ("MatMul", "Gemm")
+
+
+@pytest.fixture(scope="module")
+def folders(demo_fp32_bundle, demo_fp16_bundle, tmp_path_factory):
+    return dict(zip(BUNDLES, (demo_fp32_bundle, demo_fp16_bundle, built_tiny(tmp_path_factory)), strict=True))
+
+
+@pytest.fixture(scope="module", params=BUNDLES)
+def folder(request, folders):
+    return folders[request.param]
+
+
+def load(folder, graph):
+    return onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+
+
+def types_of(graph):
+    """Element type of every value in a graph, by name."""
+    values = [*graph.input, *graph.output, *graph.value_info]
+    known = {value.name: value.type.tensor_type.elem_type for value in values}
+    return known | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def external(model):
+    """(offset, length) in the weight file, by tensor."""
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            entry = {item.key: item.value for item in tensor.external_data}
+            assert entry["location"] == WEIGHTS
+            found[tensor.name] = (int(entry["offset"]), int(entry["length"]))
+    return found
+
+
+def test_tensors_are_those_of_the_contract(folder):
+    bundle = Bundle.open(folder)
+    for graph in bundle.graphs:
+        model = load(folder, graph)
+        for infos, values in zip(bundle.tensors(graph), (model.graph.input, model.graph.output), strict=True):
+            wanted = [(info.name, np.dtype(info.dtype), info.shape) for info in infos]
+            got = [
+                (
+                    value.name,
+                    onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+                    tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+                )
+                for value in values
+            ]
+            assert got == wanted, graph
+
+
+def test_manifest_shows_the_tensors_of_each_graph(folder):
+    bundle = Bundle.open(folder)
+    table = json.loads((folder / "manifest.json").read_text())["graphs"]
+    assert set(table) == set(bundle.graphs)
+    for graph in bundle.graphs:
+        for side, infos in zip(("inputs", "outputs"), bundle.tensors(graph), strict=True):
+            assert [(row["name"], row["dtype"], tuple(row["shape"])) for row in table[graph][side]] == [
+                (info.name, info.dtype, info.shape) for info in infos
+            ]
+
+
+@pytest.mark.parametrize(("bundle", "dtype"), [("demo_fp32", TensorProto.FLOAT), ("demo_fp16", TensorProto.FLOAT16)])
+def test_cache_has_the_type_of_the_precision(bundle, dtype, folders):
+    types = types_of(load(folders[bundle], "step").graph)
+    cache = {name: kind for name, kind in types.items() if name.startswith(("past_", "new_"))}
+    assert len(cache) == 16  # k and v, in and out, of four blocks
+    assert set(cache.values()) == {dtype}
+
+
+def test_opset_is_exactly_20_and_the_standard_one(folder):
+    for graph in Bundle.open(folder).graphs:
+        model = load(folder, graph)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)], graph
+        assert not model.functions
+        assert {node.domain for node in model.graph.node} == {""}
+        onnx.checker.check_model(str(folder / f"{graph}.onnx"))
+
+
+def test_operators_are_whole(folders):
+    """Layer norms and GELUs stay one node each; attention is MatMul, Softmax, MatMul; no Resize, no cumulative sum."""
+    operators = [node.op_type for node in load(folders["demo_fp32"], "step").graph.node]
+    assert operators.count("LayerNormalization") == 2 * 4 + 1
+    assert operators.count("Gelu") == 4
+    assert operators.count("Softmax") == 4
+    assert operators.count("TopK") == 1
+    # What TensorRT 10.3 lacks, or runtimes disagree about.
+    assert not {"Attention", "CumSum", "Resize", "Loop", "If", "Scan", "RandomUniform", "Multinomial"} & set(operators)
+
+
+def test_nothing_tells_of_the_machine_that_built_it(folder):
+    for file in folder.iterdir():
+        if file.suffix in (".onnx", ".json"):
+            found = [leak for leak in LEAKS if leak in file.read_bytes().replace(b'"torch"', b"")]  # a builder version
+            assert not found, file.name
+
+
+def test_every_large_tensor_lies_in_the_one_weight_file_once(folder):
+    size = (folder / WEIGHTS).stat().st_size
+    regions = set()
+    for graph in Bundle.open(folder).graphs:
+        model = load(folder, graph)
+        outside = external(model)
+        for tensor in model.graph.initializer:
+            if tensor.name not in outside:
+                assert len(tensor.raw_data) < 1024, f"{graph}: {tensor.name}"
+        regions |= set(outside.values())
+    ends = 0
+    for offset, length in sorted(regions):
+        assert offset % 4096 == 0
+        assert ends <= offset, "two tensors overlap"
+        ends = offset + length
+    assert ends <= size
+    with (folder / WEIGHTS).open("rb") as file:
+        contents = set()
+        for offset, length in regions:
+            file.seek(offset)
+            contents.add(file.read(length))
+    assert len(contents) == len(regions), "a tensor is stored twice"
+
+
+def test_fused_and_stepwise_graphs_share_their_weights(folders):
+    folder = folders["tiny_both"]
+    stepwise = {region for graph in ("cond", "step", "decode") for region in external(load(folder, graph)).values()}
+    fused = set(external(load(folder, "fused")).values())
+    assert sum(length for _, length in stepwise & fused) > 0.9 * sum(length for _, length in stepwise)
+    assert sum(length for _, length in fused - stepwise) < 0.05 * sum(length for _, length in stepwise)
+
+
+def test_fp16_step_computes_its_products_in_fp16(folders):
+    graph = load(folders["demo_fp16"], "step").graph
+    types = types_of(graph)
+    weights = {tensor.name for tensor in graph.initializer}
+    triangles = ("list_sum", "whole_sum")  # prefix sums of the sampler
+    products = 0
+    for node in graph.node:
+        constant = [name for name in node.input if name in weights]
+        if node.op_type not in MATMULS or not constant or any(part in constant[0] for part in triangles):
+            continue
+        assert {types[name] for name in node.input} == {TensorProto.FLOAT16}, node.name
+        products += 1
+    assert products == 4 * 4 + 2  # qkv, proj, fc1, fc2 of each block; the head and the word embedding
+
+
+@pytest.mark.parametrize("graph", ["cond", "step", "decode", "encode"])
+def test_fp16_graphs_normalise_in_fp32(graph, folders):
+    model = load(folders["demo_fp16"], graph)
+    types = types_of(model.graph)
+    sensitive = (
+        "LayerNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "ReduceL2", "TopK", "Exp",
+        "ArgMin", "ArgMax",
+    )  # fmt: skip
+    for node in model.graph.node:
+        if node.op_type in sensitive:
+            assert types[node.input[0]] == TensorProto.FLOAT, f"{node.op_type} {node.name}"
+
+
+def test_fp16_step_keeps_residual_stream_sampler_and_quantiser_in_fp32(folders):
+    graph = load(folders["demo_fp16"], "step").graph
+    types = types_of(graph)
+    for name in ("x", "x_next", "f_hat", "f_hat_out", "logits", "adaln", "head_adaln", "uniforms"):
+        assert types[name] == TensorProto.FLOAT, name
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]  # phi
+    assert [types[node.input[1]] for node in convolutions] == [TensorProto.FLOAT]
+
+
+def test_fp16_halves_the_weights(folders):
+    sizes = {name: (folders[name] / WEIGHTS).stat().st_size for name in ("demo_fp32", "demo_fp16")}
+    assert sizes["demo_fp16"] < 0.6 * sizes["demo_fp32"]
