@@ -1,0 +1,69 @@
+"""What must hold at official size: d16 with random weights (310 M parameters), stepwise, fused and FP16."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import var_export.golden
+from engines.config import ModelConfig, SamplingDefaults
+from engines.pipeline import Pipeline
+from var_export.build import Options, build
+from var_export.checkpoint import Checkpoint
+from var_export.model.reference import Reference
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+CONFIG = ModelConfig(name="d16-random")
+LABEL = 207
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference.random(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def greedy(reference) -> np.ndarray:
+    """Tokens (1, 680) of the reference with guidance 4 and the most likely token at each place."""
+    one = torch.ones(1)
+    settings = {"cfg": 4 * one, "temperature": one, "top_k": one.long(), "top_p": 0 * one}
+    drawn = reference.generate(torch.tensor([LABEL]), torch.zeros(1, CONFIG.num_tokens), **settings, max_top_k=900)
+    return drawn.tokens.numpy()
+
+
+@pytest.fixture(scope="module")
+def built(reference, tmp_path_factory):
+    """Build a bundle of the random model; one golden image is enough here."""
+    checkpoint = Checkpoint(
+        config=CONFIG,
+        sampling=SamplingDefaults(),
+        labels=None,
+        var_state=reference.var.state_dict(),
+        vae_state=reference.vae.state_dict(),
+        sha256="random",
+        sources=(),
+    )
+
+    def make(precision: str, form: str):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(var_export.golden, "IMAGES", 1)
+            out = tmp_path_factory.mktemp("d16") / precision
+            return build(checkpoint, out, Options(precision=precision, form=form))
+
+    return make
+
+
+def test_fp32_greedy_tokens_are_the_references_in_both_forms(built, greedy):
+    bundle = built("fp32", "both").bundle
+    for form in ("stepwise", "fused"):
+        with Pipeline.load(bundle.path, form=form) as pipeline:
+            drawn = pipeline.generate(LABEL, cfg=4.0, top_k=1, top_p=0)
+        assert (drawn.tokens == greedy).sum() == 680, form
+
+
+def test_fp16_keeps_the_most_likely_token(built):
+    report = built("fp16", "stepwise").reports["stepwise"]
+    assert report.passed
+    assert report.total.top1 >= 0.99
+    assert report.total.tokens == 680
