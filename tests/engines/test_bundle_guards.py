@@ -189,7 +189,7 @@ NONSENSE = [
     (("precision",), "fp8"), (("precision",), None), (("precision",), ["fp32"]),
     (("form",), "sideways"), (("form",), None), (("form",), {}),
     (("target",), "abacus"), (("target",), 3),
-    (("name",), 3), (("name",), None), (("name",), "../../up"),
+    (("name",), 3), (("name",), None),
     (("max_top_k",), 0), (("max_top_k",), -1), (("max_top_k",), 10**9), (("max_top_k",), 2.5), (("max_top_k",), "ten"),
     (("max_top_k",), math.inf), (("max_top_k",), math.nan), (("max_top_k",), None), (("max_top_k",), True),
     (("sampling", "cfg"), "strong"), (("sampling", "cfg"), -1.0), (("sampling", "cfg"), math.nan),

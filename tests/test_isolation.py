@@ -1,0 +1,166 @@
+"""Who imports what: the runtime runs on a device that has neither torch nor onnx."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
+
+
+def modules_of(package):
+    """Dotted names of all modules of a package, without importing any."""
+    names = []
+    for file in sorted((ROOT / package).rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names
+
+
+def run(script, *, blocked=()):
+    """Run Python code in a fresh process where some packages cannot be imported; what it prints as JSON."""
+    guard = f"""
+        import sys
+
+        class Blocked:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {tuple(blocked)!r}:
+                    raise ImportError(name + " is not installed here")
+
+        sys.meta_path.insert(0, Blocked())
+    """
+    code = textwrap.dedent(guard) + textwrap.dedent(script)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout) if result.stdout.strip() else None
+
+
+def test_the_guard_guards():
+    failed = run(
+        """
+        import json
+        failed = []
+        for name in ("torch", "onnx.helper", "safetensors.torch"):
+            try:
+                __import__(name)
+            except ImportError:
+                failed.append(name)
+        print(json.dumps(failed))
+        """,
+        blocked=BLOCKED,
+    )
+    assert failed == ["torch", "onnx.helper", "safetensors.torch"]
+
+
+@pytest.mark.parametrize("package", ["engines", "calib"])
+def test_every_module_of_the_runtime_imports_without_torch(package):
+    modules = modules_of(package)
+    assert package in modules
+    run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=BLOCKED)
+
+
+@pytest.mark.parametrize("package", ["engines", "calib"])
+def test_the_runtime_imports_without_any_runtime(package):
+    """Backends load theirs when they are made: a bundle can be inspected on a bare machine."""
+    modules = modules_of(package)
+    blocked = (*BLOCKED, "onnxruntime", "tensorrt")
+    run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
+
+
+def test_a_missing_runtime_is_an_error_with_the_remedy():
+    message = run(
+        """
+        import json
+        from engines import BackendError, backends
+        try:
+            backends.create("onnxruntime")
+        except BackendError as error:
+            print(json.dumps(str(error)))
+        """,
+        blocked=("onnxruntime",),
+    )
+    assert 'pip install "var-export[cpu]"' in message
+
+
+def test_every_module_of_the_exporter_imports():
+    modules = modules_of("var_export")
+    assert len(modules) > 20
+    run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)")
+
+
+@pytest.mark.parametrize("package", ["var_export", "engines", "calib"])
+def test_a_bare_import_is_light(package):
+    loaded = run(f"import json, sys, {package}\nprint(json.dumps(sorted(sys.modules)))")
+    heavy = {"numpy", "PIL", "onnxruntime", "click", *BLOCKED}
+    assert not heavy & set(loaded)
+
+
+def test_the_front_door_needs_no_torch():
+    loaded = run(
+        """
+        import json, sys
+        from var_export import Pipeline, UsageError
+        import var_export, engines
+        assert Pipeline is engines.Pipeline
+        print(json.dumps({"pipeline": Pipeline.__module__, "loaded": sorted(sys.modules)}))
+        """,
+        blocked=BLOCKED,
+    )
+    assert loaded["pipeline"] == "engines.pipeline"
+    assert not set(BLOCKED) & set(loaded["loaded"])
+
+
+def test_an_image_is_drawn_without_torch(demo_fp16_bundle):
+    drawn = run(
+        f"""
+        import json, sys
+        from var_export import Pipeline
+        with Pipeline.load({str(demo_fp16_bundle)!r}, threads=1) as pipeline:
+            result = pipeline.generate("none", seeds=3)
+        print(json.dumps({{"shape": result.images.shape, "loaded": sorted(sys.modules)}}))
+        """,
+        blocked=BLOCKED,
+    )
+    assert drawn["shape"] == [1, 64, 64, 3]
+    assert not set(BLOCKED) & set(drawn["loaded"])
+
+
+def test_every_public_name_is_there():
+    import engines
+    import var_export
+
+    assert set(var_export.__all__) >= {"Pipeline", "Bundle", "Result", "Preview", "VarExportError", "UsageError"}
+    for package in (engines, var_export):
+        for name in package.__all__:
+            assert getattr(package, name).__name__ == name
+            assert name in dir(package)
+        with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+            _ = package.nothing_of_the_kind
+
+
+def test_errors_are_one_tree():
+    import engines
+    from engines.errors import VarExportError
+
+    errors = [getattr(engines, name) for name in engines.__all__ if name.endswith("Error")]
+    assert len(errors) >= 7
+    for error in errors:
+        assert issubclass(error, VarExportError)
+        assert error.exit_code == (1 if error is engines.CheckFailedError else 2)
+    assert issubclass(engines.UsageError, ValueError)
+    assert issubclass(engines.BundleError, engines.UsageError)
+    assert issubclass(engines.CheckpointError, engines.UsageError)
+    assert issubclass(engines.OutOfMemoryError, engines.BackendError)
