@@ -24,7 +24,7 @@ class Conditioning:
         self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
 
     def of(self, labels: Array) -> tuple[Array, ...]:
-        """Vectors adaln (N, D, 6, C), head_adaln (N, 2, C) and first input (N, L, C) of these rows, labels int64 (N,)."""
+        """Arrays adaln (N, D, 6, C), head_adaln (N, 2, C) and x (N, L, C) of these rows, labels int64 (N,)."""
         wanted = list(dict.fromkeys(labels.tolist()))
         with self._lock:
             known = {label: self._kept[label] for label in wanted if label in self._kept}

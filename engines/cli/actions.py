@@ -24,7 +24,7 @@ from engines.request import check_tokens, make_request
 from engines.uniforms import uniforms
 
 if TYPE_CHECKING:
-    from engines.cli.run import Options
+    from engines.cli.options import Options
 
 NO_CLASS = -1  # of an image that was not drawn from a class
 

@@ -17,7 +17,7 @@ from engines.jobs import Item, Job, Made, Sink, run_job
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
-    from engines.cli.run import Options
+    from engines.cli.options import Options
     from engines.loop import Timings
     from engines.pipeline import Pipeline
 

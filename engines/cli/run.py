@@ -5,13 +5,13 @@ Imports stay light: `--help` must not wait for numpy. What the command does is i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engines.cli.common import guarded, version
+from engines.cli.options import Options
 
 _MODES = ("classes", "tokens", "reconstruct", "list_classes")
 _SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "form", "preview", "save_tokens")
@@ -28,34 +28,6 @@ Examples:
   var-run --class 0-9,none --out "samples/{class}/{seed}.png"
   var-run --class all --count 50 --npz samples.npz
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of `var-run`, parsed; None where the user left the choice to the bundle."""
-
-    classes: tuple[str, ...]
-    seed: int
-    count: int
-    cfg: float | None
-    top_k: int | None
-    top_p: float | None
-    temperature: float | None
-    engine: Path | None
-    form: str | None
-    batch: int
-    out: str | None
-    grid: bool
-    preview: bool
-    npz: Path | None
-    save_tokens: Path | None
-    tokens: Path | None
-    reconstruct: Path | None
-    list_classes: bool
-    threads: int | None
-    provider: str
-    as_json: bool
-    overwrite: bool
 
 
 def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:

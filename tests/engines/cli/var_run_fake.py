@@ -82,7 +82,7 @@ class FakePipeline:
         images = np.stack([image_of(c, s, cfg) for c, s in pairs])
         tokens = np.stack([tokens_of(c, s) for c, s in pairs])
         timings = Timings(cond=0.01, scales=[0.1, 0.2, 0.3], decode=0.05, total=0.7)
-        return Result(images, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), timings)
+        return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), timings)
 
     def stream(self, classes, *, seeds=0, preview_scales=None, **sampling):
         result = self.generate(classes, seeds=seeds, **sampling)

@@ -21,6 +21,15 @@ CLASSES = np.array([88, 3, 171, 120])
 CFG = np.array([1.0, 4.0, 1.0, 2.0], np.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The demo model is too small for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def demo():
     return demo_reference()

@@ -19,6 +19,15 @@ LABELS = [0, 3, 5]  # the last is the unconditional class
 CFG = 3.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """These models are too small for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def official():
     with np.load(DATA / "official_tiny.npz") as archive:

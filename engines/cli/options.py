@@ -1,0 +1,34 @@
+"""What `var-run` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `var-run`, parsed; None where the user left the choice to the bundle."""
+
+    classes: tuple[str, ...]
+    seed: int
+    count: int
+    cfg: float | None
+    top_k: int | None
+    top_p: float | None
+    temperature: float | None
+    engine: Path | None
+    form: str | None
+    batch: int
+    out: str | None
+    grid: bool
+    preview: bool
+    npz: Path | None
+    save_tokens: Path | None
+    tokens: Path | None
+    reconstruct: Path | None
+    list_classes: bool
+    threads: int | None
+    provider: str
+    as_json: bool
+    overwrite: bool
