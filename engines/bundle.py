@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,29 +21,20 @@ from numpy.typing import NDArray
 
 from engines import contract
 from engines.config import ModelConfig, SamplingDefaults
-from engines.errors import BundleError, UsageError
+from engines.errors import BundleError
+from engines.manifest import (
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    FileEntry,
+    StoredTensor,
+    needed_files,
+    parse_manifest,
+    read_manifest,
+)
 
-SCHEMA_VERSION = 1
-MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
 DEMO_BUNDLE = Path(__file__).parent / "data" / "demo"
 BUNDLES = Path("bundles")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A constant of the scale loop, stored in the weight file beside the weights."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What a file of the bundle must be."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +55,7 @@ class Bundle:
     golden_key: str
     files: Mapping[str, FileEntry]
     constants: Mapping[str, StoredTensor]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any]
     """Checkpoint files and hash, builder versions: for people, never for decisions."""
 
     @classmethod
@@ -77,51 +70,10 @@ class Bundle:
 
         """
         path = Path(path)
-        manifest = _read_manifest(path)
-        try:
-            bundle = cls(
-                path=path,
-                name=manifest["name"],
-                config=ModelConfig.from_dict(manifest["model"]),
-                precision=manifest["precision"],
-                form=manifest["form"],
-                target=manifest["target"],
-                max_top_k=int(manifest["max_top_k"]),
-                sampling=SamplingDefaults(**manifest["sampling"]),
-                labels=None if manifest["labels"] is None else tuple(manifest["labels"]),
-                build_key=manifest["build_key"],
-                golden_key=manifest["golden_key"],
-                files={name: FileEntry(**entry) for name, entry in manifest["files"].items()},
-                constants={
-                    name: StoredTensor(entry["dtype"], tuple(entry["shape"]), int(entry["offset"]))
-                    for name, entry in manifest["constants"].items()
-                },
-                provenance=manifest["provenance"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise BundleError(f"{path / MANIFEST} is damaged ({error}); build the bundle again") from error
-        bundle._check(verify)
+        bundle = cls(path=path, **parse_manifest(read_manifest(path), path / MANIFEST))
+        for name, entry in bundle.files.items():
+            _check_file(path / name, entry, verify)
         return bundle
-
-    def _check(self, verify: bool) -> None:
-        needed = [WEIGHTS, GOLDEN, *(f"{graph}.onnx" for graph in self.graphs)]
-        for name in needed:
-            if name not in self.files:
-                raise BundleError(f"{self.path / MANIFEST} lists no {name}; build the bundle again")
-        for name, entry in self.files.items():
-            file = self.path / name
-            if Path(name).name != name:
-                raise BundleError(f"{self.path / MANIFEST} names a file outside of the bundle: {name!r}")
-            if not file.is_file():
-                raise BundleError(f"{file} is missing; copy the whole folder, or build the bundle again")
-            if file.stat().st_size != entry.size:
-                raise BundleError(
-                    f"{file} has {file.stat().st_size} bytes instead of {entry.size}; copy it again, or build again"
-                )
-            if verify and sha256_of(file) != entry.sha256:
-                raise BundleError(
-                    f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again"
-                )
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -152,33 +104,42 @@ class Bundle:
 
     @cached_property
     def golden(self) -> Mapping[str, NDArray[Any]]:
-        """Arrays of the golden run (docs/fidelity.md)."""
-        with np.load(self.path / GOLDEN, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        """Arrays of the golden run (docs/fidelity.md). Raises `BundleError` where one is missing or unreadable."""
+        file = self.path / GOLDEN
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in contract.GOLDEN_ARRAYS}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{file} is no golden run ({error!s:.200}); build the bundle again") from error
 
     def weights_bytes(self) -> int:
         """Size of the weight file."""
         return self.files[WEIGHTS].size
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not path.exists():
-        raise BundleError(f"there is no bundle at {path}; make one with: var-export build --out {path}")
-    if not path.is_dir() or not file.is_file():
-        raise BundleError(f"{path} is not a bundle: a bundle is a folder with a {MANIFEST}")
+def _check_file(file: Path, entry: FileEntry, verify: bool) -> None:
+    if not file.is_file():
+        raise BundleError(f"{file} is missing; copy the whole folder, or build the bundle again")
+    size = file.stat().st_size
+    if size != entry.size:
+        raise BundleError(f"{file} has {size} bytes instead of {entry.size}; copy it again, or build again")
+    if verify and sha256_of(file) != entry.sha256:
+        raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
+
+
+def is_bundle_folder(path: Path) -> bool:
+    """True where `path` is a folder whose manifest is a bundle's, whatever its version and state."""
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be read ({error}); build the bundle again") from error
-    if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise BundleError(f"{file} is not the manifest of a bundle")
-    if manifest["schema"] != SCHEMA_VERSION or manifest.get("contract") != contract.CONTRACT_VERSION:
-        raise BundleError(
-            f"{path} has schema {manifest['schema']} and graph contract {manifest.get('contract')}; this version reads "
-            f"{SCHEMA_VERSION} and {contract.CONTRACT_VERSION}: build it again, or use the version that wrote it"
-        )
-    return manifest
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and {"schema", "contract", "build_key"} <= set(manifest)
+
+
+def foreign_files(path: Path) -> list[str]:
+    """Names in a bundle's folder that no bundle has: somebody put them there."""
+    own = {MANIFEST, *needed_files("both")}
+    return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
 def sha256_of(file: Path) -> str:

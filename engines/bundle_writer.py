@@ -16,16 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines.bundle import MANIFEST, FileEntry, sha256_of
+from engines.bundle import sha256_of
 from engines.errors import UsageError
+from engines.manifest import MANIFEST, FileEntry
 
 
 class BundleWriter:
     """Context manager over the folder that becomes the bundle on `publish`; gone without that."""
 
     def __init__(self, target: Path) -> None:
-        self.target = target
-        parent, name = target.absolute().parent, target.name
+        self.target = target.resolve()  # of a link, what it leads to
+        self._replaces = False
+        parent, name = self.target.parent, self.target.name
         self.folder = parent / f".{name}.partial"
         self._previous = parent / f".{name}.previous"
         self._lock_file = parent / f".{name}.lock"
@@ -47,6 +49,7 @@ class BundleWriter:
                 shutil.rmtree(self._previous)
             else:
                 self._previous.rename(self.target)
+        self._replaces = self.target.exists()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         return self
@@ -72,9 +75,11 @@ class BundleWriter:
     def publish(self) -> None:
         """Put the sealed bundle in place of whatever was there."""
         if self.target.exists():
+            if not self._replaces:
+                raise UsageError(f"{self.target} appeared while its bundle was built; move it, and build again")
             self.target.rename(self._previous)
         self.folder.rename(self.target)
-        _sync(self.target.absolute().parent)
+        _sync(self.target.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
 
     def __exit__(

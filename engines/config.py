@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,25 @@ HEAD_DIM = 64  # of every official model: heads = width / 64
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
+
+
+def _check_types(config: Any, group: str) -> None:
+    """Every field has the type that it is annotated with; a number is finite, a bool no number."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if entry.type == "tuple[int, ...]":
+            fits = isinstance(value, tuple) and all(type(item) is int for item in value)
+        elif entry.type == "float":
+            fits = type(value) in (int, float) and math.isfinite(value)
+        elif entry.type in ("int", "bool", "str"):
+            fits = type(value).__name__ == entry.type
+        else:
+            continue
+        _require(fits, f"{group}{entry.name} must be of type {entry.type}, got {value!r}")
+
+
+def _as_tuple(value: object) -> Any:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +65,9 @@ class VaeConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ch_mult", tuple(int(m) for m in self.ch_mult))
+        object.__setattr__(self, "ch_mult", _as_tuple(self.ch_mult))
+        _check_types(self, "vae.")
+        _require(self.norm_eps > 0, f"vae.norm_eps must be positive, got {self.norm_eps}")
         for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_num_groups"):
             _require(getattr(self, name) > 0, f"vae.{name} must be positive, got {getattr(self, name)}")
         _require(
@@ -79,6 +101,8 @@ class TransformerConfig:
     attn_l2_norm: bool = True
 
     def __post_init__(self) -> None:
+        _check_types(self, "transformer.")
+        _require(self.norm_eps > 0, f"transformer.norm_eps must be positive, got {self.norm_eps}")
         for name in ("depth", "width", "heads", "mlp_hidden", "num_classes"):
             _require(getattr(self, name) > 0, f"transformer.{name} must be positive, got {getattr(self, name)}")
         _require(
@@ -101,6 +125,13 @@ class SamplingDefaults:
     top_p: float = 0.95
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_types(self, "sampling.")
+        _require(self.cfg >= 0, f"sampling.cfg must be 0 or more, got {self.cfg}")
+        _require(self.top_k >= 0, f"sampling.top_k must be 0 or more, got {self.top_k}")
+        _require(0 <= self.top_p <= 1, f"sampling.top_p must lie in 0 to 1, got {self.top_p}")
+        _require(self.temperature > 0, f"sampling.temperature must be above 0, got {self.temperature}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -112,7 +143,8 @@ class ModelConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patch_nums", tuple(int(p) for p in self.patch_nums))
+        object.__setattr__(self, "patch_nums", _as_tuple(self.patch_nums))
+        _check_types(self, "")
         _require(len(self.patch_nums) >= 2, f"patch_nums needs two scales or more, got {self.patch_nums}")
         _require(
             self.patch_nums[0] > 0 and all(a < b for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)),
@@ -169,8 +201,8 @@ class ModelConfig:
         """Build from `to_dict`'s output. Raises `UsageError` on unknown or missing keys."""
         try:
             return cls(
-                name=str(value["name"]),
-                patch_nums=tuple(value["patch_nums"]),
+                name=value["name"],
+                patch_nums=value["patch_nums"],
                 vae=VaeConfig(**value["vae"]),
                 transformer=TransformerConfig(**value["transformer"]),
             )
@@ -186,11 +218,14 @@ def phi_index(config: ModelConfig, scale: int) -> int:
     count = num_phi(config)
     if count <= 1:
         return 0
-    margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-    step = (1 - 2 * margin) / (count - 1)
+    first = 1 / 3 / count if count == 4 else 1 / 2 / count
+    last = 1 - first
+    # Rounded as numpy.linspace rounds, which the official code uses: of ten scales, 2, 4 and 7 lie exactly between two
+    # of four ticks, so the last bit decides.
+    step = (last - first) / (count - 1)
+    ticks = [i * step + first for i in range(count - 1)] + [last]
     at = scale / (config.num_scales - 1)
-    distances = [abs(margin + i * step - at) for i in range(count)]
-    return min(range(count), key=distances.__getitem__)
+    return min(range(count), key=lambda i: abs(ticks[i] - at))
 
 
 def num_phi(config: ModelConfig) -> int:

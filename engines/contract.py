@@ -167,6 +167,24 @@ FORMS = {"stepwise": ("cond", "step"), "fused": ("fused",)}
 COMMON_GRAPHS = ("decode", "encode", "accumulate")
 
 
+# A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
+GOLDEN_ARRAYS = {
+    "classes": "int64 (G,)",
+    "seeds": "uint64 (G,)",
+    "cfg": "float32 (G,)",
+    "temperature": "float32 (G,)",
+    "top_k": "int64 (G,)",
+    "top_p": "float32 (G,)",
+    "tokens": "int64 (G, T), drawn by the reference with the uniforms of its seeds",
+    "f_hat": "float32 (G, Z, S, S), after the last scale",
+    "image": "uint8 (G, h, w, 3)",
+    "top_index": "int32 (G, T, K), the K most likely tokens by the guided logits",
+    "top_logit": "float32 (G, T, K), their logits",
+    "log_sum_exp": "float64 (G, T), over the whole vocabulary",
+    "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
+}
+
+
 def graphs_of(form: str) -> tuple[str, ...]:
     """Graphs of a bundle of this form: `stepwise`, `fused` or `both`."""
     forms = FORMS if form == "both" else {form: FORMS[form]}
@@ -209,3 +227,12 @@ def resolve(
         return tuple(infos)
 
     return expand(graph.inputs), expand(graph.outputs)
+
+
+def scale_constant_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Arrays of float32 that the loop feeds to `step`: up_s, down_s, pos_s of each scale s, by name."""
+    area, C = config.latent_size**2, config.transformer.width
+    shapes: dict[str, tuple[int, ...]] = {}
+    for scale, length in enumerate(config.scale_lengths):
+        shapes |= {f"up_{scale}": (area, length), f"down_{scale}": (length, area), f"pos_{scale}": (1, length, C)}
+    return shapes

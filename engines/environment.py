@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.bundle import MANIFEST, Bundle
+from engines.bundle import Bundle
 from engines.errors import BundleError, VarExportError
 from engines.machine import Machine
+from engines.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from engines.fidelity import Report

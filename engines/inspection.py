@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from engines import contract
-from engines.bundle import SCHEMA_VERSION, Bundle, sha256_of
+from engines.bundle import Bundle, sha256_of
+from engines.manifest import SCHEMA_VERSION
 
 OK, CHANGED = "ok", "SHA-256 differs"
 

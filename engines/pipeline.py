@@ -200,6 +200,10 @@ class Pipeline:
 
     def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""
+        f_hat = np.asarray(f_hat)
+        Z, S = self.config.vae.z_channels, self.config.latent_size
+        if f_hat.dtype != np.float32 or f_hat.ndim != 4 or f_hat.shape[1:] != (Z, S, S):
+            raise UsageError(f"feature maps must be float32 (B, {Z}, {S}, {S}), got {f_hat.dtype} {f_hat.shape}")
         return self._map("decode", "f_hat", f_hat, "image")
 
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from engines.labels import ClassNames
 from engines.loop import Batch, Rows
 from engines.uniforms import MAX_SEED, uniforms
 
+MAX_CFG = 1000  # beyond, differences of logits leave what float32 can tell apart
+MIN_TEMPERATURE = 1e-4  # below, quotients of logits overflow
 PerImage = float | Sequence[float] | NDArray[Any] | None
 Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
 
@@ -68,8 +71,11 @@ def make_request(
 ) -> Request:
     """Check and spread the arguments of `Pipeline.generate`. Raises `UsageError` with the fix in it."""
     names = ClassNames(config.transformer.num_classes, labels)
-    asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
-    indices = [names.index(name) for name in asked]
+    try:
+        asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
+        indices = [names.index(name if isinstance(name, str) else operator.index(name)) for name in asked]
+    except TypeError as error:
+        raise UsageError(f"classes must be indices or labels, got {classes!r}") from error
     B = len(indices)
     if B == 0:
         raise UsageError("no class was given; name at least one")
@@ -96,12 +102,15 @@ def _fitting(defaults: SamplingDefaults, max_top_k: int) -> int:
 
 
 def _seeds(seeds: int | Sequence[int] | NDArray[Any], B: int) -> Array:
-    if isinstance(seeds, (int, np.integer)):
-        values = [int(seeds) + k for k in range(B)]
-    else:
-        values = [int(s) for s in seeds]
-        if len(values) != B:
-            raise UsageError(f"{len(values)} seeds for {B} images; give one seed per image, or one for all")
+    try:
+        if isinstance(seeds, (int, np.integer)):
+            values = [operator.index(seeds) + k for k in range(B)]
+        else:
+            values = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UsageError(f"seeds must be whole numbers, got {seeds!r}") from error
+    if len(values) != B:
+        raise UsageError(f"{len(values)} seeds for {B} images; give one seed per image, or one for all")
     for value in values:
         if not 0 <= value <= MAX_SEED:
             raise UsageError(f"a seed must lie in 0 to 2^64 - 1, got {value}")
@@ -119,15 +128,19 @@ def _spread(name: str, value: PerImage, default: float, B: int, dtype: type[np.g
         raise UsageError(f"{name} must be finite, got {value!r}")
     if dtype is np.int64 and (array != np.floor(array)).any():
         raise UsageError(f"{name} must be a whole number, got {value!r}")
-    return np.broadcast_to(array, (B,)).astype(dtype)
+    limit = 2**53 if dtype is np.int64 else np.finfo(np.float32).max
+    return np.broadcast_to(array.clip(-limit, limit), (B,)).astype(dtype)
 
 
 def _check_sampling(request: Request, config: ModelConfig, max_top_k: int) -> None:
     V = config.vae.vocab_size
-    if (request.cfg < 0).any():
-        raise UsageError(f"cfg must be 0 or more, got {request.cfg.min()}")
-    if (request.temperature <= 0).any():
-        raise UsageError("temperature must be above 0; for the most likely token at each place use top_k 1")
+    if ((request.cfg < 0) | (request.cfg > MAX_CFG)).any():
+        raise UsageError(f"cfg must lie in 0 to {MAX_CFG}, got {request.cfg.min()} to {request.cfg.max()}")
+    if (request.temperature < MIN_TEMPERATURE).any():
+        raise UsageError(
+            f"temperature must be at least {MIN_TEMPERATURE}, got {request.temperature.min()}; "
+            "for the most likely token at each place use top_k 1"
+        )
     if ((request.top_p < 0) | (request.top_p > 1)).any():
         raise UsageError(f"top_p must lie in 0 to 1, got {request.top_p[(request.top_p < 0) | (request.top_p > 1)][0]}")
     if (request.top_k < 0).any():
@@ -145,6 +158,8 @@ def _check_sampling(request: Request, config: ModelConfig, max_top_k: int) -> No
 
 
 def _forced(forced: Forced, config: ModelConfig, B: int) -> tuple[Array, Array]:
+    if isinstance(forced, tuple) and len(forced) != 2:
+        raise UsageError("forced must be an array of tokens, or a pair of tokens and mask")
     given, where = forced if isinstance(forced, tuple) else (forced, True)
     shape = (B, config.num_tokens)
     try:

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engines import backends, contract
-from engines.bundle import GOLDEN, SCHEMA_VERSION, Bundle, StoredTensor
+from engines.bundle import Bundle, foreign_files, is_bundle_folder
 from engines.bundle_writer import BundleWriter
+from engines.config import ModelConfig
 from engines.errors import BundleError, CheckFailedError, UsageError
 from engines.fidelity import FusedReport, Report, verify, verify_fused
+from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.pipeline import Pipeline
 from var_export.checkpoint import Checkpoint
 from var_export.export.fuse import fuse
@@ -41,7 +43,16 @@ from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
-SOURCES = ("model", "graphs", "export", "golden.py")  # what decides the bytes of a bundle
+# What decides the bytes of a bundle, relative to the folder of the packages.
+SOURCES = (
+    "var_export/model",
+    "var_export/graphs",
+    "var_export/export",
+    "var_export/golden.py",
+    "engines/config.py",
+    "engines/contract.py",
+    "engines/uniforms.py",
+)
 TRACED = (*contract.FORMS["stepwise"], *contract.COMMON_GRAPHS)  # the fused graph is stitched from these
 Progress = Callable[[str], None]
 
@@ -166,7 +177,7 @@ def build(
                 "labels": checkpoint.labels,
                 "build_key": build_key,
                 "golden_key": golden_key,
-                "graphs": _graph_table(checkpoint, options),
+                "graphs": graph_table(checkpoint.config, options.form, options.precision),
                 "constants": {name: asdict(tensor) for name, tensor in constants.items()},
                 "provenance": {
                     "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
@@ -181,16 +192,26 @@ def build(
 
 
 def _existing(out: Path, build_key: str, force: bool) -> Bundle | None:
-    """The bundle at `out`, if there is one that can be read."""
+    """The bundle at `out`, if there is one that can be read. Raises `UsageError` where `out` is not ours to replace."""
     if not out.exists() and not out.is_symlink():
         return None
+    if not is_bundle_folder(out):
+        raise UsageError(f"{out} exists and is no bundle; choose another --out")
+    strangers = foreign_files(out)
     try:
         bundle = Bundle.open(out)
     except BundleError as error:
-        if force and (out / "manifest.json").is_file():
-            return None
-        raise UsageError(f"{out} exists and is no bundle to build on ({error}); choose another --out") from error
-    if bundle.build_key != build_key and not force:
+        if not force:
+            raise UsageError(f"{error}; add --force to replace it, or choose another --out") from error
+        bundle = None
+    if bundle is not None and bundle.build_key == build_key:
+        return bundle
+    if strangers:
+        raise UsageError(
+            f"{out} holds files that are no part of a bundle ({', '.join(strangers[:3])}); "
+            "move them, or choose another --out"
+        )
+    if not force:
         raise UsageError(
             f"{out} holds a bundle made from another checkpoint, option or version; "
             "add --force to replace it, or choose another --out"
@@ -264,10 +285,11 @@ def _check(bundle: Bundle, options: Options, threads: int | None) -> dict[str, R
     return reports
 
 
-def _graph_table(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
+def graph_table(config: ModelConfig, form: str, precision: str) -> dict[str, Any]:
+    """Every input and output of every graph of a bundle, as the manifest lists them."""
     table = {}
-    for name in contract.graphs_of(options.form):
-        inputs, outputs = contract.resolve(contract.GRAPHS[name], checkpoint.config, options.precision)
+    for name in contract.graphs_of(form):
+        inputs, outputs = contract.resolve(contract.GRAPHS[name], config, precision)
         table[name] = {"inputs": [vars(info) for info in inputs], "outputs": [vars(info) for info in outputs]}
     return table
 
@@ -278,10 +300,9 @@ def _digest(value: Any) -> str:
 
 def _source_digest() -> str:
     """Of the code that decides what is in a bundle, so that a changed exporter builds anew."""
-    root = Path(__file__).parent
-    files = sorted(
-        file for name in SOURCES for file in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))
-    )
+    root = Path(__file__).parent.parent
+    places = [root / name for name in SOURCES]
+    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())

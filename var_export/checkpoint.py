@@ -30,7 +30,7 @@ from var_export.checkpoint_settings import (
     OVERRIDES,
     ConfigFile,
     Settings,
-    check_sampling,
+    make_sampling,
     parse_overrides,
     read_config,
 )
@@ -110,7 +110,7 @@ def load_checkpoint(
     check_state(vae_weights.state, expected_vae_shapes(inferred), vae_weights.file, vae_weights.what)
     sampling = described.sampling or SamplingDefaults()
     if default_cfg is not None:
-        sampling = check_sampling(dataclasses.replace(sampling, cfg=float(default_cfg)), "the default guidance")
+        sampling = make_sampling(dataclasses.asdict(sampling) | {"cfg": float(default_cfg)}, "the default guidance")
     sources = list(dict.fromkeys((source, vae_source)))
     return Checkpoint(
         config=inferred,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.config import SamplingDefaults
-from engines.errors import CheckpointError
+from engines.errors import CheckpointError, UsageError
 from var_export.checkpoint_sources import Source
 
 Value = str | bool | int | float | tuple[int, ...]
@@ -206,17 +206,12 @@ def read_config(source: Source, *, only_if_var: bool = False) -> ConfigFile:
     return ConfigFile(settings, sampling, labels, source)
 
 
-def check_sampling(sampling: SamplingDefaults, origin: str) -> SamplingDefaults:
-    """`sampling` itself. Raises `CheckpointError` in the name of `origin` where nothing can be drawn with it."""
-    for name, valid, range_ in (
-        ("cfg", math.isfinite(sampling.cfg) and sampling.cfg >= 0, "0 or more"),
-        ("top_k", sampling.top_k >= 0, "0 or more"),
-        ("top_p", 0 <= sampling.top_p <= 1, "between 0 and 1"),
-        ("temperature", sampling.temperature > 0, "more than 0"),
-    ):
-        if not valid:
-            raise CheckpointError(f"{origin}: {name} = {getattr(sampling, name)} must be {range_}")
-    return sampling
+def make_sampling(values: Mapping[str, Any], origin: str) -> SamplingDefaults:
+    """Recommended sampling from some of its values. Raises `CheckpointError` in the name of `origin`."""
+    try:
+        return SamplingDefaults(**values)
+    except UsageError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
 
 
 def _sampling(value: Any, origin: str) -> SamplingDefaults:
@@ -229,7 +224,7 @@ def _sampling(value: Any, origin: str) -> SamplingDefaults:
             values[key] = _parsed(known[key], f"sampling.{key}", item, origin)
         elif key not in _SAMPLING_WITHOUT_EFFECT:
             raise CheckpointError(f"{origin}: sampling.{key} is no known key: remove it; known are {', '.join(known)}")
-    return check_sampling(SamplingDefaults(**values), origin)
+    return make_sampling(values, origin)
 
 
 def _flat(content: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Any]]:

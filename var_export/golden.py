@@ -15,7 +15,8 @@ from var_export.model.reference import Reference
 
 TOP = 256
 IMAGES = 4
-IMAGES_LARGE = 2  # d30 and up: an image of d36 at 512 px takes PyTorch minutes on a CPU, and the check runs it twice more
+# From d30 on: an image of d36 at 512 px takes PyTorch minutes on a CPU, and the check runs it twice more.
+IMAGES_LARGE = 2
 LARGE = 8 * 10**11  # weights of the blocks times tokens: 1.4e11 for d16, 4.6e11 for d24, 9e11 for d30, 5.1e12 for d36
 
 

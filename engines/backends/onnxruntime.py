@@ -141,7 +141,10 @@ class OnnxRuntimeCall(Call):
                 assert isinstance(buffer, HostBuffer)
                 array = buffer.array
                 assert array.flags.c_contiguous, tensor
-                bind(tensor, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                try:
+                    bind(tensor, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                except Exception as error:
+                    raise _translated(error, f"binding {tensor} of {name}") from error
 
     def run(self) -> None:
         """See `Call`."""

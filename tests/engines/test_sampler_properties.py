@@ -90,7 +90,7 @@ def order_of(logits, temperature, top_k, top_p, listed):
     z = logits / np.float32(temperature)  # in float32, where equal values are ties
     assert z.dtype == np.float32
     weights = np.exp(z.astype(np.float64) - z.max())
-    if top_k == 0 and top_p == 0:
+    if top_k == 0 and top_p in (0, 1):
         return np.arange(len(z)), weights
     order = sorted(range(len(z)), key=lambda i: (-z[i], i))[: top_k or listed]
     return np.array(order), weights[order]

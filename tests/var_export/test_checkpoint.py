@@ -267,13 +267,13 @@ class TestSampling:
 
     @pytest.mark.parametrize("cfg", [-1.0, float("nan"), float("inf")])
     def test_bad_guidance(self, tmp_path: Path, cfg: float) -> None:
-        assert "must be 0 or more" in error_of(save_pair(tmp_path), default_cfg=cfg)
+        assert "the default guidance: sampling.cfg must be" in error_of(save_pair(tmp_path), default_cfg=cfg)
 
     @pytest.mark.parametrize(
         ("sampling", "problem"),
         [
-            ('{"top_p": 2}', "top_p = 2.0 must be between 0 and 1"),
-            ('{"temperature": 0}', "temperature = 0.0 must be more than 0"),
+            ('{"top_p": 2}', "sampling.top_p must lie in 0 to 1, got 2.0"),
+            ('{"temperature": 0}', "sampling.temperature must be above 0, got 0.0"),
             ('{"top_k": "many"}', "sampling.top_k = 'many' is not a whole number"),
             ('{"steps": 3}', "sampling.steps is no known key"),
             ("3", "sampling must be a JSON object"),

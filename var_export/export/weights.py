@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from engines.bundle import WEIGHTS
+from engines.manifest import WEIGHTS
 
 INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
 ALIGNMENT = 4096  # a page: a tensor can be mapped by itself

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from var_export.graphs.precision import Precision
 from var_export.graphs.quantize import EncodeTokens, Quantizer
-from var_export.model.autoencoder import Norm, from_pixels, to_pixels
+from var_export.model.autoencoder import AttnBlock, Norm, from_pixels, to_pixels
 from var_export.model.vqvae import VQVAE
 
 
@@ -25,6 +25,23 @@ class TypedNorm(nn.Module):
         norm = self.norm
         y = functional.group_norm(self.precision.high(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
         return self.precision.low(y)
+
+
+class TypedAttention(nn.Module):
+    """`AttnBlock` with its products in the compute type, scaled before they are formed, and softmax in float32."""
+
+    def __init__(self, reference: AttnBlock, precision: Precision) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj_out = reference.norm, reference.qkv, reference.proj_out
+        self.precision = precision
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> same."""
+        B, C, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C, h * w).unbind(1)
+        weights = self.precision.high((q * C**-0.5).transpose(1, 2) @ k).softmax(dim=2)  # (B, query, key)
+        y: Tensor = self.proj_out((v @ self.precision.low(weights).transpose(1, 2)).reshape(B, C, h, w))
+        return x + y
 
 
 def typed(module: nn.Module, precision: Precision) -> nn.Module:
@@ -48,6 +65,8 @@ def _retype(module: nn.Module, precision: Precision) -> None:
                 child.bias = nn.Parameter(precision.low(child.bias), requires_grad=False)
         else:
             _retype(child, precision)
+            if isinstance(child, AttnBlock):
+                setattr(module, name, TypedAttention(child, precision))
 
 
 class Decode(nn.Module):

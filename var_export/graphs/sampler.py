@@ -68,4 +68,5 @@ class Sampler(nn.Module):
 
         whole = self.whole_sum((z - top).exp())
         anywhere = count(whole <= u * whole[..., -1:]).clamp_max(V - 1).long()
-        return torch.where(((top_k == 0) & (top_p == 0)).squeeze(-1), anywhere, listed)
+        everything = (top_k == 0) & ((top_p == 0) | (top_p >= 1))
+        return torch.where(everything.squeeze(-1), anywhere, listed)

@@ -36,7 +36,7 @@ def sample(
 
 
 def _sample_image(logits: Tensor, uniforms: Tensor, top_k: int, top_p: float, max_top_k: int) -> Tensor:
-    if top_k == 0 and top_p == 0:
+    if top_k == 0 and top_p in (0, 1):
         return _inverse_cdf(logits.softmax(-1), uniforms)
     values, indices = logits.sort(dim=-1, descending=True, stable=True)
     kept = min(top_k or max_top_k, max_top_k)

@@ -40,6 +40,7 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         labels=labels,
         build_key=build_key,
         golden_key="",
+        provenance={},
         files={},
         constants={},
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import MANIFEST, sha256_of
+from engines.bundle import sha256_of
+from engines.manifest import MANIFEST
 from var_export.cli.main import main
 
 

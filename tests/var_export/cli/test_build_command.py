@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engines.bundle import MANIFEST, Bundle
+from engines.bundle import Bundle
 from engines.errors import BundleError, CheckFailedError
+from engines.manifest import MANIFEST
 from engines.pipeline import Pipeline
 
 COMMAND = (sys.executable, "-c", "from var_export.cli.main import main; raise SystemExit(main())")

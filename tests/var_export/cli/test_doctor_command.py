@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines import environment
-from engines.bundle import WEIGHTS
+from engines.manifest import WEIGHTS
 
 
 @pytest.fixture

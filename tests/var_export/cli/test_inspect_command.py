@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from engines.bundle import GOLDEN, WEIGHTS, Bundle
+from engines.bundle import Bundle
 from engines.contract import GRAPHS
+from engines.manifest import GOLDEN, WEIGHTS
 
 
 def test_says_what_is_in_it(call, tiny_build):

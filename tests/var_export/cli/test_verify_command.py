@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engines.bundle import WEIGHTS
+from engines.manifest import WEIGHTS
 
 
 def spoil(path):

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto
 from support import built_tiny
 
-from engines.bundle import WEIGHTS, Bundle
+from engines.bundle import Bundle
+from engines.manifest import WEIGHTS
 
 BUNDLES = ("demo_fp32", "demo_fp16", "tiny_both")
 LEAKS = (b"/work", b"/home", b"/tmp", b"/root", b"site-packages", b'File "', b".py", b"torch")

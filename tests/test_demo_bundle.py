@@ -1,0 +1,47 @@
+"""The bundle that ships inside the package: what the exporter of today would write, up to the graphs' contract."""
+
+from __future__ import annotations
+
+import json
+
+from engines.bundle import DEMO_BUNDLE, Bundle
+from engines.contract import CONTRACT_VERSION, GOLDEN_ARRAYS, GRAPHS, graphs_of
+from engines.fidelity import verify
+from engines.manifest import MANIFEST
+from engines.pipeline import Pipeline
+from var_export.build import graph_table
+from var_export.checkpoint import demo_checkpoint
+
+STALE = "the embedded demo bundle is stale: run `make demo-bundle` and commit it"
+
+
+def test_embedded_bundle_is_not_stale():
+    manifest = json.loads((DEMO_BUNDLE / MANIFEST).read_text(encoding="utf-8"))
+    checkpoint = demo_checkpoint()
+    assert manifest["contract"] == CONTRACT_VERSION, STALE
+    assert manifest["graphs"] == json.loads(json.dumps(graph_table(checkpoint.config, "stepwise", "fp16"))), STALE
+    assert manifest["provenance"]["checkpoint"]["sha256"] == checkpoint.sha256, STALE
+    assert manifest["model"] == checkpoint.config.to_dict(), STALE
+    bundle = Bundle.open(DEMO_BUNDLE)
+    assert set(bundle.golden) == set(GOLDEN_ARRAYS), STALE
+    for name, text in GOLDEN_ARRAYS.items():
+        assert str(bundle.golden[name].dtype) == text.split()[0], f"{name}: {STALE}"
+
+
+def test_embedded_graphs_have_the_contracts_tensors():
+    """What the files themselves take and give, not what the manifest says of them."""
+    import onnx
+
+    bundle = Bundle.open(DEMO_BUNDLE)
+    for name in graphs_of("stepwise"):
+        inputs, outputs = bundle.tensors(name)
+        graph = onnx.load(bundle.graph_path(name), load_external_data=False).graph
+        assert [value.name for value in graph.input] == [info.name for info in inputs], (GRAPHS[name].name, STALE)
+        assert [value.name for value in graph.output] == [info.name for info in outputs], (GRAPHS[name].name, STALE)
+
+
+def test_embedded_bundle_draws_the_golden_images():
+    with Pipeline.load(DEMO_BUNDLE) as pipeline:
+        report = verify(pipeline, pipeline.bundle.golden)
+    assert report.passed, report.failures
+    assert report.total.top1 == 1.0
