@@ -36,8 +36,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, h, w) -> (B, out, h, w)."""
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = self.conv2(functional.silu(self.norm2(h)))
+        h = self.conv1(functional.silu(self.norm1(x), inplace=True))
+        h = self.conv2(functional.silu(self.norm2(h), inplace=True))
         y: Tensor = self.nin_shortcut(x) + h
         return y
 
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         for level in self.down:
             h = level(h)
             h = cast(Level, level).resample(h)
-        y: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(h))))
+        y: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(h)), inplace=True))
         return y
 
 
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             h = level(h)
             h = cast(Level, level).resample(h)
-        y: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
+        y: Tensor = self.conv_out(functional.silu(self.norm_out(h), inplace=True))
         return y
 
 
