@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.proj = Linear(reference.proj.weight, reference.proj.bias, precision)
 
     def forward(self, x: Tensor, rows: int, past: KV | None) -> tuple[Tensor, KV]:
-        """X (L*N, C), rows N, past (P, N, H, d) pair -> (L*N, C), new (L, N, H, d) pair."""
+        """Input (L*N, C), rows N, past (P, N, H, d) pair -> (L*N, C), new (L, N, H, d) pair."""
         shape = (-1, rows, self.heads, self.head_dim)
         q, k, v = (part.reshape(shape) for part in self.qkv(x).chunk(3, dim=-1))
         if self.l2_norm:
@@ -93,7 +93,7 @@ class Block(nn.Module):
         self.fc2 = Linear(reference.ffn.fc2.weight, reference.ffn.fc2.bias, precision)
 
     def forward(self, x: Tensor, adaln: Tensor, past: KV | None) -> tuple[Tensor, KV]:
-        """X (L, N, C) float32, adaln (N, 6, C), past pair -> x, new pair."""
+        """Input (L, N, C) float32, adaln (N, 6, C), past pair -> (L, N, C), new pair."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln.unbind(1)
         rows, C = x.shape[1], x.shape[2]
         y, new = self.attention(modulated(x, scale1, shift1, self.eps).reshape(-1, C), rows, past)
@@ -128,7 +128,7 @@ class Trunk(nn.Module):
         cond_row: Tensor,
         uncond_row: Tensor,
     ) -> tuple[Tensor, list[KV]]:
-        """X (N, L, C), adaln (N, D, 6, C), head_adaln (N, 2, C) -> guided logits (B, L, V), new pairs."""
+        """Input (N, L, C), adaln (N, D, 6, C), head_adaln (N, 2, C) -> guided logits (B, L, V), new pairs."""
         x = x.transpose(0, 1)
         new = []
         for i, block in enumerate(self.blocks):
