@@ -169,7 +169,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array]) -> Report:
     def compare(view: ScaleView) -> None:
         here = config.scale_slice(view.scale)
         reference = {name: golden[name][view.images, here] for name in ("top_index", "top_logit", "log_sum_exp")}
-        collected[view.scale].append(_agreement(reference, view.logits.read()))
+        collected[view.scale].append(_agreement(reference, view.read_logits()))
 
     forced, free = _both_runs(pipeline, golden, compare)
     tokens = golden["tokens"]

@@ -15,9 +15,10 @@ image then writes a few small inputs and starts the calls. It does not know whic
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,11 @@ class ScaleView:
     images: slice
     """Which images of the request these are."""
     logits: Buffer
-    """Guided logits float32 (B, L, V), before temperature."""
+    """Guided logits float32 (B, L, V), before temperature; B counts padding too."""
+
+    def read_logits(self) -> Array:
+        """The logits of the images, float32 (B, L, V)."""
+        return self.logits.read()[: self.images.stop - self.images.start]
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,30 @@ class Batch:
     def shape(self) -> tuple[int, int]:
         """Images B and rows N."""
         return len(self.cfg), len(self.rows.labels)
+
+    def padded(self, shape: tuple[int, int]) -> Batch:
+        """The same images in a larger batch (B, N): for an engine whose batch was fixed when it was built.
+
+        The added images repeat the last one, the added rows belong to the first; nothing reads what they give.
+        """
+        images, rows = (wanted - here for wanted, here in zip(shape, self.shape, strict=True))
+
+        def repeat(array: Array, count: int, at: int = -1) -> Array:
+            return np.concatenate([array, np.repeat(array[[at]], count, axis=0)])
+
+        fields: dict[str, Any] = {
+            entry.name: None if value is None else repeat(value, images)
+            for entry in dataclasses.fields(self)
+            if entry.name != "rows"
+            for value in [getattr(self, entry.name)]
+        }
+        padded_rows = Rows(
+            labels=repeat(self.rows.labels, rows),
+            cond_row=repeat(self.rows.cond_row, images),
+            uncond_row=repeat(self.rows.uncond_row, images),
+            image_row=repeat(self.rows.image_row, rows, 0),
+        )
+        return Batch(rows=padded_rows, **fields)
 
 
 class Constants:
@@ -204,6 +233,7 @@ class Workspace:
             }
             self.calls.append(engines["step"].bind(inputs, outputs))
 
+        self._started, self._done = ([backend.mark() for _ in range(last + 2)] for _ in range(2))
         self.image = make((B, config.image_size, config.image_size, 3), "uint8")
         self._decode = {id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps}
 
@@ -226,18 +256,23 @@ class Workspace:
             else:
                 inputs["forced_mask"].write(np.zeros(inputs["forced_mask"].shape, bool))
 
-    def advance(self, scale: int) -> float:
-        """Run one scale; returns its seconds."""
-        start = time.perf_counter()
+    def advance(self, scale: int) -> None:
+        """Start one scale."""
+        self._started[scale].record()
         self.calls[scale].run()
-        return time.perf_counter() - start
+        self._done[scale].record()
 
-    def decode(self, scale: int) -> tuple[Array, float]:
-        """The image (B, h, w, 3) uint8 as it stands after `scale`, and the seconds it took."""
-        start = time.perf_counter()
+    def decode(self, scale: int) -> Array:
+        """The image (B, h, w, 3) uint8 as it stands after `scale`."""
+        self._started[-1].record()
         self._decode[id(self.f_hat[scale])].run()
-        image = self.image.read()
-        return image, time.perf_counter() - start
+        self._done[-1].record()
+        return self.image.read()
+
+    def seconds(self) -> tuple[list[float], float]:
+        """What each scale, and the last decode, took; valid after `decode`."""
+        *scales, decode = (done.since(started) for started, done in zip(self._started, self._done, strict=True))
+        return scales, decode
 
     def scale_logits(self, scale: int) -> Buffer:
         """Guided logits (B, L, V) float32 of `scale`, valid until the next scale runs."""
@@ -249,10 +284,10 @@ class Workspace:
         return np.concatenate([buffer.read() for buffer in maps], axis=1)
 
 
-class FusedWorkspace:
-    """Buffers and the prepared call of the fused form."""
+class GraphWorkspace:
+    """Buffers and the prepared call of a graph that runs on its own, for one batch shape."""
 
-    def __init__(self, backend: Backend, config: ModelConfig, engine: Engine, shape: tuple[int, int]) -> None:
+    def __init__(self, backend: Backend, engine: Engine, shape: tuple[int, int]) -> None:
         varying = dict(zip("BN", shape, strict=True))
 
         def make(infos: tuple[TensorInfo, ...]) -> dict[str, Buffer]:
@@ -263,13 +298,27 @@ class FusedWorkspace:
                 for info in infos
             }
 
+        self.shape = shape
         self._inputs, self._outputs = make(engine.inputs), make(engine.outputs)
         self._call = engine.bind(self._inputs, self._outputs)
 
-    def run(self, batch: Batch) -> dict[str, Array]:
-        """Tokens and drawn int64 (B, T), image uint8 (B, h, w, 3)."""
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; an input that is given fewer entries than the batch holds is padded with its last one."""
         for name, buffer in self._inputs.items():
-            value = getattr(batch.rows if name in ROW_INPUTS or name == "labels" else batch, name)
-            buffer.write(np.zeros(buffer.shape, buffer.dtype) if value is None else value)
+            value = inputs[name]
+            missing = buffer.shape[0] - len(value)
+            buffer.write(np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) if missing else value)
         self._call.run()
         return {name: buffer.read() for name, buffer in self._outputs.items()}
+
+
+def fused_inputs(batch: Batch) -> dict[str, Array]:
+    """What the fused graph takes, by name."""
+    shape = batch.uniforms.shape
+    forced = {
+        "forced_tokens": np.zeros(shape, np.int64) if batch.forced_tokens is None else batch.forced_tokens,
+        "forced_mask": np.zeros(shape, bool) if batch.forced_mask is None else batch.forced_mask,
+    }
+    rows = {name: getattr(batch.rows, name) for name in ("labels", *ROW_INPUTS)}
+    sampling = {name: getattr(batch, name) for name in ("uniforms", "cfg", *SAMPLING_INPUTS)}
+    return rows | sampling | forced

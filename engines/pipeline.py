@@ -18,7 +18,7 @@ from engines.backends.base import Array, Engine
 from engines.bundle import Bundle, default_bundle
 from engines.conditioning import Conditioning
 from engines.errors import UsageError
-from engines.loop import Batch, Constants, FusedWorkspace, ScaleView, Timings, Workspace
+from engines.loop import Batch, Constants, GraphWorkspace, ScaleView, Timings, Workspace, fused_inputs
 from engines.pool import Pool
 from engines.request import Forced, PerImage, Request, check_tokens, make_request
 
@@ -74,10 +74,10 @@ class Pipeline:
         self._engines: dict[str, Engine] = {}
         self._constants: Constants | None = None
         self._spaces = Pool()
-        self._conditioning = Conditioning(lambda labels: self._call("cond", {"labels": labels}, {"N": len(labels)}))
+        self._conditioning = Conditioning(lambda labels: self._call("cond", {"labels": labels}, len(labels)))
         self._closed = False
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
-            self._engine(graph)
+            self.max_batch = min(self.max_batch, self._engine(graph).max_images or self.max_batch)
 
     @classmethod
     def load(
@@ -142,14 +142,13 @@ class Pipeline:
             began = time.perf_counter()
             batch = request.batch(self.config, part)
             if self.form == "fused":
-                parts.append(self._run_fused(batch, timings, on_scale))
+                drawn = self._run_fused(batch, timings, on_scale)
             else:
-                parts.append(self._run_stepwise(batch, timings, part, on_scale))
+                drawn = self._run_stepwise(batch, timings, part, on_scale)
+            parts.append({name: value[: len(batch.cfg)] for name, value in drawn.items()})
             timings.total += time.perf_counter() - began
-        images, tokens, drawn = (
-            np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")
-        )
-        return Result(images, tokens, drawn, request.classes, request.seeds, timings)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
+        return Result(joined["image"], joined["tokens"], joined["drawn"], request.classes, request.seeds, timings)
 
     def stream(
         self,
@@ -269,38 +268,42 @@ class Pipeline:
         with self._stepwise_space(batch) as space:
             timings.cond += self._begin(space, batch)
             for scale in range(last + 1):
-                timings.scales[scale] += space.advance(scale)
+                space.advance(scale)
                 if on_scale is not None:
                     on_scale(ScaleView(scale, part, space.scale_logits(scale)))
-            image, seconds = space.decode(last)
-            timings.decode += seconds
+            image = space.decode(last)
             tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
-            return {"image": image, "tokens": tokens, "drawn": drawn}
+            scales, decode = space.seconds()
+            timings.scales = [sum(pair) for pair in zip(timings.scales, scales, strict=True)]
+            timings.decode += decode
+        return {"image": image, "tokens": tokens, "drawn": drawn}
 
     def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> dict[str, Array]:
         if on_scale is not None:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
+        start = time.perf_counter()
+        engine = self._engine("fused")
+        batch = batch.padded(engine.shape_for(*batch.shape))
         with self._spaces.borrow(
-            ("fused", *batch.shape),
-            lambda: FusedWorkspace(self.backend, self.config, self._engine("fused"), batch.shape),
+            ("fused", *batch.shape), lambda: GraphWorkspace(self.backend, engine, batch.shape)
         ) as space:
-            start = time.perf_counter()
-            result = space.run(batch)
-            timings.scales[0] += time.perf_counter() - start
-            return result
+            result = space.run(fused_inputs(batch))
+        timings.scales[0] += time.perf_counter() - start
+        return result
 
     def _previews(self, batch: Batch, wanted: set[int]) -> Iterator[Preview]:
-        last = self.config.num_scales - 1
+        last, images = self.config.num_scales - 1, len(batch.cfg)
         with self._stepwise_space(batch) as space:
             self._begin(space, batch)
             for scale in range(last + 1):
                 space.advance(scale)
                 if scale in wanted:
-                    image, _ = space.decode(scale)
-                    yield Preview(scale, image, space.read_maps(space.tokens[: scale + 1]), scale == last)
+                    image, tokens = space.decode(scale), space.read_maps(space.tokens[: scale + 1])
+                    yield Preview(scale, image[:images], tokens[:images], scale == last)
 
     def _begin(self, space: Workspace, batch: Batch) -> float:
         start = time.perf_counter()
+        batch = batch.padded(space.shape)
         cond = self._conditioning.of(batch.rows.labels)
         seconds = time.perf_counter() - start
         space.begin(batch, cond)
@@ -310,41 +313,36 @@ class Pipeline:
         """Run a graph with one input and one output over all of `values`, in batches."""
         if len(values) == 0:
             raise UsageError("nothing to do: the array holds no image")
-        parts = [
-            self._call(graph, {given: values[i : i + self.max_batch]}, {"B": len(values[i : i + self.max_batch])})
-            for i in range(0, len(values), self.max_batch)
-        ]
-        return np.concatenate([part[result] for part in parts])
+        parts = []
+        for start in range(0, len(values), self.max_batch):
+            part = values[start : start + self.max_batch]
+            parts.append(self._call(graph, {given: part}, len(part))[result])
+        return np.concatenate(parts)
 
-    def _call(self, graph: str, inputs: dict[str, Array], varying: dict[str, int]) -> dict[str, Array]:
-        """Run a graph once, with buffers that live for this call."""
+    def _call(self, graph: str, inputs: dict[str, Array], count: int) -> dict[str, Array]:
+        """Run a graph whose inputs have `count` images or rows."""
         engine = self._engine(graph)
-        given = {name: self.backend.upload(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        outputs = {
-            info.name: self.backend.buffer(
-                tuple(varying[d] if isinstance(d, str) else d for d in info.shape), info.dtype
-            )
-            for info in engine.outputs
-        }
-        engine.bind(given, outputs).run()
-        return {name: buffer.read() for name, buffer in outputs.items()}
+        shape = engine.shape_for(count, count)
+        with self._spaces.borrow((graph, *shape), lambda: GraphWorkspace(self.backend, engine, shape)) as space:
+            return {name: value[:count] for name, value in space.run(inputs).items()}
 
     def _engine(self, graph: str) -> Engine:
         with self._lock:
             if self._closed:
                 raise UsageError("this pipeline is closed; load it again")
             if graph not in self._engines:
-                self._engines[graph] = self.backend.open(self.bundle.graph_path(graph), *self.bundle.tensors(graph))
+                self._engines[graph] = self.backend.open(self.bundle, graph)
             return self._engines[graph]
 
     def _stepwise_space(self, batch: Batch) -> Any:
-        def make() -> Workspace:
+        def make(shape: tuple[int, int]) -> Workspace:
             engines = {name: self._engine(name) for name in ("step", "decode")}
             with self._lock:
                 if self._constants is None:
                     arrays = {name: self.bundle.constant(name) for name in self.bundle.constants}
                     self._constants = Constants(self.backend, self.config, arrays)
                 constants = self._constants
-            return Workspace(self.backend, self.config, self.bundle.precision, engines, constants, batch.shape)
+            return Workspace(self.backend, self.config, self.bundle.precision, engines, constants, shape)
 
-        return self._spaces.borrow(("stepwise", *batch.shape), make)
+        shape = self._engine("step").shape_for(*batch.shape)
+        return self._spaces.borrow(("stepwise", *shape), lambda: make(shape))

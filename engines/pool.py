@@ -8,20 +8,24 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-IDLE = 2  # kept for reuse; a workspace of d16 in FP32 for one guided image holds 0.2 GB
+IDLE = 2  # of a kind, kept for reuse; a workspace of d16 in FP32 for one guided image holds 0.2 GB
 Space = TypeVar("Space")
+Key = tuple[Hashable, ...]
 
 
 class Pool:
-    """Idle workspaces by key. Each is lent to one borrower at a time; the least recently used ones are dropped."""
+    """Idle workspaces by key, whose first part is their kind.
+
+    Each is lent to one borrower at a time; the least recently used ones of a kind are dropped.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: OrderedDict[Hashable, list[Any]] = OrderedDict()
+        self._idle: OrderedDict[Key, list[Any]] = OrderedDict()
         self._closed = False
 
     @contextmanager
-    def borrow(self, key: Hashable, make: Callable[[], Space]) -> Iterator[Space]:
+    def borrow(self, key: Key, make: Callable[[], Space]) -> Iterator[Space]:
         """An idle workspace of this key, or a new one from `make`."""
         with self._lock:
             idle = self._idle.get(key)
@@ -35,7 +39,7 @@ class Pool:
                 if not self._closed:
                     self._idle.setdefault(key, []).append(space)
                     self._idle.move_to_end(key)
-                    self._shrink()
+                    self._shrink(key[0])
 
     def close(self) -> None:
         """Drop the idle ones now, and the others when they come back."""
@@ -43,7 +47,7 @@ class Pool:
             self._closed = True
             self._idle.clear()
 
-    def _shrink(self) -> None:
-        while sum(map(len, self._idle.values())) > IDLE:
-            oldest = next(key for key, spaces in self._idle.items() if spaces)
-            self._idle[oldest].pop()
+    def _shrink(self, kind: Hashable) -> None:
+        keys = [key for key in self._idle if key[0] == kind]
+        while sum(len(self._idle[key]) for key in keys) > IDLE:
+            self._idle[next(key for key in keys if self._idle[key])].pop()

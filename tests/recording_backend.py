@@ -85,9 +85,9 @@ class RecordingBackend(Backend):
     def __init__(self):
         self.log, self.engines, self.closed = [], {}, False
 
-    def open(self, path, inputs, outputs):
-        assert path.is_file()
-        engine = self.engines[path.stem] = RecordingEngine(self.log, path.stem, inputs, outputs)
+    def open(self, bundle, graph):
+        assert bundle.graph_path(graph).is_file()
+        engine = self.engines[graph] = RecordingEngine(self.log, graph, *bundle.tensors(graph))
         return engine
 
     def buffer(self, shape, dtype):

@@ -1,21 +1,24 @@
-"""What a runtime must offer: buffers, engines, and calls bound once and run many times.
+"""What a runtime must offer: buffers, engines, calls bound once and run many times, and marks in time.
 
-The scale loop knows these four classes and nothing else of a backend. A new backend is one file that
+The scale loop knows these classes and nothing else of a backend. A new backend is one file or folder that
 implements them and an entry in `engines/backends/__init__.py`.
 """
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.contract import TensorInfo
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
 
 Array = NDArray[Any]
 
@@ -58,6 +61,18 @@ class Engine(ABC):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
+    @property
+    def max_images(self) -> int | None:
+        """Most images of one call; None where nothing limits them."""
+        return None
+
+    def shape_for(self, images: int, rows: int) -> tuple[int, int]:
+        """The batch (B, N) to run these images and rows in: larger where the engine has a least or only size.
+
+        Raises `BackendError` for more than it holds.
+        """
+        return images, rows
+
     @abstractmethod
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> Call:
         """Prepare a call; the buffers must outlive it."""
@@ -67,6 +82,34 @@ class Engine(ABC):
         """Free the engine."""
 
 
+class Mark(ABC):
+    """A point in the order of a backend's work, for timing."""
+
+    @abstractmethod
+    def record(self) -> None:
+        """Set the point behind the work started so far."""
+
+    @abstractmethod
+    def since(self, earlier: Mark) -> float:
+        """Seconds of the backend's time from `earlier`, once this point is reached."""
+
+
+class HostMark(Mark):
+    """For backends whose calls return when the work is done."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def record(self) -> None:
+        """See `Mark`."""
+        self.time = time.perf_counter()
+
+    def since(self, earlier: Mark) -> float:
+        """See `Mark`."""
+        assert isinstance(earlier, HostMark)
+        return self.time - earlier.time
+
+
 class Backend(ABC):
     """A runtime, configured: threads, provider, device."""
 
@@ -74,8 +117,8 @@ class Backend(ABC):
     provider: str
 
     @abstractmethod
-    def open(self, path: Path, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> Engine:
-        """Load one graph file. Raises `BackendError`."""
+    def open(self, bundle: Bundle, graph: str) -> Engine:
+        """Load what this backend runs of one graph of a bundle. Raises `BackendError`, `BundleError`."""
 
     @abstractmethod
     def buffer(self, shape: tuple[int, ...], dtype: str) -> Buffer:
@@ -84,6 +127,10 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Versions and settings, for reports."""
+
+    def mark(self) -> Mark:
+        """A mark, to be recorded as often as needed."""
+        return HostMark()
 
     def upload(self, value: Array) -> Buffer:
         """A buffer that holds `value`."""

@@ -7,8 +7,7 @@ ones, so the host copies nothing of the past.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from engines.backends.base import Array, Backend, Buffer, Call, Engine
 from engines.contract import TensorInfo
 from engines.errors import BackendError, OutOfMemoryError
 from engines.machine import machine
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 INSTALL = 'install one with: pip install "var-export[cpu]"'
@@ -74,8 +76,9 @@ class OnnxRuntimeBackend(Backend):
                 f"provider {provider!r} is not part of the installed ONNX Runtime, which has {', '.join(available)}"
             )
 
-    def open(self, path: Path, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> OnnxRuntimeEngine:
+    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """See `Backend`."""
+        path = bundle.graph_path(graph)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 3
@@ -86,7 +89,7 @@ class OnnxRuntimeBackend(Backend):
             raise _translated(error, f"loading {path.name}") from error
         if session.get_providers()[0] != asked:
             raise BackendError(f"{asked} was asked for, but ONNX Runtime runs {path.name} on {session.get_providers()}")
-        return OnnxRuntimeEngine(path.stem, session, inputs, outputs)
+        return OnnxRuntimeEngine(graph, session, *bundle.tensors(graph))
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
         """See `Backend`."""

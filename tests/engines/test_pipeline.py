@@ -266,7 +266,7 @@ def test_logits_of_each_scale_are_shown(pipeline):
     seen = []
 
     def look(view):
-        logits = view.logits.read()
+        logits = view.read_logits()
         count = view.images.stop - view.images.start
         assert logits.shape == (count, pipeline.config.scale_lengths[view.scale], 2048)
         assert logits.dtype == np.float32
@@ -536,7 +536,7 @@ def test_all_of_the_vocabulary_is_never_cut_to_the_sorted_list(pipeline):
     else:
         assert len(np.unique(nucleus_of_all.tokens)) > 0.9 * len(np.unique(everything))
         seen = []
-        pipeline.generate([3] * 8, **hot, top_p=1.0, on_scale=lambda view: seen.append(view.logits.read()))
+        pipeline.generate([3] * 8, **hot, top_p=1.0, on_scale=lambda view: seen.append(view.read_logits()))
         ranks = np.concatenate([(-x).argsort(-1).argsort(-1) for x in seen], axis=1)
         drawn = np.take_along_axis(ranks, nucleus_of_all.tokens[..., None], -1)
         assert (drawn >= 900).any()
@@ -557,7 +557,7 @@ def test_huge_guidance_stays_finite_or_is_refused(pipeline):
     for cfg in (1e3, 1e10, 1e30):
         seen = []
         try:
-            pipeline.generate(88, cfg=cfg, on_scale=lambda view, seen=seen: seen.append(view.logits.read()))
+            pipeline.generate(88, cfg=cfg, on_scale=lambda view, seen=seen: seen.append(view.read_logits()))
         except UsageError as error:
             assert "cfg" in str(error)  # noqa: PT017
         assert all(np.isfinite(logits).all() for logits in seen), f"{cfg}"

@@ -191,9 +191,10 @@ class Decoder(nn.Module):
 
 def to_pixels(image: Tensor) -> Tensor:
     """(B, 3, h, w) about [-1, 1] -> uint8 (B, h, w, 3), rounded to nearest (halves to even)."""
-    return ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    # Bytes come last: TensorRT has no UINT8 inside a graph, only a cast at its edge.
+    return ((image.float().clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def from_pixels(pixels: Tensor) -> Tensor:
     """uint8 (B, h, w, 3) -> float32 (B, 3, h, w) in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.float().permute(0, 3, 1, 2) / 127.5 - 1
