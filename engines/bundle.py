@@ -1,7 +1,8 @@
 """Bundles: the directory that a user copies to a device, and everything that guards it.
 
 Layout: `manifest.json`, one `.onnx` file per graph, `weights.bin` (which all graphs reference),
-`golden.npz`. Nothing is trusted before its size and SHA-256 match the manifest. docs/bundle.md has the format.
+`golden.npz`, and `plans/` with the engines that were built for GPUs. Nothing is trusted before its size and
+SHA-256 match the manifest. docs/bundle.md has the format.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from engines.manifest import (
     parse_manifest,
     read_manifest,
 )
+from engines.plans import FOLDER, PlanFile, PlanSet
 
 DEMO_BUNDLE = Path(__file__).parent / "data" / "demo"
 BUNDLES = Path("bundles")
@@ -55,6 +57,8 @@ class Bundle:
     golden_key: str
     files: Mapping[str, FileEntry]
     constants: Mapping[str, StoredTensor]
+    plans: tuple[PlanSet, ...]
+    """Engines for GPUs, oldest first."""
     provenance: Mapping[str, Any]
     """Checkpoint files and hash, builder versions: for people, never for decisions."""
 
@@ -92,6 +96,14 @@ class Bundle:
                 f"{self.path} was built with --form {self.form} and has no {graph} graph; use --form both"
             )
         return self.path / f"{graph}.onnx"
+
+    def plan_problem(self, plan: PlanFile) -> str | None:
+        """Why a plan's file cannot be trusted, or None. Hashes the file: call it right before the file is used."""
+        try:
+            _check_file(self.path / plan.file, FileEntry(plan.size, plan.sha256), True)
+        except BundleError as error:
+            return str(error)
+        return None
 
     def tensors(self, graph: str) -> tuple[tuple[contract.TensorInfo, ...], tuple[contract.TensorInfo, ...]]:
         """Inputs and outputs of a graph."""
@@ -138,7 +150,7 @@ def is_bundle_folder(path: Path) -> bool:
 
 def foreign_files(path: Path) -> list[str]:
     """Names in a bundle's folder that no bundle has: somebody put them there."""
-    own = {MANIFEST, *needed_files("both")}
+    own = {MANIFEST, FOLDER, *needed_files("both")}
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 

@@ -2,7 +2,7 @@
 
 Files go to a hidden sibling of the target; the manifest, written last, makes it a bundle, and a rename
 puts it in place. A lock keeps two builds of one target apart and tells a dead build's leftovers from a
-live one's.
+live one's. Plans join a finished bundle in the same way: a folder first, the manifest last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,45 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines.bundle import sha256_of
+from engines.bundle import Bundle, sha256_of
 from engines.errors import UsageError
-from engines.manifest import MANIFEST, FileEntry
+from engines.manifest import MANIFEST, FileEntry, read_manifest
+from engines.plans import FOLDER, PlanSet, parse_plans
+
+
+class BuildLock:
+    """Keeps builds of one bundle apart, in all processes; freed by the system when its process dies."""
+
+    def __init__(self, target: Path) -> None:
+        self._target, self._file = target, target.parent / f".{target.name}.lock"
+        self._handle: int | None = None
+
+    def acquire(self) -> None:
+        """Take it. Raises `UsageError` where another build has it, or the place cannot be written."""
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self._file.parent}: {error.strerror}; choose another --out") from error
+        if not self._locked(handle):
+            os.close(handle)
+            raise UsageError(f"another build is writing {self._target}; wait for it, or choose another --out")
+        self._handle = handle
+
+    def release(self) -> None:
+        """Give it back, if it is held."""
+        if self._handle is not None:
+            self._file.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None
+
+    def _locked(self, handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A build that just ended removes the file: a lock on the removed one guards nothing.
+            return os.fstat(handle).st_ino == self._file.stat().st_ino
+        except OSError:
+            return False
 
 
 class BundleWriter:
@@ -30,19 +66,10 @@ class BundleWriter:
         parent, name = self.target.parent, self.target.name
         self.folder = parent / f".{name}.partial"
         self._previous = parent / f".{name}.previous"
-        self._lock_file = parent / f".{name}.lock"
-        self._lock: int | None = None
+        self._lock = BuildLock(self.target)
 
     def __enter__(self) -> BundleWriter:
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.folder.parent}: {error.strerror}; choose another --out") from error
-        if not self._locked(self._lock):
-            os.close(self._lock)
-            self._lock = None
-            raise UsageError(f"another build is writing {self.target}; wait for it, or choose another --out")
+        self._lock.acquire()
         # The lock is ours, so whatever lies here was left by a build that died.
         if self._previous.exists():
             if self.target.exists():
@@ -53,14 +80,6 @@ class BundleWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         return self
-
-    def _locked(self, handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A build that just ended removes the file: a lock on the removed one guards nothing.
-            return os.fstat(handle).st_ino == self._lock_file.stat().st_ino
-        except OSError:
-            return False
 
     def seal(self, manifest: dict[str, Any]) -> None:
         """Hash the files and write the manifest: the hidden folder is now a bundle that can be opened and checked."""
@@ -88,10 +107,80 @@ class BundleWriter:
         if self._previous.exists() and not self.target.exists():  # interrupted between the two renames
             self._previous.rename(self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock_file.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
+
+
+class PlanWriter:
+    """Context manager over the folder of a new plan set of a bundle; gone without `publish`."""
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        self.name = name
+        self._bundle = bundle.path.resolve()
+        self._plans = self._bundle / FOLDER
+        self.folder = self._plans / f".{name}.partial"
+        self._lock = BuildLock(self._bundle)
+
+    def __enter__(self) -> PlanWriter:
+        self._lock.acquire()
+        try:
+            self._plans.mkdir(exist_ok=True)
+            for leftover in self._plans.glob(".*.partial"):  # of a build that died: the lock is ours
+                shutil.rmtree(leftover)
+            self.folder.mkdir()
+        except OSError as error:
+            self._lock.release()
+            raise UsageError(f"cannot write to {self._plans}: {error.strerror}; copy the bundle elsewhere") from error
+        return self
+
+    def add(self, file: str, plan: Any) -> FileEntry:
+        """Store the bytes of one plan (a buffer)."""
+        path = self.folder / file
+        try:
+            with path.open("wb") as stream:
+                stream.write(memoryview(plan))
+            _sync(path)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}: {error.strerror}; make room, or copy the bundle elsewhere"
+            ) from error
+        return FileEntry(path.stat().st_size, sha256_of(path))
+
+    def publish(self, plans: PlanSet) -> tuple[str, ...]:
+        """Put the set into the bundle; it takes the place of those for the same product and GPU, whose names return."""
+        manifest = read_manifest(self._bundle)
+        known = parse_plans(manifest.get("plans", []))
+        same = [old for old in known if _serves(old) == _serves(plans)]
+        final = self._plans / self.name
+        if final.exists():  # what lies there was damaged, or is no longer listed
+            shutil.rmtree(final)
+        self.folder.rename(final)
+        manifest["plans"] = [old.to_dict() for old in known if old not in same] + [plans.to_dict()]
+        partial = self._bundle / f".{MANIFEST}.partial"
+        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        _sync(partial)
+        partial.replace(self._bundle / MANIFEST)
+        _sync(self._bundle)
+        superseded = tuple(old.name for old in same if old.name != self.name)
+        listed = {entry["name"] for entry in manifest["plans"]}
+        for folder in self._plans.iterdir():
+            if folder.is_dir() and folder.name not in listed:
+                shutil.rmtree(folder, ignore_errors=True)
+        return superseded
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self._bundle / f".{MANIFEST}.partial").unlink(missing_ok=True)
+        if self._plans.is_dir() and not any(self._plans.iterdir()):
+            self._plans.rmdir()
+        self._lock.release()
+
+
+def _serves(plans: PlanSet) -> tuple[object, ...]:
+    """What two plan sets share when the newer takes the place of the older."""
+    built = plans.built_on
+    return built.target, built.version, built.system, built.gpu, plans.compute_capabilities
 
 
 def _sync(path: Path) -> None:

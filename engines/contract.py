@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from engines.config import ModelConfig, num_phi
 
@@ -17,7 +20,7 @@ CONTRACT_VERSION = 1
 """Changes when a bundle written before can no longer be run by this code."""
 
 CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
-CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
+CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 VARYING = ("B", "N", "L", "M", "P")
 
 
@@ -183,6 +186,14 @@ GOLDEN_ARRAYS = {
     "log_sum_exp": "float64 (G, T), over the whole vocabulary",
     "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
 }
+
+
+def storage(dtype: str) -> np.dtype[Any]:
+    """How numpy holds a tensor of this type: bfloat16, which it does not know, as the 16 bits of uint16.
+
+    Only the KV cache of a BF16 bundle has that type, and no host reads it.
+    """
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
 def graphs_of(form: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from engines import contract
 from engines.backends import BACKENDS
 from engines.config import ModelConfig, SamplingDefaults
 from engines.errors import BundleError, UsageError
+from engines.plans import parse_plans
 
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
@@ -98,6 +99,7 @@ def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "golden_key": _of(str, manifest, "golden_key"),
         "files": files,
         "constants": _constants(_of(dict, manifest, "constants"), config, files[WEIGHTS].size),
+        "plans": parse_plans(manifest.get("plans", [])),
         "provenance": _of(dict, manifest, "provenance"),
     }
 

@@ -34,12 +34,12 @@ class Progress:
         """Since the beginning."""
         return time.monotonic() - self._start
 
-    def __call__(self, stage: str) -> None:
-        """A stage begins."""
-        self._stage = stage
+    def __call__(self, stage: str, done: float | None = None) -> None:
+        """A stage begins; or, with the share of it that is `done`, goes on."""
+        self._stage = stage if done is None else f"{stage} ({done:.0%})"
         if self._live:
             self._draw()
-        elif not self._quiet:
+        elif not self._quiet and done is None:
             click.echo(self._line(), err=True)
 
     def __enter__(self) -> Progress:

@@ -1,0 +1,308 @@
+"""From a bundle to plans: parse each graph, set its profiles, build, and store the set in the bundle.
+
+Needs the bundle and TensorRT, nothing of PyTorch or ONNX. TensorRT builds on the GPU that will run; TensorRT-RTX
+builds on any machine when it is told the compute capabilities.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engines.backends.cuda import Cuda
+from engines.backends.tensorrt import library as libraries
+from engines.backends.tensorrt.library import Library
+from engines.backends.tensorrt.options import HARDWARE_COMPATIBILITY, PlanOptions, apply_extra
+from engines.backends.tensorrt.profiles import Range, profiles_of
+from engines.bundle import Bundle
+from engines.bundle_writer import PlanWriter
+from engines.errors import BackendError, UsageError
+from engines.plans import Machine, PlanFile, PlanSet, plan_key
+
+Progress = Callable[[str, float | None], None]
+"""Called with a line for people and the share of the work that is done, where TensorRT tells it."""
+POLL = 0.1  # seconds between looks for Ctrl-C while TensorRT builds in another thread
+
+
+@dataclass(frozen=True)
+class BuiltPlans:
+    """The outcome of `build_plans`."""
+
+    plans: PlanSet
+    reused: bool
+    superseded: tuple[str, ...]
+    """Names of older sets for the same GPU that these took the place of."""
+
+
+def build_plans(
+    path: Path,
+    target: str,
+    options: PlanOptions,
+    *,
+    device: int = 0,
+    progress: Progress = lambda line, done: None,
+) -> BuiltPlans:
+    """Build the plans of every graph of the bundle at `path`, or find them there already.
+
+    Args:
+        path: the bundle; it stays as it is until all plans are built.
+        target: `tensorrt` or `tensorrt-rtx`.
+        options: what a user decides.
+        device: the GPU to build for; TensorRT-RTX needs none where `options` name compute capabilities.
+        progress: see `Progress`.
+
+    Raises `BundleError`, `UsageError`, `BackendError`; KeyboardInterrupt on Ctrl-C, leaving the bundle as it was.
+
+    """
+    options.check_for(target)
+    library = libraries.load(target)
+    bundle = Bundle.open(path)
+    here = machine_of(library, device, needs_gpu=not options.compute_capabilities)
+    key = plan_key(bundle, here, options.to_dict())
+    known = next((plans for plans in bundle.plans if plans.key == key), None)
+    if known is not None and all(bundle.plan_problem(plan) is None for plan in known.graphs.values()):
+        return BuiltPlans(known, True, ())
+
+    capabilities = options.compute_capabilities or (str(here.compute_capability),)
+    name = f"{target}-{library.version}-sm{'-'.join(c.replace('.', '') for c in capabilities)}-{key[:8]}"
+    with PlanWriter(bundle, name) as writer:
+        graphs = {}
+        for count, graph in enumerate(bundle.graphs):
+            line = f"engine {count + 1} of {len(bundle.graphs)}: {graph}"
+            progress(line, None)
+            told = partial(progress, line)
+            graphs[graph] = _build_graph(library, bundle, graph, options, capabilities, writer, told)
+        plans = PlanSet(
+            name=name,
+            key=key,
+            built_on=here,
+            precision=bundle.precision,
+            compute_capabilities=tuple(capabilities),
+            hardware_compatibility=options.hardware_compatibility,
+            weight_streaming=options.weight_streaming,
+            weights_sha256=bundle.files["weights.bin"].sha256,
+            options=options.to_dict(),
+            graphs=graphs,
+        )
+        superseded = writer.publish(plans)
+    return BuiltPlans(plans, False, superseded)
+
+
+def machine_of(library: Library, device: int = 0, *, needs_gpu: bool = True) -> Machine:
+    """This machine, as plans see it. Raises `BackendError` where a GPU is needed and there is none."""
+    gpu, capability, cuda_version = None, None, ""
+    if needs_gpu:
+        try:
+            cuda = Cuda(device)
+        except BackendError as error:
+            if library.flavour.name != "tensorrt-rtx":
+                raise
+            raise UsageError(
+                f"{error}; to build for a GPU that is not here, name it with --compute-capability, such as 8.9"
+            ) from error
+        gpu, capability, cuda_version = cuda.name, cuda.compute_capability, cuda.version
+        cuda.close()
+    return Machine(
+        target=library.flavour.name,
+        version=library.version,
+        cuda=cuda_version,
+        system=f"{platform.system()} {platform.machine()}",
+        gpu=gpu,
+        compute_capability=capability,
+    )
+
+
+def _build_graph(
+    library: Library,
+    bundle: Bundle,
+    graph: str,
+    options: PlanOptions,
+    capabilities: tuple[str, ...],
+    writer: PlanWriter,
+    progress: Callable[[float], None],
+) -> PlanFile:
+    start = time.perf_counter()
+    inputs, _ = bundle.tensors(graph)
+    batch = options.batch.fixed() if graph == "fused" else options.batch
+    profiles = profiles_of(graph, bundle.config, inputs, options.batch)
+    plan = build_plan(library, bundle.graph_path(graph), profiles, options, capabilities, progress)
+    seconds = time.perf_counter() - start
+    entry = writer.add(f"{graph}.plan", plan)
+    return PlanFile(
+        file=f"plans/{writer.name}/{graph}.plan",
+        size=entry.size,
+        sha256=entry.sha256,
+        onnx_sha256=bundle.files[f"{graph}.onnx"].sha256,
+        batch=batch.images,
+        rows=(2 * batch.usual,) * 3 if graph == "fused" else batch.rows,
+        profiles=len(profiles),
+        seconds=round(seconds, 1),
+    )
+
+
+def build_plan(
+    library: Library,
+    file: Path,
+    profiles: list[Mapping[str, Range]] | list[dict[str, Range]],
+    options: PlanOptions,
+    capabilities: tuple[str, ...],
+    progress: Callable[[float], None] = lambda done: None,
+) -> Any:
+    """One ONNX file to a serialized engine (IHostMemory, a buffer).
+
+    The network is strongly typed: every type is the one that the graph states. Raises `BackendError`.
+    """
+    trt = library.trt
+    with library.translated(f"building {file.name}"):
+        builder = library.check(trt.Builder(library.logger), "starting the builder")
+        network = parse(library, builder, file)
+        config = library.check(builder.create_builder_config(), "making a configuration")
+        _configure(library, builder, config, options, capabilities)
+        for ranges in profiles:
+            profile = builder.create_optimization_profile()
+            for name, (least, usual, most) in ranges.items():
+                profile.set_shape(name, least, usual, most)
+            if config.add_optimization_profile(profile) < 0:
+                raise library.error(f"adding a profile to {file.name}")
+        cache = _load_timing_cache(library, config, options.timing_cache)
+        monitor = _monitor(trt, progress)
+        config.progress_monitor = monitor
+        plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
+        library.check(plan, f"building {file.name}")
+        if cache is not None and options.timing_cache is not None:
+            _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+    return plan
+
+
+def parse(library: Library, builder: Any, file: Path) -> Any:
+    """An ONNX file as a strongly typed network. Raises `BackendError` that names the node."""
+    trt = library.trt
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = library.check(builder.create_network(flags), "making a network")
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(file)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        details = "; ".join(f"{error.desc()} (node {error.node_name() or '?'})" for error in errors[:2])
+        raise library.error(f"parsing {file.name}", details)
+    return network
+
+
+def _configure(
+    library: Library, builder: Any, config: Any, options: PlanOptions, capabilities: tuple[str, ...]
+) -> None:
+    trt = library.trt
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; FP32 islands would not be FP32
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if options.hardware_compatibility != "none":
+        level = HARDWARE_COMPATIBILITY[options.hardware_compatibility]
+        if not hasattr(trt.HardwareCompatibilityLevel, level):
+            raise UsageError(
+                f"{library.flavour.title} {library.version} has no "
+                f"--hardware-compatibility {options.hardware_compatibility}"
+            )
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if library.flavour.name == "tensorrt-rtx":
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # otherwise CUDA graphs cannot capture it
+        if hasattr(config, "num_compute_capabilities"):
+            config.num_compute_capabilities = len(capabilities)
+            for index, capability in enumerate(capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+    apply_extra(trt, config, options.extra)
+
+
+def _load_timing_cache(library: Library, config: Any, file: Path | None) -> Any:
+    if file is None:
+        return None
+    try:
+        data = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise UsageError(f"cannot read the timing cache {file}: {error.strerror}") from error
+    cache = library.check(config.create_timing_cache(data), f"reading the timing cache {file}")
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise UsageError(f"the timing cache {file} is of another GPU or TensorRT; name another file")
+    return cache
+
+
+def _monitor(trt: Any, progress: Callable[[float], None]) -> Any:
+    """Turns TensorRT's nested phases into one share of the work, and stops the build when asked to."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.cancelled = False
+            self._phases: dict[str, tuple[str | None, int, int]] = {}
+            self._lock = threading.Lock()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self._lock:
+                self._phases[phase_name] = (parent_phase, max(num_steps, 1), 0)
+            self._tell()
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self._lock:
+                parent, steps, _ = self._phases.get(phase_name, (None, max(step + 1, 1), 0))
+                self._phases[phase_name] = (parent, steps, min(step + 1, steps))
+            self._tell()
+            return not self.cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self._lock:
+                self._phases.pop(phase_name, None)
+
+        def _tell(self) -> None:
+            with self._lock:
+                phases = dict(self._phases)
+            inner: dict[str | None, float] = {}
+            for name, (parent, steps, done) in reversed(phases.items()):  # children were entered after their parents
+                share = min((done + inner.get(name, 0.0)) / steps, 1.0)
+                inner[parent if parent in phases else None] = share
+            progress(inner.get(None, 0.0))
+
+    return Monitor()
+
+
+def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
+    """Run the builder beside the main thread: Python handles no signal while C++ holds the main thread."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="tensorrt-builder", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL)
+    except KeyboardInterrupt:
+        monitor.cancelled = True  # the builder stops at its next step
+        thread.join()
+        raise
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _write(file: Path, data: memoryview) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write the timing cache {file}: {error.strerror}") from error
