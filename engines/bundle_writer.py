@@ -155,11 +155,7 @@ class PlanWriter:
             shutil.rmtree(final)
         self.folder.rename(final)
         manifest["plans"] = [old.to_dict() for old in known if old not in same] + [plans.to_dict()]
-        partial = self._bundle / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        _sync(partial)
-        partial.replace(self._bundle / MANIFEST)
-        _sync(self._bundle)
+        _replace_manifest(self._bundle, manifest)
         superseded = tuple(old.name for old in same if old.name != self.name)
         listed = {entry["name"] for entry in manifest["plans"]}
         for folder in self._plans.iterdir():
@@ -175,6 +171,29 @@ class PlanWriter:
         if self._plans.is_dir() and not any(self._plans.iterdir()):
             self._plans.rmdir()
         self._lock.release()
+
+
+def withdraw_plans(path: Path, name: str) -> None:
+    """Take a plan set out of a bundle again. Raises `UsageError` where another build is writing it."""
+    path = path.resolve()
+    lock = BuildLock(path)
+    lock.acquire()
+    try:
+        manifest = read_manifest(path)
+        manifest["plans"] = [entry for entry in manifest.get("plans", []) if entry["name"] != name]
+        _replace_manifest(path, manifest)
+        shutil.rmtree(path / FOLDER / name, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """In one step: readers see the old one or the new one."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _sync(partial)
+    partial.replace(folder / MANIFEST)
+    _sync(folder)
 
 
 def _serves(plans: PlanSet) -> tuple[object, ...]:

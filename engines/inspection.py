@@ -10,8 +10,9 @@ from typing import Any
 from engines import contract
 from engines.bundle import Bundle, sha256_of
 from engines.manifest import SCHEMA_VERSION
+from engines.plans import PlanSet
 
-OK, CHANGED = "ok", "SHA-256 differs"
+OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
 
 
 def file_states(bundle: Bundle) -> dict[str, str]:
@@ -19,6 +20,11 @@ def file_states(bundle: Bundle) -> dict[str, str]:
     return {
         name: OK if sha256_of(bundle.path / name) == entry.sha256 else CHANGED for name, entry in bundle.files.items()
     }
+
+
+def plan_states(bundle: Bundle, plans: PlanSet) -> dict[str, str]:
+    """`ok` or `damaged` for the plan of each graph."""
+    return {graph: DAMAGED if bundle.plan_problem(plan) else OK for graph, plan in plans.graphs.items()}
 
 
 def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
@@ -42,6 +48,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
         | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
         "bytes": sum(entry.size for entry in bundle.files.values()),
         "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
+        "plans": [plans.to_dict() | {"states": plan_states(bundle, plans)} for plans in bundle.plans],
         "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},
         "provenance": dict(bundle.provenance),
     }

@@ -84,9 +84,10 @@ class Pipeline:
         cls,
         path: str | Path | None = None,
         *,
-        backend: str = "onnxruntime",
+        backend: str | None = None,
         provider: str = "cpu",
         threads: int | None = None,
+        device: int = 0,
         form: str | None = None,
         max_batch: int = 8,
     ) -> Pipeline:
@@ -94,9 +95,11 @@ class Pipeline:
 
         Args:
             path: bundle folder; the newest under `bundles/`, else the embedded demo, by default.
-            backend: a name of `engines.backends.BACKENDS`.
-            provider: what the backend computes on; never anything else than asked.
-            threads: of each operator; all physical cores by default.
+            backend: a name of `engines.backends.BACKENDS`; the one of the bundle's plans that fit this machine, else
+                ONNX Runtime, by default.
+            provider: what ONNX Runtime computes on; never anything else than asked.
+            threads: of each operator on the CPU; all physical cores by default.
+            device: which GPU, as CUDA counts them.
             form: `stepwise` or `fused`; the bundle's first form by default.
             max_batch: images that run at once; more are split.
 
@@ -104,7 +107,12 @@ class Pipeline:
 
         """
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
-        return cls(bundle, backends.create(backend, provider=provider, threads=threads), form=form, max_batch=max_batch)
+        runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device)
+        try:
+            return cls(bundle, runtime, form=form, max_batch=max_batch)
+        except BaseException:
+            runtime.close()
+            raise
 
     def generate(
         self,

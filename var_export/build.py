@@ -42,6 +42,7 @@ from var_export.graphs.step import make_step
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
+GRAPH_TARGETS = ("onnxruntime",)  # whose graphs every runtime reads, TensorRT's builders too
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 # What decides the bytes of a bundle, relative to the folder of the packages.
 SOURCES = (
@@ -71,8 +72,8 @@ class Options:
             raise UsageError(f"unknown precision {self.precision!r}; this version builds {', '.join(PRECISIONS)}")
         if self.form not in (*contract.FORMS, "both"):
             raise UsageError(f"unknown form {self.form!r}; choose stepwise, fused or both")
-        if self.target not in backends.BACKENDS:
-            raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(backends.BACKENDS)}")
+        if self.target not in GRAPH_TARGETS:
+            raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(GRAPH_TARGETS)}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
 

@@ -1,7 +1,9 @@
-"""Runtimes that can drive a bundle; `create` makes one by name, `choose` finds the one for a bundle here."""
+"""Runtimes that can drive a bundle; `create` makes one by name, `for_bundle` the one that suits a bundle here."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engines.backends.base import Backend, Buffer, Call, Engine
@@ -11,6 +13,7 @@ from engines.plans import TARGETS
 if TYPE_CHECKING:
     from engines.bundle import Bundle
 
+log = logging.getLogger(__name__)
 BACKENDS = ("onnxruntime", *TARGETS)
 
 
@@ -37,9 +40,45 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
     raise BackendError(f"unknown backend {name!r}; this version has: {', '.join(BACKENDS)}")
 
 
-def choose(bundle: Bundle) -> str:
-    """The backend for a bundle where the user named none: that of its newest plans, else ONNX Runtime."""
-    return bundle.plans[-1].built_on.target if bundle.plans else "onnxruntime"
+def for_bundle(
+    bundle: Bundle,
+    name: str | None = None,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    device: int = 0,
+    tell: Callable[[str], None] = log.warning,
+) -> Backend:
+    """The backend to run `bundle` with: the named one, or that of its newest plans that fit here, or ONNX Runtime.
+
+    Args:
+        bundle: whose plans count.
+        name: one of `BACKENDS`: that one or an error, never another.
+        provider: of ONNX Runtime; one other than `cpu` chooses ONNX Runtime.
+        threads: of ONNX Runtime's CPU operators.
+        device: which GPU.
+        tell: called with a line where there are plans and they cannot run here.
+
+    Raises `BackendError`, `BundleError`.
+
+    """
+    if name is not None or provider != "cpu":
+        return create(name or "onnxruntime", provider=provider, threads=threads, device=device)
+    problems = []
+    for target in dict.fromkeys(plans.built_on.target for plans in reversed(bundle.plans)):
+        try:
+            backend = create(target, device=device)
+        except BackendError as error:
+            problems.append(str(error))
+            continue
+        problem = backend.lacks(bundle)
+        if problem is None:
+            return backend
+        backend.close()
+        problems.append(problem)
+    if problems:
+        tell(f"not using the plans of {bundle.path} ({'; '.join(problems)}): running ONNX Runtime on the CPU")
+    return create("onnxruntime", provider=provider, threads=threads)
 
 
-__all__ = ["BACKENDS", "Backend", "Buffer", "Call", "Engine", "choose", "create"]
+__all__ = ["BACKENDS", "Backend", "Buffer", "Call", "Engine", "create", "for_bundle"]

@@ -128,6 +128,10 @@ class Backend(ABC):
     def describe(self) -> dict[str, Any]:
         """Versions and settings, for reports."""
 
+    def lacks(self, bundle: Bundle) -> str | None:
+        """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
+        return None
+
     def mark(self) -> Mark:
         """A mark, to be recorded as often as needed."""
         return HostMark()

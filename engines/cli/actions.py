@@ -77,7 +77,7 @@ def decode_tokens(options: Options, path: Path) -> None:
             index,
             NO_CLASS if classes is None else int(classes[index]),
             0 if seeds is None else int(seeds[index]),
-            hash_of([bundle.build_key, options.provider, row.tobytes().hex()]),
+            hash_of([bundle.build_key, _computes_on(options, bundle), row.tobytes().hex()]),
         )
         for index, row in enumerate(tokens)
     )
@@ -99,7 +99,7 @@ def reconstruct(options: Options, path: Path) -> None:
     bundle = _open(options)
     image = load_square(path, bundle.config.image_size)
     settings = {**_runtime_settings(options, bundle), "image": path.name}
-    key = hash_of([bundle.build_key, options.provider, image.tobytes().hex()])
+    key = hash_of([bundle.build_key, _computes_on(options, bundle), image.tobytes().hex()])
     job = Job((Item(0, NO_CLASS, 0, key),), settings)
     naming = Naming(single=f"{_literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
     names = _names(bundle)
@@ -132,8 +132,18 @@ def _runtime_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
         "bundle": bundle.name,
         "build_key": bundle.build_key,
         "precision": bundle.precision,
-        "provider": options.provider.lower(),
+        "provider": _computes_on(options, bundle),
     }
+
+
+def _computes_on(options: Options, bundle: Bundle) -> str:
+    """What pixels may depend on beside the bundle: ONNX Runtime's provider, or whose plans are run."""
+    provider = options.provider.lower()
+    if options.backend == "onnxruntime" or provider != "cpu":
+        return provider
+    if options.backend is None:
+        return bundle.plans[-1].name if bundle.plans else provider
+    return next((plans.name for plans in reversed(bundle.plans) if plans.built_on.target == options.backend), provider)
 
 
 def _settings(options: Options, bundle: Bundle) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import click
 from engines.errors import VarExportError
 
 EXIT_INTERRUPTED = 130
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # of engines.backends, without its imports
+PROVIDER_HELP = "Of ONNX Runtime: cpu, cuda, tensorrt, nv_tensorrt_rtx."
 
 
 def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None], int]:

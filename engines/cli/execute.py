@@ -58,7 +58,13 @@ class Execution:
             start = time.perf_counter()
             o = self._options
             self._pipeline = Pipeline.load(
-                self._bundle.path, provider=o.provider, threads=o.threads, form=o.form, max_batch=o.batch
+                self._bundle.path,
+                backend=o.backend,
+                provider=o.provider,
+                threads=o.threads,
+                device=o.device,
+                form=o.form,
+                max_batch=o.batch,
             )
             self._runtime = self._pipeline.describe_runtime()
             self._load_seconds = time.perf_counter() - start

@@ -30,5 +30,7 @@ class Options:
     list_classes: bool
     threads: int | None
     provider: str
+    backend: str | None
+    device: int
     as_json: bool
     overwrite: bool

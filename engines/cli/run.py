@@ -1,4 +1,4 @@
-"""The `var-run` command: images from a bundle, with nothing but ONNX Runtime.
+"""The `var-run` command: images from a bundle, with nothing but a runtime.
 
 Imports stay light: `--help` must not wait for numpy. What the command does is in `engines.cli.actions`.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from engines.cli.common import guarded, version
+from engines.cli.common import BACKENDS, PROVIDER_HELP, guarded, version
 from engines.cli.options import Options
 
 _MODES = ("classes", "tokens", "reconstruct", "list_classes")
@@ -18,7 +18,10 @@ _SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "form", "p
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
     ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
-    ("list_classes", (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider")),
+    (
+        "list_classes",
+        (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider", "backend", "device"),
+    ),
     ("npz", ("out", "grid", "preview")),
 )
 _EPILOG = """\b
@@ -89,7 +92,9 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
 @click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all physical cores]")
-@click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
+@click.option("--provider", default="cpu", show_default=True, help=PROVIDER_HELP)
+@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU.")
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout: files, timings, memory, versions, settings."
 )

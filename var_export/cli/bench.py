@@ -18,7 +18,7 @@ from var_export.cli.common import (
     mebibytes,
     needs_export_packages,
     open_bundle,
-    provider_option,
+    runtime_options,
     show,
     threads_option,
     torch_threads,
@@ -56,7 +56,9 @@ class BenchOptions:
     reference: str | None
     vae: str | None
     threads: int | None
+    backend: str | None
     provider: str
+    device: int
     as_json: bool
 
 
@@ -90,7 +92,7 @@ class Measured:
 )
 @click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
 @threads_option
-@provider_option
+@runtime_options
 @json_option
 def bench(**values: Any) -> None:
     """Measure latency per scale, throughput over batch sizes, and memory.
@@ -120,7 +122,14 @@ def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measu
     threads = options.threads or here.physical_cores
     progress(f"loading {bundle.path}")
     before = progress.seconds
-    backend = backends.create(bundle.target, provider=options.provider, threads=options.threads)
+    backend = backends.for_bundle(
+        bundle,
+        options.backend,
+        provider=options.provider,
+        threads=options.threads,
+        device=options.device,
+        tell=show,
+    )
     with Pipeline(bundle, backend, form=options.form, max_batch=max(options.batch)) as pipeline:
         load_seconds = progress.seconds - before
         strength = bundle.sampling.cfg if options.cfg is None else options.cfg
@@ -166,7 +175,7 @@ def _print(options: BenchOptions, bundle: Bundle, measured: Measured) -> None:
     show(f"machine:  {measured.machine}, load {measured.machine.load:.1f} before", to_stdout=True)
     show(f"bundle:   {bundle.path}: {bundle.name}, {bundle.precision}, {runtime['form']}", to_stdout=True)
     show(
-        f"runtime:  onnxruntime {runtime['onnxruntime']}, {runtime['provider']}, {_threads(measured)}, "
+        f"runtime:  {runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}, {_on(measured)}, "
         f"loaded in {measured.load_seconds:.1f} s",
         to_stdout=True,
     )
@@ -218,6 +227,12 @@ def _print_comparison(options: BenchOptions, measured: Measured, race: Compariso
         f"the engine takes {ratio.p50:.2f} of PyTorch's time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}",
         to_stdout=True,
     )
+
+
+def _on(measured: Measured) -> str:
+    """The GPU, or how many threads of the CPU."""
+    gpu = measured.runtime.get("gpu")
+    return str(gpu) if gpu else _threads(measured)
 
 
 def _threads(measured: Measured) -> str:

@@ -28,6 +28,16 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
+from var_export.cli.tensorrt import (
+    PLAN_TARGETS,
+    make_plans,
+    parse_plan_options,
+    plan_options,
+    plans_document,
+    print_plans,
+    refuse_plan_options,
+    take_plan_values,
+)
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,9 +46,13 @@ if TYPE_CHECKING:
     from var_export.build import Built
 
 PRECISIONS = ("fp32", "fp16")
-TARGETS = ("onnxruntime",)
+TARGETS = ("onnxruntime", *PLAN_TARGETS)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
+_OF_CHECKPOINTS = (
+    *("precision", "form", "vae", "config", "overrides", "labels", "default_cfg", "name", "out", "max_top_k"),
+    *("threads", "force"),
+)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EPILOG = """\b
@@ -47,6 +61,8 @@ Examples:
   var-export build var_d16.pth --vae vae_ch160v4096z32.pth
   var-export build hf://FoundationVision/var/var_d16.pth
   var-export build runs/ar-ckpt-best.pth --config config.json --default-cfg 1.5
+  var-export build bundles/var-d16-256-fp16 --target tensorrt
+  var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
 """
 
 
@@ -97,37 +113,64 @@ class BuildOptions:
 @click.option("--name", help="What to call the model. [default: from the checkpoint]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
 @click.option("--max-top-k", type=POSITIVE, default=900, show_default=True, help="Largest top-k that can be asked for.")
+@plan_options
 @threads_option
 @click.option("--force", is_flag=True, help="Replace a bundle that was made from something else.")
 @json_option
-def build(**values: Any) -> None:
-    """Build a bundle from a VAR checkpoint: a file, a folder, or hf://OWNER/REPO/FILE.
+@click.pass_context
+def build(context: click.Context, /, **values: Any) -> None:
+    """Build a bundle from a VAR checkpoint (a file, a folder, or hf://OWNER/REPO/FILE), or plans from a bundle.
 
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
-    PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind.
+    PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind. With --target
+    tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
     """
+    device, plan_values = values["device"], take_plan_values(values)
     options = BuildOptions(**values)
-    _refuse_bundle(options)
+    plans = parse_plan_options(options.target, plan_values) if options.target in PLAN_TARGETS else None
+    if plans is None:
+        refuse_plan_options(context, options.target)
+    bundle = _given_bundle(context, options)
+    built: Built | None = None
     with Progress() as progress, _Interrupts() as interrupts:
-        built = _build(options, progress, interrupts)
+        if bundle is None:
+            built = _build(options, progress, interrupts)
+            bundle = built.bundle.path
         seconds = progress.seconds
+        if plans is not None:
+            interrupts.message = f"interrupted: {bundle} is as it was"
+            made = make_plans(bundle, options.target, plans, device, progress)
     if options.as_json:
-        json_out(_document(built, seconds))
-    else:
-        _summary(built, seconds)
-
-
-def _refuse_bundle(options: BuildOptions) -> None:
-    """A bundle as the checkpoint: there is nothing to build for ONNX Runtime."""
-    if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
+        document = {"path": str(bundle)} if built is None else _document(built, seconds)
+        json_out(document if plans is None else document | {"plans": plans_document(*made)})
         return
+    if built is not None:
+        _summary(built, seconds)
+    if plans is not None:
+        print_plans(*made)
+        if built is None:
+            from engines.bundle import Bundle
+
+            show(f"next: {_next_command(Bundle.open(bundle, verify=False))}", to_stdout=True)
+
+
+def _given_bundle(context: click.Context, options: BuildOptions) -> Path | None:
+    """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
+    if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
+        return None
     from engines.bundle import Bundle
 
     bundle = Bundle.open(options.checkpoint, verify=False)
-    raise UsageError(
-        f"{options.checkpoint} is a bundle for {bundle.target}, which runs it as it is: "
-        f"{_next_command(bundle)} (engines for other targets come in a later version)"
-    )
+    if options.target not in PLAN_TARGETS:
+        raise UsageError(
+            f"{options.checkpoint} is a bundle already, which ONNX Runtime runs as it is: {_next_command(bundle)}; "
+            f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
+        )
+    default = click.core.ParameterSource.DEFAULT
+    for parameter in context.command.params:
+        if parameter.name in _OF_CHECKPOINTS and context.get_parameter_source(parameter.name) is not default:
+            raise UsageError(f"{parameter.opts[0]} is for checkpoints; {options.checkpoint} is a bundle")
+    return bundle.path
 
 
 def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -> Built:
@@ -141,7 +184,7 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
         from var_export.live import DEMO, open_checkpoint
     from engines import backends
 
-    backends.create(options.target, threads=options.threads).close()  # what is missing shows now, not in minutes
+    backends.create("onnxruntime", threads=options.threads).close()  # what is missing shows now, not in minutes
     stage("reading the checkpoint")
     checkpoint = open_checkpoint(
         options.checkpoint or DEMO,
@@ -155,9 +198,7 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
     suffix = "" if options.form == "stepwise" else f"-{options.form}"
     out = options.out or Path("bundles") / f"{checkpoint.config.name}-{options.precision}{suffix}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}"
-    settings = Options(
-        precision=options.precision, form=options.form, target=options.target, max_top_k=options.max_top_k
-    )
+    settings = Options(precision=options.precision, form=options.form, max_top_k=options.max_top_k)
     try:
         with torch_threads(options.threads):
             return build(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from engines.cli.common import BACKENDS, PROVIDER_HELP
 from engines.errors import BackendError
 
 if TYPE_CHECKING:
@@ -30,7 +31,18 @@ POSITIVE = click.IntRange(min=1)
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
-provider_option = click.option("--provider", default="cpu", show_default=True, help="ONNX Runtime provider.")
+_RUNTIME_OPTIONS = (
+    click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
+    click.option("--provider", default="cpu", show_default=True, help=PROVIDER_HELP),
+    click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU."),
+)
+
+
+def runtime_options(command: Command) -> Command:
+    """`--backend`, `--provider` and `--device`: what runs the engines."""
+    for option in reversed(_RUNTIME_OPTIONS):
+        command = option(command)
+    return command
 
 
 def set_option(help_text: str) -> Callable[[Command], Command]:

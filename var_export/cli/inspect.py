@@ -26,7 +26,7 @@ def inspect(bundle: Path | None, graphs: bool, as_json: bool) -> None:
     BUNDLE is the newest in bundles/ by default, else the embedded demo.
     """
     from engines.errors import BundleError
-    from engines.inspection import OK, describe, file_states
+    from engines.inspection import OK, describe, file_states, plan_states
 
     opened = open_bundle(bundle, verify=False)
     states = file_states(opened)
@@ -34,10 +34,15 @@ def inspect(bundle: Path | None, graphs: bool, as_json: bool) -> None:
         json_out(describe(opened, states))
     else:
         _print(opened, states)
+        _plan_table(opened)
         (_graph_tables if graphs else _graph_summary)(opened)
     changed = [name for name, state in states.items() if state != OK]
     if changed:
         raise BundleError(f"{opened.path}: {', '.join(changed)} changed since the build; copy it again, or build again")
+    damaged = [plans for plans in opened.plans if set(plan_states(opened, plans).values()) != {OK}]
+    if damaged:
+        names, target = ", ".join(plans.name for plans in damaged), damaged[0].built_on.target
+        raise BundleError(f"the plans {names} are damaged: var-export build {opened.path} --target {target}")
 
 
 def _print(bundle: Bundle, states: dict[str, str]) -> None:
@@ -69,6 +74,24 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
     rows = [(name, e.size, e.sha256[:SHORT_HASH], states[name]) for name, e in bundle.files.items()]
     print_table(rows, ("file", "bytes", "SHA-256", "state"))
     show(to_stdout=True)
+
+
+def _plan_table(bundle: Bundle) -> None:
+    from engines.inspection import plan_states
+
+    for plans in bundle.plans:
+        built = plans.built_on
+        show(
+            f"plans {plans.name}: {plans}, {built.gpu or 'for GPUs that were not there'}, {built.system}",
+            to_stdout=True,
+        )
+        states = plan_states(bundle, plans)
+        rows = [
+            (graph, ":".join(map(str, plan.batch)), plan.profiles, plan.size, plan.sha256[:SHORT_HASH], states[graph])
+            for graph, plan in plans.graphs.items()
+        ]
+        print_table(rows, ("plan", "batch", "profiles", "bytes", "SHA-256", "state"))
+        show(to_stdout=True)
 
 
 def _graph_summary(bundle: Bundle) -> None:

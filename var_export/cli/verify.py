@@ -19,8 +19,8 @@ from var_export.cli.common import (
     json_option,
     needs_export_packages,
     open_bundle,
-    provider_option,
     quality,
+    runtime_options,
     set_option,
     show,
     threads_option,
@@ -51,7 +51,9 @@ class VerifyOptions:
     images: int
     seed: int
     threads: int | None
+    backend: str | None
     provider: str
+    device: int
     as_json: bool
 
 
@@ -71,7 +73,7 @@ class VerifyOptions:
     "--seed", type=click.IntRange(min=0), default=FRESH_SEED, show_default=True, help="Chooses them, their classes too."
 )
 @threads_option
-@provider_option
+@runtime_options
 @json_option
 @click.pass_context
 def verify(context: click.Context, /, **values: Any) -> None:
@@ -129,7 +131,14 @@ def _check(
     from engines import backends, fidelity
     from engines.pipeline import Pipeline
 
-    backend = backends.create(bundle.target, provider=options.provider, threads=options.threads)
+    backend = backends.for_bundle(
+        bundle,
+        options.backend,
+        provider=options.provider,
+        threads=options.threads,
+        device=options.device,
+        tell=show,
+    )
     with Pipeline(bundle, backend, max_batch=1) as pipeline:
         judge = fidelity.verify if "stepwise" in bundle.forms else fidelity.verify_fused
         return judge(pipeline, golden), pipeline.describe_runtime()

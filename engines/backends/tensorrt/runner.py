@@ -86,6 +86,15 @@ class TensorRTBackend(Backend):
         self._engines.add(opened)
         return opened
 
+    def lacks(self, bundle: Bundle) -> str | None:
+        """See `Backend`."""
+        try:
+            for graph in bundle.graphs:
+                stored.pick(bundle, self.here, graph)
+        except BundleError as error:
+            return str(error)
+        return None
+
     def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         """See `Backend`."""
         return self.cuda.buffer(shape, dtype)
