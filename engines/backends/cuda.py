@@ -7,6 +7,7 @@ only where a result is read. Calls into CUDA hold one lock, so that no thread's 
 from __future__ import annotations
 
 import ctypes
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ class Cuda:
     def capture(self, work: Callable[[], None]) -> Graph:
         """The work that `work` starts on the stream, recorded instead of done."""
         mode = self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with self.held():
+        with self.held(), _no_garbage_collection():
             self.call("cudaStreamBeginCapture", self.stream, mode, doing="starting a CUDA graph")
             try:
                 work()
@@ -160,14 +161,23 @@ class Cuda:
             "cuda": self.version,
         }
 
+    def _driver_problem(self) -> str:
+        """Why CUDA does not start: cuda-bindings bring their own CUDA runtime, which needs a driver as new."""
+        _, driver = self.runtime.cudaDriverGetVersion()
+        _, needed = self.runtime.cudaRuntimeGetVersion()
+        if driver and needed and driver // 1000 < needed // 1000:
+            return (
+                f"the driver has CUDA {_dotted(driver)}, but cuda-bindings need {_dotted(needed)}: "
+                f'pip install "cuda-bindings<{driver // 1000 + 1}"'
+            )
+        return "no usable NVIDIA GPU or driver here; nvidia-smi should list one"
+
     def _fail(self, status: Any, doing: str) -> None:
         text = str(getattr(status, "name", status))
         if text == "cudaErrorMemoryAllocation":
             raise OutOfMemoryError(f"the GPU is out of memory while {doing}; lower the batch size")
         if text in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice"):
-            raise BackendError(
-                f"no usable NVIDIA GPU or driver here ({text} while {doing}); nvidia-smi should list one"
-            )
+            raise BackendError(f"{self._driver_problem()} ({text} while {doing})")
         raise BackendError(f"CUDA failed while {doing}: {text}")
 
 
@@ -321,6 +331,18 @@ class Graph:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._cuda.call("cudaGraphExecDestroy", handle, doing="freeing a CUDA graph")
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A finalizer that frees memory in the thread that captures would break the capture, and lose the memory."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _dotted(version: int) -> str:

@@ -174,9 +174,13 @@ def build_plan(
         monitor = _monitor(trt, progress)
         config.progress_monitor = monitor
         plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
-        library.check(plan, f"building {file.name}")
-        if cache is not None and options.timing_cache is not None:
-            _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+        if monitor.failure is None:
+            library.check(plan, f"building {file.name}")
+            if cache is not None and options.timing_cache is not None:
+                _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+    if monitor.failure is not None:
+        raise monitor.failure
+    progress(1.0)
     return plan
 
 
@@ -242,6 +246,8 @@ def _monitor(trt: Any, progress: Callable[[float], None]) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.cancelled = False
+            self.failure: BaseException | None = None
+            self._most = 0.0
             self._phases: dict[str, tuple[str | None, int, int]] = {}
             self._lock = threading.Lock()
 
@@ -268,7 +274,11 @@ def _monitor(trt: Any, progress: Callable[[float], None]) -> Any:
             for name, (parent, steps, done) in reversed(phases.items()):  # children were entered after their parents
                 share = min((done + inner.get(name, 0.0)) / steps, 1.0)
                 inner[parent if parent in phases else None] = share
-            progress(inner.get(None, 0.0))
+            self._most = max(self._most, inner.get(None, 0.0))  # between two phases the sum falls back
+            try:
+                progress(self._most)
+            except BaseException as error:  # TensorRT would print it and say that the user cancelled
+                self.failure, self.cancelled = error, True
 
     return Monitor()
 
@@ -277,21 +287,25 @@ def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
     """Run the builder beside the main thread: Python handles no signal while C++ holds the main thread."""
     result: list[Any] = []
     failure: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             result.append(work())
         except BaseException as error:
             failure.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="tensorrt-builder", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="tensorrt-builder", daemon=True).start()
+    # Not thread.join: before Python 3.13, one that was interrupted takes the thread for finished, and Python then
+    # ends while the builder runs, which aborts the process.
     try:
-        while thread.is_alive():
-            thread.join(POLL)
+        while not done.wait(POLL):
+            pass
     except KeyboardInterrupt:
         monitor.cancelled = True  # the builder stops at its next step
-        thread.join()
+        done.wait()
         raise
     if failure:
         raise failure[0]

@@ -19,9 +19,10 @@ from engines import plans as stored
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.backends.cuda import ALIGNMENT, Cuda, DeviceBuffer, EventMark, Graph, Memory
 from engines.backends.tensorrt import library as libraries
+from engines.backends.tensorrt.kernel_cache import KernelCache, default_folder
 from engines.backends.tensorrt.library import Library
 from engines.contract import TensorInfo
-from engines.errors import BackendError, BundleError
+from engines.errors import BackendError, BundleError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
@@ -64,6 +65,7 @@ class TensorRTBackend(Backend):
         )
         with self.library.translated("starting the runtime"):
             self._runtime = self.library.check(self.library.trt.Runtime(self.library.logger), "starting the runtime")
+        self._kernels = default_folder()
         self._engines: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
 
     def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
@@ -82,7 +84,10 @@ class TensorRTBackend(Backend):
                 engine = self.library.check(self._runtime.deserialize_cuda_engine(data), doing)
             if chosen.weight_streaming:
                 engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
-        opened = TensorRTEngine(self, engine, plan, chosen, graph, *bundle.tensors(graph))
+            kernels = None
+            if self.library.flavour.name == "tensorrt-rtx":
+                kernels = KernelCache(self.library.trt, engine, self._kernels / f"{plan.sha256[:32]}.cache")
+        opened = TensorRTEngine(self, engine, plan, chosen, kernels, graph, *bundle.tensors(graph))
         self._engines.add(opened)
         return opened
 
@@ -150,15 +155,21 @@ class Scratch:
 
     def reserve(self, size: int) -> None:
         """Have `size` bytes at least. Raises `OutOfMemoryError`."""
+        size = max(size, ALIGNMENT)  # a context that needs none is given an address all the same
         if size <= self.size:
             return
         with self._cuda.held():
             self._cuda.synchronize()
-            old, self._memory = self._memory, None
+            before, old, self._memory = self.size, self._memory, None
+            self.generation += 1
             if old is not None:
                 old.free()
-            self._memory = self._cuda.allocate(size)
-            self.generation += 1
+            try:
+                self._memory = self._cuda.allocate(size)
+            except OutOfMemoryError:
+                if before:  # the room for it was just freed; the calls that are prepared go on with it
+                    self._memory = self._cuda.allocate(before)
+                raise
 
 
 class TensorRTEngine(Engine):
@@ -170,14 +181,16 @@ class TensorRTEngine(Engine):
         engine: Any,
         plan: stored.PlanFile,
         chosen: stored.PlanSet,
+        kernels: KernelCache | None,
         graph: str,
         inputs: tuple[TensorInfo, ...],
         outputs: tuple[TensorInfo, ...],
     ) -> None:
         self.name, self.inputs, self.outputs = graph, inputs, outputs
-        self._backend, self._engine, self._plan = backend, engine, plan
+        self._backend, self._engine, self._plan, self._kernels = backend, engine, plan, kernels
         # Whether a capture holds the copies of streamed weights is nowhere documented: such engines run directly.
         self.capturable = not chosen.weight_streaming
+        self._told = False
         self._calls: weakref.WeakSet[TensorRTCall] = weakref.WeakSet()
         self._check_tensors()
         self._profiles = [
@@ -202,13 +215,20 @@ class TensorRTEngine(Engine):
             raise BackendError(f"{rows} rows are more than the {self.name} plan holds ({most_rows}); lower the batch")
         return max(images, least_images), max(rows, least_rows)
 
+    def context(self) -> Any:
+        """A new execution context, whose scratch memory is ours."""
+        if self._kernels is not None:
+            return self._engine.create_execution_context(self._kernels.config)
+        strategy = self._backend.library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return self._engine.create_execution_context(strategy)
+
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TensorRTCall:
         """See `Engine`. Raises `BackendError` where no profile holds these shapes."""
         if self._engine is None:
             raise BackendError(f"the {self.name} engine is closed")
         shapes = {info.name: inputs[info.name].shape for info in self.inputs if _varies(info)}
         profile = self._profile_for(shapes)
-        call = TensorRTCall(self._backend, self, self._engine, profile, shapes, {**inputs, **outputs})
+        call = TensorRTCall(self._backend, self, profile, shapes, {**inputs, **outputs})
         self._calls.add(call)
         return call
 
@@ -216,7 +236,15 @@ class TensorRTEngine(Engine):
         """See `Engine`."""
         for call in list(self._calls):
             call.close()
-        self._engine = None
+        if self._kernels is not None:
+            self._kernels.save()
+        self._engine = self._kernels = None
+
+    def tell(self, level: int, text: str) -> None:
+        """Log a line about this engine, once for all of its calls."""
+        if not self._told:
+            log.log(level, "%s %s", self.name, text)
+        self._told = True
 
     def _profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         for index, ranges in enumerate(self._profiles):
@@ -250,7 +278,6 @@ class TensorRTCall(Call):
         self,
         backend: TensorRTBackend,
         engine: TensorRTEngine,
-        handle: Any,
         profile: int,
         shapes: Mapping[str, tuple[int, ...]],
         buffers: Mapping[str, Buffer],
@@ -260,11 +287,10 @@ class TensorRTCall(Call):
         self._graph: Graph | None = None
         self._runs, self._generation = 0, -1
         self._capturable = engine.capturable
-        library, cuda, trt = backend.library, backend.cuda, backend.library.trt
+        library, cuda = backend.library, backend.cuda
         doing = f"preparing {engine.name}"
         with library.translated(doing), cuda.held():
-            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = library.check(handle.create_execution_context(strategy), doing)
+            context = library.check(engine.context(), doing)
             library.check(context.set_optimization_profile_async(profile, cuda.stream), doing)
             for name, shape in shapes.items():
                 library.check(context.set_input_shape(name, tuple(shape)), f"{doing}: shape of {name}")
@@ -329,13 +355,13 @@ class TensorRTCall(Call):
         cuda, context = self._backend.cuda, self._context
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(cuda.stream):
             self._capturable = False
-            log.info("%s cannot be captured as a CUDA graph; it runs directly", self._engine.name)
+            self._engine.tell(logging.INFO, "cannot be captured as a CUDA graph; it runs directly")
             return False
         try:
             self._graph = cuda.capture(self._execute)
         except BackendError as error:
             self._capturable = False
-            log.warning("%s could not be captured as a CUDA graph and runs directly: %s", self._engine.name, error)
+            self._engine.tell(logging.WARNING, f"could not be captured as a CUDA graph and runs directly: {error}")
             return False
         self._graph.launch()
         return True

@@ -41,6 +41,7 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         build_key=build_key,
         golden_key="",
         provenance={},
+        plans=(),
         files={},
         constants={},
     )
@@ -67,7 +68,7 @@ class FakePipeline:
         self.closed = False
 
     @classmethod
-    def load(cls, path=None, *, backend="onnxruntime", provider="cpu", threads=None, form=None, max_batch=8):
+    def load(cls, path=None, *, backend=None, provider="cpu", threads=None, device=0, form=None, max_batch=8):
         pipeline = cls(provider=provider, threads=threads, form=form, max_batch=max_batch)
         cls.loads.append(pipeline)
         return pipeline

@@ -1,0 +1,53 @@
+"""TensorRT-RTX compiles its kernels where it runs; this keeps them from one process to the next.
+
+A plan of TensorRT-RTX holds its kernels as source. They are compiled when a context is made, for every profile, and a
+runtime cache holds the results. TensorRT-RTX itself refuses a cache of another GPU, driver or version.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """Where caches of this user live."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "var-export" / "kernels"
+
+
+class KernelCache:
+    """The runtime cache of one engine, and the file it is kept in."""
+
+    def __init__(self, trt: Any, engine: Any, file: Path) -> None:
+        self._file = file
+        self.config = engine.create_runtime_config()
+        self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        self._cache = self.config.create_runtime_cache()
+        self._known = 0
+        try:
+            data = file.read_bytes()
+        except OSError:
+            data = b""
+        if data and self._cache.deserialize(data):
+            self._known = len(data)
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write the file anew where kernels were added. A cache that cannot be written only costs time."""
+        data = memoryview(self._cache.serialize())
+        if data.nbytes == self._known:
+            return
+        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(self._file)
+            self._known = data.nbytes
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            log.info("the compiled kernels are not kept: %s", error)
