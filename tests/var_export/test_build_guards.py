@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from support import built_tiny, copy_bundle, tiny_checkpoint, tiny_config
+from support import architectures, built_tiny, copy_bundle, tiny_checkpoint, tiny_config
 
 from engines.bundle import Bundle
 from engines.errors import UsageError
@@ -157,3 +157,10 @@ def test_a_bundle_says_what_it_was_made_from(bundle):
     assert opened.provenance["checkpoint"]["files"] == ["tiny"]
     assert set(opened.provenance["versions"]) >= {"torch", "onnx", "var-export", "opset"}
     assert opened.max_top_k == 64, "900, cut to the vocabulary"
+
+
+def test_a_model_without_phi_builds_in_both_forms(tmp_path):
+    """`step` then lacks one input; the fused graph is stitched from it by the names of its dimensions."""
+    config = architectures()["no-phi"]
+    built = build(tiny_checkpoint(config), tmp_path / "b", OPTIONS)
+    assert {form: report.failures for form, report in built.reports.items()} == {"stepwise": [], "fused": []}

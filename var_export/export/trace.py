@@ -48,8 +48,6 @@ def trace(module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, prec
             shapes.setdefault(group, []).append(varying)
         else:
             kwargs[info.name], shapes[info.name] = example, varying
-    if spec is contract.STEP and "phi_index" not in kwargs:
-        kwargs["phi_index"], shapes["phi_index"] = None, None
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),

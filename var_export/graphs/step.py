@@ -37,9 +37,10 @@ class Step(nn.Module):
         image_row: Tensor,
         forced_tokens: Tensor,
         forced_mask: Tensor,
+        *,
         up: Tensor,
         down: Tensor,
-        phi_index: Tensor | None,
+        phi_index: Tensor | None = None,
         pos_next: Tensor,
     ) -> tuple[Tensor, ...]:
         """See `engines/contract.py`."""

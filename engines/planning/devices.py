@@ -1,0 +1,155 @@
+"""Devices by name, from `engines/data/devices.json`: memory, bandwidth and dense peaks, each figure with its source.
+
+A peak is SM count x rated boost clock x FLOP a clock and SM, as vendors state theirs. A card that clocks higher than
+rated moves it by as much.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engines.errors import UsageError
+
+FILE = Path(__file__).parent.parent / "data" / "devices.json"
+MIB = 2**20
+SUGGESTED = 4  # names in the message about an unknown one
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure comes from."""
+
+    name: str
+    says: str
+    url: str | None
+    date: str
+    """Of the page, or of the day it was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device in one power mode."""
+
+    name: str
+    title: str
+    mode: str | None
+    """Power mode of a Jetson."""
+    compute_capability: str
+    memory_bytes: int
+    """Nominal."""
+    reported_bytes: int
+    """What the operating system or the driver shows."""
+    system_bytes: int
+    """What a headless operating system takes of it, where it lives in the same memory."""
+    shared_memory: bool
+    bandwidth: float
+    """Bytes per second."""
+    cache_bytes: int
+    """Last-level cache of the GPU."""
+    peaks: Mapping[str, float]
+    """Dense FLOP or OP per second: fp32 (no TF32), fp16 and bf16 accumulated in FP32, fp16_fast in FP16, int8."""
+    targets: tuple[str, ...]
+    """Of this project, those that run there."""
+    page: str | None
+    sources: Mapping[str, Source]
+    """By figure: units, clock, bandwidth, cache, memory, reported, rates (one each of several), system."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is left for a program."""
+        return self.reported_bytes - self.system_bytes
+
+    def peak(self, precision: str) -> float:
+        """FLOP per second that no kernel exceeds. Raises `UsageError` where the device has no unit for the type.
+
+        FP16 is taken with the faster accumulator: GeForce cards run twice as fast with an FP16 accumulator, and a
+        runtime may choose it.
+        """
+        if precision not in self.peaks:
+            raise UsageError(
+                f"{self.title} has no {precision.upper()} tensor cores; plan for --precision fp16, or another device"
+            )
+        return max(self.peaks[precision], self.peaks.get(f"{precision}_fast", 0.0))
+
+    def supports(self, precision: str) -> bool:
+        """Whether it has units for a precision."""
+        return precision in self.peaks
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every figure with its source."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "mode": self.mode,
+            "compute_capability": self.compute_capability,
+            "memory_bytes": self.memory_bytes,
+            "reported_bytes": self.reported_bytes,
+            "system_bytes": self.system_bytes,
+            "usable_bytes": self.usable_bytes,
+            "shared_memory": self.shared_memory,
+            "bandwidth_bytes_per_s": self.bandwidth,
+            "cache_bytes": self.cache_bytes,
+            "peak_flops": dict(self.peaks),
+            "targets": list(self.targets),
+            "page": self.page,
+            "sources": {figure: vars(source) for figure, source in self.sources.items()},
+        }
+
+
+@cache
+def devices() -> Mapping[str, Device]:
+    """All devices by name, in the order of the file: Jetson, servers, GeForce."""
+    data = json.loads(FILE.read_text(encoding="utf-8"))
+    sources = {name: Source(name, **entry) for name, entry in data["sources"].items()}
+    return {
+        entry["name"]: _device(entry, data["architectures"][entry["architecture"]], data["jetson_system"], sources)
+        for entry in data["devices"]
+    }
+
+
+def find(name: str) -> Device:
+    """The device of this name; case, spaces and underscores do not matter. Raises `UsageError` naming the nearest."""
+    known = devices()
+    wanted = "-".join(name.strip().lower().replace("_", " ").split())
+    if wanted in known:
+        return known[wanted]
+    near = [key for key in known if wanted and key.startswith(wanted)]
+    near = near or difflib.get_close_matches(wanted, known, SUGGESTED, 0.5)
+    hint = f"did you mean {' or '.join(near[:SUGGESTED])}? " if near else ""
+    raise UsageError(f"unknown device {name!r}; {hint}--list-devices shows all")
+
+
+def _device(
+    entry: Mapping[str, Any], architecture: Mapping[str, Any], system: Mapping[str, Any], sources: Mapping[str, Source]
+) -> Device:
+    shared = entry["shared_memory"]
+    clocks = {"fp32": entry["clock_mhz"]}
+    tensor_clock = entry.get("tensor_clock_mhz", entry["clock_mhz"])
+    peaks = {
+        kind: entry["sm"] * clocks.get(kind, tensor_clock) * 1e6 * rate for kind, rate in architecture["rates"].items()
+    }
+    named = dict(entry["sources"]) | {f"rates {i}": source for i, source in enumerate(architecture["sources"])}
+    if shared:
+        named["system"] = system["source"]
+    return Device(
+        name=entry["name"],
+        title=entry["title"],
+        mode=entry.get("mode"),
+        compute_capability=entry["compute_capability"],
+        memory_bytes=entry["memory_mib"] * MIB,
+        reported_bytes=entry["reported_mib"] * MIB,
+        system_bytes=system["mib"] * MIB if shared else 0,
+        shared_memory=shared,
+        bandwidth=entry["bandwidth_gb_s"] * 1e9,
+        cache_bytes=entry["cache_mib"] * MIB,
+        peaks=peaks,
+        targets=tuple(entry["targets"]),
+        page=entry.get("page"),
+        sources={figure: sources[source] for figure, source in named.items()},
+    )

@@ -1,0 +1,211 @@
+"""One workload on one device: does it fit, and what is the least time it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from engines import contract
+from engines.config import ModelConfig
+from engines.errors import UsageError
+from engines.planning.cost import BYTES
+from engines.planning.devices import Device
+from engines.planning.memory import NOT_COUNTED, Memory, memory
+from engines.planning.roofline import Bound, bound, cond_work, decode_work, slower_side, step_work
+
+PRECISIONS = tuple(BYTES)
+MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/export/trace.py`)
+MAX_TOP_K = 900  # longest sorted list of a bundle, unless it was built otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is to run."""
+
+    config: ModelConfig
+    precision: str = "fp16"
+    form: str = "stepwise"
+    images: int = 1
+    guidance: bool = True
+    max_top_k: int = MAX_TOP_K
+    tokens_only: bool = False
+    """Leave the decoder out, as published throughputs often do."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}; plans know {', '.join(PRECISIONS)}")
+        if self.form not in contract.FORMS:
+            raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(contract.FORMS)}")
+        if not 1 <= self.images <= MAX_BATCH:
+            raise UsageError(f"the batch must be 1 to {MAX_BATCH} images, got {self.images}")
+        if self.max_top_k < 1:
+            raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
+
+    @property
+    def rows(self) -> int:
+        """Rows N of the transformer: two per image with guidance."""
+        return 2 * self.images if self.guidance else self.images
+
+    def memory(self) -> Memory:
+        """What it needs."""
+        return memory(
+            self.config,
+            self.precision,
+            images=self.images,
+            rows=self.rows,
+            max_top_k=self.max_top_k,
+            form=self.form,
+            tokens_only=self.tokens_only,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "model": self.config.name,
+            "image_size": self.config.image_size,
+            "precision": self.precision,
+            "form": self.form,
+            "batch": self.images,
+            "guidance": self.guidance,
+            "rows": self.rows,
+            "max_top_k": self.max_top_k,
+            "tokens_only": self.tokens_only,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A workload on a device."""
+
+    workload: Workload
+    device: Device
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes that must be there at once."""
+        return self.workload.memory()
+
+    @property
+    def usable_bytes(self) -> int:
+        """Of the device."""
+        return self.device.usable_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bytes that are counted and the allowance fit."""
+        return self.memory.total <= self.usable_bytes
+
+    @cached_property
+    def largest_batch(self) -> int:
+        """Most images that fit; 0 where none does."""
+        low, high = 0, MAX_BATCH
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._fits(images=middle):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    @cached_property
+    def remedies(self) -> list[str]:
+        """Options of `var-export plan` that make it fit, each by itself."""
+        if self.fits:
+            return []
+        found = [f"--batch {self.largest_batch}"] if self.largest_batch else []
+        if self.workload.guidance and self._fits(guidance=False):
+            found.append("--no-guidance")
+        if self.workload.precision == "fp32":
+            found += [f"--precision {name}" for name in ("fp16",) if self._fits(precision=name)]
+        return found
+
+    def _fits(self, **changes: Any) -> bool:
+        return dataclasses.replace(self.workload, **changes).memory().total <= self.usable_bytes
+
+    @cached_property
+    def scales(self) -> list[Bound]:
+        """The transformer, scale by scale."""
+        load = self.workload
+        return [
+            bound(
+                step_work(
+                    load.config,
+                    load.precision,
+                    scale,
+                    images=load.images,
+                    rows=load.rows,
+                    max_top_k=load.max_top_k,
+                    form=load.form,
+                ),
+                self.device,
+            )
+            for scale in range(load.config.num_scales)
+        ]
+
+    @cached_property
+    def cond(self) -> Bound:
+        """The conditioning of every row. The stepwise form keeps it per class: only the fused one repeats it."""
+        return bound(cond_work(self.workload.config, self.workload.precision, self.workload.rows), self.device)
+
+    @cached_property
+    def decode(self) -> Bound | None:
+        """The decoder, where it is wanted."""
+        if self.workload.tokens_only:
+            return None
+        return bound(decode_work(self.workload.config, self.workload.precision, self.workload.images), self.device)
+
+    @property
+    def calls(self) -> list[Bound]:
+        """All that happens for each batch, one after another."""
+        first = [self.cond] if self.workload.form == "fused" else []
+        last = [] if self.decode is None else [self.decode]
+        return [*first, *self.scales, *last]
+
+    @property
+    def seconds(self) -> float:
+        """The least time of one batch."""
+        return sum(call.seconds for call in self.calls)
+
+    @property
+    def images_per_s(self) -> float:
+        """The most images per second, one batch after another."""
+        return self.workload.images / self.seconds
+
+    @property
+    def bound_by(self) -> str:
+        """`memory` or `compute`: what binds the larger part of that time."""
+        return slower_side(self.calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the workload. Where the device has no unit for the precision, no bound."""
+        supported = self.device.supports(self.workload.precision)
+        timed: dict[str, Any] = {
+            "bound_images_per_s": None,
+            "bound_seconds": None,
+            "bound_by": None,
+            "scales": [],
+            "decode": None,
+            "cond": None,
+        }
+        if supported:
+            timed = {
+                "bound_images_per_s": self.images_per_s,
+                "bound_seconds": self.seconds,
+                "bound_by": self.bound_by,
+                "scales": [call.to_dict() for call in self.scales],
+                "decode": None if self.decode is None else self.decode.to_dict(),
+                "cond": self.cond.to_dict(),
+            }
+        return {
+            "fits": self.fits and supported,
+            "memory_bytes": self.memory.to_dict(),
+            "usable_bytes": self.usable_bytes,
+            "largest_batch": self.largest_batch,
+            "remedies": self.remedies,
+            "supported": supported,
+            **timed,
+            "not_counted": list(NOT_COUNTED),
+            "device": self.device.to_dict(),
+        }
