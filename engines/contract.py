@@ -21,6 +21,7 @@ CONTRACT_VERSION = 1
 
 CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
 CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+GPU_PRECISIONS = ("bf16",)  # graphs that ONNX Runtime's CPU cannot run
 VARYING = ("B", "N", "L", "M", "P")
 
 

@@ -29,3 +29,35 @@ def demo_fp16_bundle(tmp_path_factory) -> Path:
         return Bundle.open(DEMO_BUNDLE).path
     except BundleError:
         return build_demo(tmp_path_factory.mktemp("bundles") / "demo-fp16", precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def demo_bf16_bundle(tmp_path_factory) -> Path:
+    """The demo model in BF16, stepwise; no CPU runs it. Shared: copy it before changing a file."""
+    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-bf16", precision="bf16")
+
+
+@pytest.fixture(scope="session")
+def demo_both_bundle(tmp_path_factory) -> Path:
+    """The demo model in FP16, stepwise and fused. Shared: copy it before changing a file."""
+    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-both", precision="fp16", form="both")
+
+
+@pytest.fixture
+def emulate(monkeypatch, tmp_path):
+    """Makes a machine with an emulated GPU, which the code then finds: the last one made. All are checked at the end.
+
+    Keywords: see `tests.emulation.machine.Emulation`.
+    """
+    from tests.emulation.machine import Emulation
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = []
+
+    def make(**options):
+        made.append(Emulation(monkeypatch, **options))
+        return made[-1]
+
+    yield make
+    for emulation in made:
+        emulation.close()

@@ -6,6 +6,7 @@ is gone before the engines are loaded to check them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import importlib.metadata
@@ -31,6 +32,7 @@ from engines.fidelity import FusedReport, Report, verify, verify_fused
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.pipeline import Pipeline
 from var_export.checkpoint import Checkpoint
+from var_export.export.emulate import emulated
 from var_export.export.fuse import fuse
 from var_export.export.trace import OPSET, trace
 from var_export.export.weights import WeightFile
@@ -186,7 +188,8 @@ def build(
                 },
             }
         )
-        progress("check: engines against the golden run")
+        how = ", rounding emulated in FP32" if options.precision in contract.GPU_PRECISIONS else ""
+        progress(f"check: engines against the golden run{how}")
         reports = _check(Bundle.open(writer.folder), options, threads)
         writer.publish()
     return Built(Bundle.open(out, verify=False), False, reports)
@@ -273,16 +276,18 @@ def make_graph(
 
 
 def _check(bundle: Bundle, options: Options, threads: int | None) -> dict[str, Report | FusedReport]:
-    """Run the engines of every form once against the golden run."""
+    """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic."""
     reports: dict[str, Report | FusedReport] = {}
-    for form in bundle.forms:
-        backend = backends.create(options.target, threads=threads)
-        with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-            judge = verify if form == "stepwise" else verify_fused
-            reports[form] = judge(pipeline, bundle.golden)
-        if not reports[form].passed:
-            failures = "; ".join(reports[form].failures)
-            raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}")
+    emulate = bundle.precision in contract.GPU_PRECISIONS
+    with emulated(bundle) if emulate else contextlib.nullcontext(bundle) as runnable:
+        for form in bundle.forms:
+            backend = backends.create(options.target, threads=threads)
+            with Pipeline(runnable, backend, form=form, max_batch=1) as pipeline:
+                judge = verify if form == "stepwise" else verify_fused
+                reports[form] = judge(pipeline, bundle.golden, bundle.precision)
+            if not reports[form].passed:
+                failures = "; ".join(reports[form].failures)
+                raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}")
     return reports
 
 

@@ -6,7 +6,7 @@ import errno
 import shlex
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
+from var_export.cli.progress import Progress
 from var_export.cli.tensorrt import (
     PLAN_TARGETS,
     make_plans,
@@ -38,14 +39,13 @@ from var_export.cli.tensorrt import (
     refuse_plan_options,
     take_plan_values,
 )
-from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
     from engines.fidelity import FusedReport, Report
     from var_export.build import Built
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 TARGETS = ("onnxruntime", *PLAN_TARGETS)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
@@ -140,6 +140,8 @@ def build(context: click.Context, /, **values: Any) -> None:
         if plans is not None:
             interrupts.message = f"interrupted: {bundle} is as it was"
             made = make_plans(bundle, options.target, plans, device, progress)
+            if built is not None:
+                built = replace(built, bundle=_opened(bundle))
     if options.as_json:
         document = {"path": str(bundle)} if built is None else _document(built, seconds)
         json_out(document if plans is None else document | {"plans": plans_document(*made)})
@@ -149,21 +151,24 @@ def build(context: click.Context, /, **values: Any) -> None:
     if plans is not None:
         print_plans(*made)
         if built is None:
-            from engines.bundle import Bundle
+            show(f"next: {_next_command(_opened(bundle))}", to_stdout=True)
 
-            show(f"next: {_next_command(Bundle.open(bundle, verify=False))}", to_stdout=True)
+
+def _opened(path: str | Path) -> Bundle:
+    from engines.bundle import Bundle
+
+    return Bundle.open(path, verify=False)
 
 
 def _given_bundle(context: click.Context, options: BuildOptions) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
     if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
         return None
-    from engines.bundle import Bundle
-
-    bundle = Bundle.open(options.checkpoint, verify=False)
+    bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS:
+        runs = "" if _is_for_gpus(bundle) else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
         raise UsageError(
-            f"{options.checkpoint} is a bundle already, which ONNX Runtime runs as it is: {_next_command(bundle)}; "
+            f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
         )
     default = click.core.ParameterSource.DEFAULT
@@ -255,8 +260,9 @@ def _summary(built: Built, seconds: float) -> None:
         show(f"up to date: {bundle.path} ({size})", to_stdout=True)
     else:
         show(f"{bundle.path} ({size}, built in {seconds:.1f} s)", to_stdout=True)
+    how = ", rounding emulated" if _is_for_gpus(bundle) else ""
     for form, report in built.reports.items():
-        show(f"check of the {form} form against PyTorch: passed; {_figures(report)}", to_stdout=True)
+        show(f"check of the {form} form against PyTorch{how}: passed; {_figures(report)}", to_stdout=True)
     show(f"next: {_next_command(bundle)}", to_stdout=True)
 
 
@@ -274,9 +280,18 @@ def _figures(report: Report | FusedReport) -> str:
     )
 
 
+def _is_for_gpus(bundle: Bundle) -> bool:
+    from engines.contract import GPU_PRECISIONS
+
+    return bundle.precision in GPU_PRECISIONS
+
+
 def _next_command(bundle: Bundle) -> str:
+    path = shlex.quote(str(bundle.path))
+    if _is_for_gpus(bundle) and not bundle.plans:
+        return f"var-export build {path} --target {PLAN_TARGETS[0]}"
     example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
-    return f"var-run --engine {shlex.quote(str(bundle.path))} --class {example}"
+    return f"var-run --engine {path} --class {example}"
 
 
 def _document(built: Built, seconds: float) -> dict[str, Any]:

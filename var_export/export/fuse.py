@@ -48,6 +48,7 @@ class _Stitcher:
         """A node with one output of that name."""
         node = ir.node(op, inputs, attributes, name=name)
         node.outputs[0].name = name
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT64) if op == "Shape" else inputs[0].type
         self.nodes.append(node)
         return node.outputs[0]
 

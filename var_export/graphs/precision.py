@@ -1,7 +1,8 @@
 """Which element types a traced graph computes in (DESIGN: types are decided when tracing, not by flags).
 
 GEMMs, convolutions and the KV cache take the compute type; the residual stream, normalisations,
-softmax, the quantiser and sampling stay float32.
+softmax, the quantiser and sampling stay float32. BF16 is for TensorRT: its parser takes BF16 convolutions at opset 20,
+where the ONNX standard has them from 22 on, and ONNX Runtime refuses them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Precision:
 PRECISIONS = {
     "fp32": Precision("fp32", torch.float32),
     "fp16": Precision("fp16", torch.float16),
+    "bf16": Precision("bf16", torch.bfloat16),
 }
 
 

@@ -148,7 +148,7 @@ def completions(words):
     [
         ("var-export ver", ["plain,verify"]),
         ("var-export build --pre", ["plain,--precision"]),
-        ("var-export build --precision ", ["plain,fp32", "plain,fp16"]),
+        ("var-export build --precision ", ["plain,fp32", "plain,fp16", "plain,bf16"]),
         ("var-export build ", ["file,"]),
         ("var-export build --vae ", ["file,"]),
         ("var-export build --out ", ["dir,"]),

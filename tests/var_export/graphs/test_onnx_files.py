@@ -11,14 +11,22 @@ from support import built_tiny
 from engines.bundle import Bundle
 from engines.manifest import WEIGHTS
 
-BUNDLES = ("demo_fp32", "demo_fp16", "tiny_both")
+BUNDLES = ("demo_fp32", "demo_fp16", "demo_bf16", "tiny_both")
+HALF = {"demo_fp16": TensorProto.FLOAT16, "demo_bf16": TensorProto.BFLOAT16}
 LEAKS = (b"/work", b"/home", b"/tmp", b"/root", b"site-packages", b'File "', b".py", b"torch")
 MATMULS = ("MatMul", "Gemm")
 
 
 @pytest.fixture(scope="module")
-def folders(demo_fp32_bundle, demo_fp16_bundle, tmp_path_factory):
-    return dict(zip(BUNDLES, (demo_fp32_bundle, demo_fp16_bundle, built_tiny(tmp_path_factory)), strict=True))
+def folders(demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle, tmp_path_factory):
+    paths = (demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle, built_tiny(tmp_path_factory))
+    return dict(zip(BUNDLES, paths, strict=True))
+
+
+@pytest.fixture(params=HALF)
+def half(request, folders):
+    """A bundle in half precision: its folder and that type."""
+    return folders[request.param], HALF[request.param]
 
 
 @pytest.fixture(scope="module", params=BUNDLES)
@@ -76,7 +84,7 @@ def test_manifest_shows_the_tensors_of_each_graph(folder):
             ]
 
 
-@pytest.mark.parametrize(("bundle", "dtype"), [("demo_fp32", TensorProto.FLOAT), ("demo_fp16", TensorProto.FLOAT16)])
+@pytest.mark.parametrize(("bundle", "dtype"), [("demo_fp32", TensorProto.FLOAT), *HALF.items()])
 def test_cache_has_the_type_of_the_precision(bundle, dtype, folders):
     types = types_of(load(folders[bundle], "step").graph)
     cache = {name: kind for name, kind in types.items() if name.startswith(("past_", "new_"))}
@@ -143,24 +151,43 @@ def test_fused_and_stepwise_graphs_share_their_weights(folders):
     assert sum(length for _, length in fused - stepwise) < 0.05 * sum(length for _, length in stepwise)
 
 
-def test_fp16_step_computes_its_products_in_fp16(folders):
-    graph = load(folders["demo_fp16"], "step").graph
-    types = types_of(graph)
-    weights = {tensor.name for tensor in graph.initializer}
-    triangles = ("list_sum", "whole_sum")  # prefix sums of the sampler
-    products = 0
-    for node in graph.node:
-        constant = [name for name in node.input if name in weights]
-        if node.op_type not in MATMULS or not constant or any(part in constant[0] for part in triangles):
-            continue
-        assert {types[name] for name in node.input} == {TensorProto.FLOAT16}, node.name
-        products += 1
-    assert products == 4 * 4 + 2  # qkv, proj, fc1, fc2 of each block; the head and the word embedding
+def test_every_value_has_a_type(folder):
+    """What `var_export.export.emulate` relies on."""
+    for graph in Bundle.open(folder).graphs:
+        model = load(folder, graph)
+        types = types_of(model.graph)
+        assert not [name for node in model.graph.node for name in node.output if name and not types.get(name)], graph
 
 
 @pytest.mark.parametrize("graph", ["cond", "step", "decode", "encode"])
-def test_fp16_graphs_normalise_in_fp32(graph, folders):
-    model = load(folders["demo_fp16"], graph)
+def test_products_are_computed_in_half_precision(graph, half):
+    """Every GEMM and convolution, except those of the sampler (prefix sums) and of the quantiser."""
+    folder, dtype = half
+    graph = load(folder, graph).graph
+    types = types_of(graph)
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    typed = [node for node in products if types[node.output[0]] == dtype]
+    for node in typed:
+        assert {types[name] for name in node.input} == {dtype}, node.name
+    rest = [node for node in products if node not in typed]
+    for node in rest:
+        assert {types[name] for name in [*node.input, *node.output]} == {TensorProto.FLOAT}, node.name
+    if graph.name == "step":  # qkv, proj, fc1, fc2 and two of attention in each block; the head and the word embedding
+        assert len(typed) == 4 * (4 + 2) + 2
+        weights = {
+            name for node in rest for name in node.input if name in {tensor.name for tensor in graph.initializer}
+        }
+        assert len(weights) == 6, "triangles of the two prefix sums, kernel and bias of phi"
+    elif graph.name == "encode":  # the rest quantises
+        assert len(typed) == 34 + 2 * 3
+    else:
+        assert typed
+        assert not rest
+
+
+@pytest.mark.parametrize("graph", ["cond", "step", "decode", "encode"])
+def test_half_precision_graphs_normalise_in_fp32(graph, half):
+    model = load(half[0], graph)
     types = types_of(model.graph)
     sensitive = (
         "LayerNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "ReduceL2", "TopK", "Exp",
@@ -171,8 +198,8 @@ def test_fp16_graphs_normalise_in_fp32(graph, folders):
             assert types[node.input[0]] == TensorProto.FLOAT, f"{node.op_type} {node.name}"
 
 
-def test_fp16_step_keeps_residual_stream_sampler_and_quantiser_in_fp32(folders):
-    graph = load(folders["demo_fp16"], "step").graph
+def test_half_precision_steps_keep_residual_stream_sampler_and_quantiser_in_fp32(half):
+    graph = load(half[0], "step").graph
     types = types_of(graph)
     for name in ("x", "x_next", "f_hat", "f_hat_out", "logits", "adaln", "head_adaln", "uniforms"):
         assert types[name] == TensorProto.FLOAT, name
@@ -180,6 +207,6 @@ def test_fp16_step_keeps_residual_stream_sampler_and_quantiser_in_fp32(folders):
     assert [types[node.input[1]] for node in convolutions] == [TensorProto.FLOAT]
 
 
-def test_fp16_halves_the_weights(folders):
-    sizes = {name: (folders[name] / WEIGHTS).stat().st_size for name in ("demo_fp32", "demo_fp16")}
-    assert sizes["demo_fp16"] < 0.6 * sizes["demo_fp32"]
+def test_half_precision_halves_the_weights(half, folders):
+    sizes = [(folder / WEIGHTS).stat().st_size for folder in (half[0], folders["demo_fp32"])]
+    assert sizes[0] < 0.6 * sizes[1]

@@ -1,0 +1,56 @@
+"""What half precision must reach on real weights: the demo model with every operation rounded, 50 images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engines import backends
+from engines.bundle import Bundle
+from engines.fidelity import Report, verify
+from engines.pipeline import Pipeline
+from var_export.checkpoint import demo_checkpoint
+from var_export.export.emulate import emulated
+from var_export.golden import run_reference
+from var_export.model.reference import Reference
+
+pytestmark = pytest.mark.slow
+IMAGES = 50
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    checkpoint = demo_checkpoint()
+    reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+    rng = np.random.default_rng(2024)
+    classes = rng.integers(0, 171, IMAGES).tolist()
+    seeds = rng.integers(0, 2**63, IMAGES).tolist()
+    return run_reference(reference, classes, seeds, checkpoint.sampling, 900)
+
+
+def report_of(folder, golden, tmp_path) -> Report:
+    bundle = Bundle.open(folder)
+    backend = backends.create("onnxruntime")
+    with emulated(bundle, tmp_path) as runnable, Pipeline(runnable, backend, max_batch=1) as pipeline:
+        report = verify(pipeline, golden, bundle.precision)
+    print(bundle.precision, report.to_dict())
+    assert report.total.tokens == IMAGES * 155
+    return report
+
+
+def test_fp16(demo_fp16_bundle, golden, tmp_path):
+    report = report_of(demo_fp16_bundle, golden, tmp_path)
+    assert report.passed, report.failures
+    assert report.total.top1 >= 0.995  # measured: 0.998
+    assert report.image_psnr >= 40  # 47.5; the tokens are forced
+    assert report.total.draws >= 0.99  # 0.996
+    assert report.encoder_tokens >= 0.96  # 0.990: one flip changes the coarser-to-finer rest of its image
+
+
+def test_bf16(demo_bf16_bundle, golden, tmp_path):
+    report = report_of(demo_bf16_bundle, golden, tmp_path)
+    assert report.passed, report.failures
+    assert report.total.top1 >= 0.98  # measured: 0.989
+    assert report.image_psnr >= 40  # 42.3
+    assert report.total.draws >= 0.97  # 0.981
+    assert report.encoder_tokens >= 0.75  # 0.854
