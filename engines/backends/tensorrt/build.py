@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,14 @@ def build_plans(
     here = machine_of(library, device, needs_gpu=not options.compute_capabilities)
     key = plan_key(bundle, here, options.to_dict())
     known = next((plans for plans in bundle.plans if plans.key == key), None)
-    if known is not None and all(bundle.plan_problem(plan) is None for plan in known.graphs.values()):
+    if known is not None and all(
+        known.built_from(bundle, graph) and bundle.plan_problem(known.graphs[graph]) is None for graph in bundle.graphs
+    ):
         return BuiltPlans(known, True, ())
 
     capabilities = options.compute_capabilities or (str(here.compute_capability),)
+    if target == "tensorrt-rtx":  # which does not know every GPU that may be here
+        replace(options, compute_capabilities=capabilities).check_for(target)
     name = f"{target}-{library.version}-sm{'-'.join(c.replace('.', '') for c in capabilities)}-{key[:8]}"
     with PlanWriter(bundle, name) as writer:
         graphs = {}
@@ -222,7 +226,8 @@ def _configure(
         if hasattr(config, "num_compute_capabilities"):
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):
-                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+                member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}")
+                library.check(config.set_compute_capability(member, index), f"choosing compute capability {capability}")
     apply_extra(trt, config, options.extra)
 
 

@@ -6,6 +6,7 @@ runtime cache holds the results. TensorRT-RTX itself refuses a cache of another 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -35,7 +36,8 @@ class KernelCache:
             data = b""
         if data and self._cache.deserialize(data):
             self._known = len(data)
-        self.config.set_runtime_cache(self._cache)
+        if not self.config.set_runtime_cache(self._cache):
+            log.info("TensorRT-RTX takes no cache for %s: it compiles the kernels in every process", file.name)
 
     def save(self) -> None:
         """Write the file anew where kernels were added. A cache that cannot be written only costs time."""
@@ -49,5 +51,6 @@ class KernelCache:
             partial.replace(self._file)
             self._known = data.nbytes
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             log.info("the compiled kernels are not kept: %s", error)

@@ -84,6 +84,9 @@ def load(name: str) -> Library:
         module = importlib.import_module(flavour.module)
     except (ImportError, OSError) as error:
         raise BackendError(f"{flavour.title} is not installed ({error}); {flavour.install}") from error
+    if module.__file__ is None:  # any folder of that name on the path can be imported
+        folder = next(iter(module.__path__))
+        raise BackendError(f"{flavour.title} is not installed ({folder} is no module of it); {flavour.install}")
     return Library(flavour, module)
 
 

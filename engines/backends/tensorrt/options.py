@@ -132,6 +132,8 @@ def _set_attribute(trt: Any, config: Any, name: str, value: Any) -> None:
         setattr(config, name, value)
     except (TypeError, AttributeError) as error:
         raise UsageError(f"builder setting {name} does not take {value!r} ({str(error).splitlines()[0]})") from error
+    if getattr(config, name) != value:  # some are ignored without a word
+        raise UsageError(f"TensorRT {trt.__version__} leaves builder setting {name} at {getattr(config, name)}")
 
 
 def _names(name: str, value: Any) -> list[str]:

@@ -83,7 +83,10 @@ class TensorRTBackend(Backend):
                 self._refuse_invalid(data, plan.file)
                 engine = self.library.check(self._runtime.deserialize_cuda_engine(data), doing)
             if chosen.weight_streaming:
-                engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+                budget = engine.get_weight_streaming_automatic_budget()
+                engine.weight_streaming_budget_v2 = budget
+                if engine.weight_streaming_budget_v2 != budget:  # refused without a word
+                    raise self.library.error(f"{doing}: keeping {budget / 2**20:.0f} MiB of weights on the GPU")
             kernels = None
             if self.library.flavour.name == "tensorrt-rtx":
                 kernels = KernelCache(self.library.trt, engine, self._kernels / f"{plan.sha256[:32]}.cache")
