@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.bundle import Bundle
-from engines.errors import BundleError, VarExportError
+from engines.errors import BackendError, BundleError, VarExportError
 from engines.machine import Machine
 from engines.manifest import MANIFEST
 
@@ -33,6 +33,7 @@ PACKAGES = (
     "cuda-bindings",
 )
 RUN_ON_CPU = "run bundles on the CPU"
+RUN_ON_GPU = "run on a GPU through {}"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # both fill one folder, so only one of them may be installed
 
 
@@ -75,7 +76,6 @@ def installed() -> dict[str, str | None]:
 def providers() -> tuple[tuple[str, ...], str | None]:
     """The providers of the installed ONNX Runtime, or none and the reason."""
     from engines.backends.onnxruntime import import_onnxruntime
-    from engines.errors import BackendError
 
     try:
         return tuple(import_onnxruntime().get_available_providers()), None
@@ -83,12 +83,29 @@ def providers() -> tuple[tuple[str, ...], str | None]:
         return (), str(error.__cause__ or error)
 
 
+def gpu() -> tuple[str | None, str]:
+    """The GPU that the backends use by default; or None, and why there is none."""
+    from engines.backends.cuda import Cuda
+
+    try:
+        cuda = Cuda()
+    except BackendError as error:
+        return None, str(error)
+    found = f"{cuda.name} (compute capability {cuda.compute_capability}, CUDA {cuda.version})"
+    cuda.close()
+    return found, ""
+
+
 def capabilities(versions: dict[str, str | None], available: Iterable[str], problem: str | None) -> list[Capability]:
     """What can be done here; `available` and `problem` come from `providers`."""
     from engines.backends.onnxruntime import PROVIDERS
 
+    available = tuple(available)
     on_cpu = PROVIDERS["cpu"] in available
     runtime = next((f"{name} {versions[name]}" for name in RUNTIMES if versions.get(name)), "ONNX Runtime")
+    device = (
+        _Gpu(*gpu()) if versions.get("cuda-bindings") else _Gpu(None, "cuda-bindings is not installed", _pip("gpu"))
+    )
     return [
         Capability(
             RUN_ON_CPU,
@@ -98,7 +115,8 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
         ),
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
-        Capability("run on a GPU", False, f"this version runs on: {', '.join(PROVIDERS)}"),
+        _onnxruntime_gpu(runtime, available, problem, device),
+        *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
     ]
 
 
@@ -145,6 +163,59 @@ def self_test(path: Path, *, threads: int | None = None) -> SelfTest:
     except VarExportError as error:
         failures = (str(error),)
     return SelfTest(not failures, time.perf_counter() - start, failures)
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """What `gpu` says, and the command where it is only a package that is missing."""
+
+    name: str | None
+    problem: str
+    fix: str | None = None
+
+    @property
+    def absent(self) -> bool:
+        """There is none that CUDA can use, and `problem` says all there is to say."""
+        return self.name is None and self.fix is None
+
+
+def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | None, device: _Gpu) -> Capability:
+    """Whether ONNX Runtime can use a GPU: its own providers for it, its libraries, and a GPU."""
+    from engines.backends.onnxruntime import PROVIDERS, import_onnxruntime
+    from engines.backends.onnxruntime.library import INSTALL_GPU, load_cuda_libraries
+    from engines.backends.onnxruntime.providers import installed
+
+    what = RUN_ON_GPU.format("ONNX Runtime")
+    usable = [name for name in PROVIDERS if name != "cpu" and installed(name, available)]
+    if device.absent:
+        return Capability(what, False, device.problem)
+    if not usable:
+        reason = problem or f"{runtime} has no provider for a GPU"
+        return Capability(what, False, reason, _pip("gpu") if problem else INSTALL_GPU)
+    if device.name is None:
+        return Capability(what, False, device.problem, device.fix)
+    try:
+        load_cuda_libraries(import_onnxruntime())
+    except BackendError as error:
+        return Capability(what, False, str(error))
+    return Capability(what, True, f"{runtime} ({', '.join(usable)}), {device.name}")
+
+
+def _tensorrt(name: str, device: _Gpu) -> Capability:
+    """Whether plans of one of NVIDIA's two products can run here."""
+    from engines.backends.tensorrt import library
+
+    flavour = library.FLAVOURS[name]
+    what = RUN_ON_GPU.format(flavour.title)
+    if device.absent:
+        return Capability(what, False, device.problem)
+    try:
+        version = library.load(name).version
+    except BackendError as error:
+        return Capability(what, False, f"{flavour.title} is not installed ({error.__cause__})", flavour.install)
+    if device.name is None:
+        return Capability(what, False, device.problem, device.fix)
+    return Capability(what, True, f"{flavour.title} {version}, {device.name}")
 
 
 def _extra(what: str, extra: str, versions: dict[str, str | None], *, fallback: Iterable[str]) -> Capability:

@@ -32,7 +32,7 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
     if name == "onnxruntime":
         from engines.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(provider, threads)
+        return OnnxRuntimeBackend(provider, threads, device=device)
     if name in TARGETS:
         from engines.backends.tensorrt.runner import TensorRTBackend
 

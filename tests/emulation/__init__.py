@@ -4,9 +4,12 @@
 guard bytes around each allocation. `HostTensorRT` "builds" plans that name an ONNX graph and its profiles, and runs
 them with ONNX Runtime on the bound addresses. Wrong offsets, shapes, profiles, lifetimes and missing waits show;
 speed and kernels do not: nothing here says anything about those.
+
+`hollow_bundle` makes a bundle of any model without its weights, for what does not depend on numbers.
 """
 
-from tests.emulation.cuda import HostCuda
-from tests.emulation.tensorrt import HostTensorRT
+from tests.emulation.bundles import hollow_bundle
+from tests.emulation.cuda import HostCuda, Misuse
+from tests.emulation.tensorrt import HostTensorRT, HostTensorRTX
 
-__all__ = ["HostCuda", "HostTensorRT"]
+__all__ = ["HostCuda", "HostTensorRT", "HostTensorRTX", "Misuse", "hollow_bundle"]

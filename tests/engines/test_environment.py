@@ -1,10 +1,14 @@
 """What can be done with what is installed, and the command that fixes the rest."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from engines import environment
+from engines.backends.onnxruntime import library as onnxruntime_library
+from engines.backends.tensorrt import library as tensorrt_library
+from engines.errors import BackendError
 from engines.machine import machine
 
 CPU = ("CPUExecutionProvider",)
@@ -21,6 +25,12 @@ EXPORT = [
 def only_what_is_given(monkeypatch):
     monkeypatch.setattr(environment, "_version", lambda name: None)
     monkeypatch.setattr(environment.metadata, "requires", lambda name: EXPORT)
+    monkeypatch.setattr(environment, "gpu", lambda: pytest.fail("a GPU is looked for without cuda-bindings"))
+    monkeypatch.setattr(tensorrt_library, "load", not_installed)
+
+
+def not_installed(name):
+    raise BackendError(f"{name} is not installed; install it") from ImportError(f"No module named {name!r}")
 
 
 def capability(what, versions, available=CPU, problem=None):
@@ -61,6 +71,91 @@ def test_no_runtime():
     found = capability(environment.RUN_ON_CPU, {}, (), "No module named 'onnxruntime'")
     assert found.reason == "No module named 'onnxruntime'"
     assert found.fix == 'pip install "var-export[cpu]"'
+
+
+GPU = ("CUDAExecutionProvider", *CPU)
+GPU_PACKAGES = {"onnxruntime-gpu": "1.31.1", "cuda-bindings": "13.5.0"}
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A GPU, CUDA's libraries, and both TensorRTs."""
+    monkeypatch.setattr(environment, "gpu", lambda: ("RTX 4090 (compute capability 8.9, CUDA 13.0)", ""))
+    monkeypatch.setattr(onnxruntime_library, "load_cuda_libraries", lambda ort: None)
+    monkeypatch.setattr(tensorrt_library, "load", lambda name: SimpleNamespace(version="10.13"))
+
+
+def test_a_gpu_and_everything_for_it(card):
+    found = capability("run on a GPU through ONNX Runtime", GPU_PACKAGES, GPU)
+    assert (found.usable, found.fix) == (True, None)
+    assert found.reason == "onnxruntime-gpu 1.31.1 (cuda), RTX 4090 (compute capability 8.9, CUDA 13.0)"
+    for title in ("TensorRT", "TensorRT-RTX"):
+        found = capability(f"run on a GPU through {title}", GPU_PACKAGES)
+        assert (found.usable, found.fix) == (True, None)
+        assert found.reason == f"{title} 10.13, RTX 4090 (compute capability 8.9, CUDA 13.0)"
+
+
+ALL = ("ONNX Runtime", "TensorRT", "TensorRT-RTX")
+
+
+@pytest.mark.parametrize("through", ALL)
+def test_without_a_gpu_nothing_is_to_be_installed(through, card, monkeypatch):
+    monkeypatch.setattr(environment, "gpu", lambda: (None, "no usable NVIDIA GPU or driver here"))
+    found = capability(f"run on a GPU through {through}", GPU_PACKAGES, GPU)
+    assert (found.usable, found.reason, found.fix) == (False, "no usable NVIDIA GPU or driver here", None)
+
+
+@pytest.mark.parametrize("through", ALL)
+def test_without_bindings_no_gpu_is_looked_for(through, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "load", lambda name: SimpleNamespace(version="10.13"))
+    found = capability(f"run on a GPU through {through}", {"onnxruntime-gpu": "1.31.1"}, GPU)
+    assert (found.usable, found.reason) == (False, "cuda-bindings is not installed")
+    assert found.fix == 'pip install "var-export[gpu]"'
+
+
+@pytest.mark.parametrize(
+    ("available", "problem", "reason", "fix"),
+    [
+        (CPU, None, "onnxruntime-gpu 1.31.1 has no provider for a GPU", "pip uninstall -y onnxruntime onnxruntime-gpu"),
+        ((), "No module named 'onnxruntime'", "No module named 'onnxruntime'", 'pip install "var-export[gpu]"'),
+    ],
+)
+def test_a_gpu_without_an_onnx_runtime_for_it(available, problem, reason, fix, card):
+    found = capability("run on a GPU through ONNX Runtime", GPU_PACKAGES, available, problem)
+    assert (found.usable, found.reason) == (False, reason)
+    assert found.fix.startswith(fix)
+
+
+def test_a_gpu_without_cuda_libraries(card, monkeypatch):
+    def missing(ort):
+        raise BackendError("cannot load libcublasLt.so.13; pip install it")
+
+    monkeypatch.setattr(onnxruntime_library, "load_cuda_libraries", missing)
+    found = capability("run on a GPU through ONNX Runtime", GPU_PACKAGES, GPU)
+    assert (found.usable, found.reason) == (False, "cannot load libcublasLt.so.13; pip install it")
+
+
+@pytest.mark.parametrize(("name", "title"), [("tensorrt", "TensorRT"), ("tensorrt-rtx", "TensorRT-RTX")])
+def test_a_gpu_without_tensorrt(name, title, card, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "load", not_installed)
+    found = capability(f"run on a GPU through {title}", GPU_PACKAGES)
+    assert (found.usable, found.reason) == (False, f"{title} is not installed (No module named {name!r})")
+    assert found.fix == tensorrt_library.FLAVOURS[name].install
+
+
+def test_the_gpu_is_that_of_cuda(monkeypatch):
+    import engines.backends.cuda
+    from tests.emulation import HostCuda
+
+    monkeypatch.undo()
+    emulated = HostCuda()
+    monkeypatch.setattr(engines.backends.cuda, "import_cuda_runtime", lambda: emulated)
+    assert environment.gpu() == ("Emulated GPU (compute capability 8.6, CUDA 12.6)", "")
+    assert emulated.leaks() == {}
+    emulated.devices = 0
+    name, problem = environment.gpu()
+    assert name is None
+    assert "nvidia-smi" in problem
 
 
 def test_two_runtimes_are_one_too_many():

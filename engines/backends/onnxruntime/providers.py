@@ -1,0 +1,222 @@
+"""What a session computes on: options, compiled shapes, and proof that it does.
+
+`tensorrt` and `nv_tensorrt_rtx` compile a graph before they run it, for one range of shapes: all scales and a few
+batch sizes in one profile, where our own TensorRT backend has a profile per scale. Without a range they
+would start over at each new shape. `--target tensorrt` is the faster way; these are for who has ONNX Runtime already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.backends.cuda import Cuda
+from engines.backends.onnxruntime import library
+from engines.backends.tensorrt.kernel_cache import default_folder
+from engines.backends.tensorrt.options import DEFAULT_BATCH
+from engines.backends.tensorrt.profiles import Range, profiles_of
+from engines.errors import BackendError
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+log = logging.getLogger(__name__)
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
+}
+COMPILING = ("tensorrt", "nv_tensorrt_rtx")
+OPTION_PREFIX = {"tensorrt": "trt", "nv_tensorrt_rtx": "nv"}
+NO_TF32 = ("NVIDIA_TF32_OVERRIDE", "0")
+
+# The CUDA provider leaves shape arithmetic to the CPU, where the shapes are: a few numbers, no copy from the GPU. All
+# of these have CUDA kernels for every type of our graphs, so they are on the CPU for that reason alone.
+SHAPE_OPERATORS = {"Shape", "Size", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Cast"}
+
+
+def installed(provider: str, available: Sequence[str]) -> bool:
+    """Whether there is a provider: among those of ONNX Runtime's build, or as NVIDIA's plugin for it."""
+    if PROVIDERS[provider] in available:
+        return True
+    return provider == "nv_tensorrt_rtx" and importlib.util.find_spec(library.RTX_PLUGIN) is not None
+
+
+def check_provider(ort: Any, provider: str) -> None:
+    """Raise `BackendError` unless the installed ONNX Runtime has a provider and can prove that it is used."""
+    available = ort.get_available_providers()
+    if not installed(provider, available):
+        install = {"cpu": library.INSTALL, "nv_tensorrt_rtx": f"install it with: {library.INSTALL_RTX}"}
+        raise BackendError(
+            f"provider {provider!r} is not part of the installed ONNX Runtime {ort.__version__}, which has "
+            f"{', '.join(available)}; {install.get(provider, library.INSTALL_GPU)}"
+        )
+    if provider != "cpu" and not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} does not say what runs where; {library.INSTALL_NEWER} for provider "
+            f"{provider!r}"
+        )
+
+
+def prepare(ort: Any, provider: str) -> dict[str, str]:
+    """Have everything loaded that a GPU provider needs; versions of what it compiles with.
+
+    Raises `BackendError` where a library is missing.
+    """
+    library.load_cuda_libraries(ort)
+    if provider in COMPILING:
+        # Neither provider has an option for it, and TF32 rounds what the sampler sums to 10 bits.
+        os.environ.setdefault(*NO_TF32)
+    version = library.load_tensorrt() if provider == "tensorrt" else None
+    return {"tensorrt": version} if version else {}
+
+
+def shape_ranges(provider: str, bundle: Bundle, graph: str) -> dict[str, Range]:
+    """What a compiling provider builds a graph for, by input; empty for the others, which run any shape.
+
+    Least and most over all scales; tuned for the last one, which has most tokens.
+    """
+    if provider not in COMPILING:
+        return {}
+    profiles = profiles_of(graph, bundle.config, bundle.tensors(graph)[0], DEFAULT_BATCH)
+    return {
+        name: (
+            tuple(map(min, zip(*(profile[name][0] for profile in profiles), strict=True))),
+            usual,
+            tuple(map(max, zip(*(profile[name][2] for profile in profiles), strict=True))),
+        )
+        for name, (_, usual, _) in profiles[-1].items()
+    }
+
+
+def engine_options(
+    provider: str, bundle: Bundle, graph: str, shapes: Mapping[str, Range], key: Mapping[str, Any]
+) -> dict[str, str]:
+    """Provider options that follow from the graph: the range of shapes, and where its engine is kept."""
+    if provider not in COMPILING:
+        return {}
+    prefix = OPTION_PREFIX[provider]
+    options = {
+        f"{prefix}_profile_{end}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, ends[index]))}" for name, ends in shapes.items()
+        )
+        for index, end in enumerate(("min", "opt", "max"))
+    }
+    # ONNX Runtime finds an engine by the names in its graph: another model of the same shape would be taken for it.
+    files = {name: bundle.files[name].sha256 for name in (f"{graph}.onnx", "weights.bin")}
+    content = json.dumps([files, options, dict(key), os.environ.get(NO_TF32[0])], sort_keys=True)
+    folder = default_folder() / "onnxruntime" / provider / hashlib.sha256(content.encode()).hexdigest()[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("%s engines are built anew each time: %s", provider, error)
+        return options
+    if provider == "nv_tensorrt_rtx":
+        return options | {"nv_runtime_cache_path": str(folder)}
+    caches = {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(folder)}  # "1" is refused
+    return options | caches | {"trt_timing_cache_enable": "True", "trt_timing_cache_path": str(folder)}
+
+
+def session_providers(provider: str, cuda: Cuda | None, engine: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """What to register, in order of preference.
+
+    TensorRT leaves what it cannot take to CUDA kernels on the same GPU; nothing is left to the CPU.
+    """
+    if cuda is None:
+        return [(PROVIDERS[provider], {})]
+    shared = {
+        # ONNX Runtime 1.31 warns of any device_id that it is given, "No registered plugin EP device", and goes on.
+        **({"device_id": str(cuda.ordinal)} if cuda.ordinal else {}),
+        "user_compute_stream": str(cuda.stream),  # one stream orders copies and kernels: nothing waits in between
+    }
+    if provider == "nv_tensorrt_rtx":  # the others take the address for it, and tensorrt knows no such option
+        shared["has_user_compute_stream"] = "1"
+    kernels = {
+        **shared,
+        "use_tf32": "0",  # on by default: FP32 would be rounded to 10 bits
+        # The default, EXHAUSTIVE, takes what was fastest in a race: other kernels, and other rounding, in each process.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles: up to half of it is never used
+    }
+    if provider == "cuda":
+        return [(PROVIDERS["cuda"], kernels)]
+    compiled = (PROVIDERS[provider], {**shared, **engine})
+    return [compiled, (PROVIDERS["cuda"], kernels)] if provider == "tensorrt" else [compiled]
+
+
+def open_session(
+    ort: Any, path: Path, options: Any, registered: Sequence[tuple[str, dict[str, str]]], provider: str
+) -> Any:
+    """A session on a provider; ONNX Runtime's own way of going on with another is switched off.
+
+    Raises `BackendError`, `OutOfMemoryError`.
+    """
+    name, settings = registered[0]
+    arguments = {"providers": registered}
+    try:
+        if name not in ort.get_available_providers():
+            options.add_provider_for_devices([_rtx_device(ort, name, settings)], settings)
+            arguments = {}
+        return ort.InferenceSession(str(path), options, enable_fallback=0, **arguments)
+    except BackendError:
+        raise
+    except Exception as error:  # the module's exceptions share no base class but Exception
+        why = "" if provider == "cpu" else library.what_is_missing(ort, provider)
+        raise library.translated(error, f"loading {path.name}", why) from error
+
+
+def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda | None) -> dict[str, int]:
+    """Prove that a session computes on what was asked for; how many nodes each provider runs.
+
+    `session.disable_cpu_ep_fallback` would be the plain way, but takes shape arithmetic on the CPU for computation.
+    Raises `BackendError`.
+    """
+    asked, active = PROVIDERS[provider], session.get_providers()
+    if active[0] != asked:
+        why = "" if cuda is None else library.what_is_missing(ort, provider)
+        raise BackendError(f"{asked} was asked for, but ONNX Runtime runs {path.name} on {', '.join(active)}{why}")
+    if cuda is None:
+        return {}
+    operators: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        operators.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
+    if asked not in operators:
+        raise BackendError(
+            f"{asked} was asked for, but took nothing of {path.name}; {', '.join(operators)} would run it"
+        )
+    stray = set(operators.get(PROVIDERS["cpu"], ())) - SHAPE_OPERATORS
+    if stray:
+        raise BackendError(
+            f"{asked} was asked for, but ONNX Runtime {ort.__version__} would run {', '.join(sorted(stray))} of "
+            f"{path.name} on the CPU; {library.INSTALL_NEWER}, which has CUDA kernels for all of it"
+        )
+    # An input that is wanted elsewhere would be copied once, when it is bound, and be old in every later run.
+    here = ort.OrtDevice.make("cuda", cuda.ordinal)
+    wanted = (here.device_vendor_id(), cuda.ordinal)
+    for info, memory in zip(session.get_inputs(), session.get_input_memory_infos(), strict=True):
+        if (memory.device_vendor_id, memory.device_id) != wanted:
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} wants {info.name} of {path.name} in {memory.name} memory, not on GPU "
+                f"{cuda.ordinal}"
+            )
+    return {name: sum(counts.values()) for name, counts in operators.items()}
+
+
+def _rtx_device(ort: Any, name: str, settings: dict[str, str]) -> Any:
+    """The device of NVIDIA's plugin with the wanted number, which is then no option any more."""
+    wanted = settings.pop("device_id", "0")
+    devices = library.rtx_devices(ort, name)
+    for device in devices:
+        if device.ep_options.get("device_id", "0") == wanted:
+            return device
+    raise BackendError(
+        f"TensorRT-RTX has no GPU {wanted}: it can use {len(devices)} here, of compute capability 8.0 or more"
+    )

@@ -1,0 +1,289 @@
+"""A bundle's graphs in ONNX Runtime, as the scale loop's backend.
+
+Calls use I/O binding with raw addresses: a scale's new keys are written straight behind the cached
+ones, so nothing of the past is copied. On a GPU the buffers lie there, copies and kernels are ordered by one stream,
+and the host waits only where a result is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engines.backends.base import Array, Backend, Buffer, Call, Engine, HostMark, Mark
+from engines.backends.cuda import Cuda, DeviceBuffer
+from engines.backends.onnxruntime import providers
+from engines.backends.onnxruntime.library import import_onnxruntime, translated
+from engines.backends.onnxruntime.providers import PROVIDERS
+from engines.backends.tensorrt.profiles import Range
+from engines.contract import GPU_PRECISIONS, TensorInfo
+from engines.errors import BackendError, OutOfMemoryError
+from engines.machine import machine
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+# ONNX Runtime gives back the page-locked memory of its own small copies after a run that waits for the GPU. None
+# would: 10 KiB lost with each image (1.31.1, demo model). One in so many costs nothing that can be measured.
+WAIT_EVERY = 32
+
+
+class HostBuffer(Buffer):
+    """Memory of the host."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        assert self.array.flags.c_contiguous
+        return int(self.array.ctypes.data)
+
+    def write(self, value: Array) -> None:
+        """See `Buffer`."""
+        np.copyto(self.array, value, casting="no")
+
+    def read(self) -> Array:
+        """See `Buffer`."""
+        return self.array.copy()
+
+    def rows(self, start: int, count: int) -> HostBuffer:
+        """See `Buffer`."""
+        return HostBuffer(self.array[start : start + count])
+
+    def shaped(self, shape: tuple[int, ...]) -> HostBuffer:
+        """See `Buffer`."""
+        return HostBuffer(self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
+
+
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime on one execution provider."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        provider: str = "cpu",
+        threads: int | None = None,
+        *,
+        device: int = 0,
+        module: Any = None,
+        cuda: Cuda | None = None,
+    ) -> None:
+        """Args: provider: a key of `PROVIDERS`; threads: of each operator on the CPU, all physical cores by default;
+        device: as CUDA counts GPUs; the others are for tests.
+
+        Raises `BackendError` where the provider, a library that it needs or the GPU is missing.
+        """
+        if provider not in PROVIDERS:
+            raise BackendError(f"unknown provider {provider!r}; this version runs: {', '.join(PROVIDERS)}")
+        if threads is not None and threads < 1:
+            raise BackendError(f"threads must be 1 or more, got {threads}")
+        self.provider = provider
+        self.threads = threads
+        self._ort = module or import_onnxruntime()
+        providers.check_provider(self._ort, provider)
+        self.cuda: Cuda | None = None
+        self._compiler: dict[str, str] = {}
+        if provider != "cpu":
+            self.cuda = cuda or Cuda(device)
+            try:
+                self._compiler = providers.prepare(self._ort, provider)
+            except BackendError:
+                self.cuda.close()
+                raise
+        self._engines: weakref.WeakSet[OnnxRuntimeEngine] = weakref.WeakSet()
+        self._nodes: dict[str, dict[str, int]] = {}
+
+    def lacks(self, bundle: Bundle) -> str | None:
+        """See `Backend`: convolutions in BF16, which ONNX Runtime takes from opset 22 on only."""
+        if bundle.precision not in GPU_PRECISIONS:
+            return None
+        return (
+            f"{bundle.path} is in BF16, which ONNX Runtime cannot run: build its plans on the GPU with var-export "
+            f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"
+        )
+
+    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
+        """See `Backend`."""
+        path = bundle.graph_path(graph)
+        problem = self.lacks(bundle)
+        if problem is not None:
+            raise BackendError(problem)
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = self.threads or 0
+        options.log_severity_level = 4  # what goes wrong is raised; once is enough
+        shapes = providers.shape_ranges(self.provider, bundle, graph)
+        engine: dict[str, str] = {}
+        if self.cuda is not None:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
+            engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
+        registered = providers.session_providers(self.provider, self.cuda, engine)
+        with self.held():
+            session = providers.open_session(self._ort, path, options, registered, self.provider)
+            nodes = providers.check_session(self._ort, session, path, self.provider, self.cuda)
+        if nodes:
+            self._nodes[graph] = nodes
+        opened = OnnxRuntimeEngine(self, graph, session, shapes, *bundle.tensors(graph))
+        self._engines.add(opened)
+        return opened
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer | DeviceBuffer:
+        """See `Backend`."""
+        if self.cuda is not None:
+            return self.cuda.buffer(shape, dtype)
+        try:
+            return HostBuffer(np.zeros(shape, dtype))
+        except MemoryError as error:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            raise OutOfMemoryError(f"cannot allocate {size / 2**20:.0f} MiB; lower the batch size") from error
+
+    def mark(self) -> Mark:
+        """See `Backend`: on a GPU an event, since calls return before their work is done."""
+        return HostMark() if self.cuda is None else self.cuda.mark()
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """What a thread needs to use a session: nothing on the CPU; the GPU for itself, since all share a stream."""
+        return contextlib.nullcontext() if self.cuda is None else self.cuda.held()
+
+    def run_options(self, *, wait: bool) -> Any:
+        """Of a run that returns when the GPU is done, or has been given the work; `Buffer.read` waits for that."""
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "0" if wait else "1")
+        return options
+
+    def close(self) -> None:
+        """See `Backend`: on a GPU frees every buffer too."""
+        if self.cuda is not None:
+            for engine in list(self._engines):
+                engine.close()
+            self.cuda.close()
+
+    def describe(self) -> dict[str, Any]:
+        """See `Backend`; on a GPU also how many nodes of each loaded graph every provider runs."""
+        here = {
+            "backend": self.name,
+            "provider": PROVIDERS[self.provider],
+            "onnxruntime": self._ort.__version__,
+        }
+        if self.cuda is None:
+            return here | {"threads": self.threads or machine().physical_cores}
+        return here | self._compiler | self.cuda.describe() | {"nodes": self._nodes}
+
+
+class OnnxRuntimeEngine(Engine):
+    """One session."""
+
+    def __init__(
+        self,
+        backend: OnnxRuntimeBackend,
+        name: str,
+        session: Any,
+        shapes: Mapping[str, Range],
+        inputs: tuple[TensorInfo, ...],
+        outputs: tuple[TensorInfo, ...],
+    ) -> None:
+        """Args: shapes: what a compiling provider built the graph for, by input; empty where any shape runs."""
+        self.name, self.inputs, self.outputs = name, inputs, outputs
+        self._backend, self._session = backend, session
+        self._runs = itertools.count(1)
+        self._run_options = backend.run_options(wait=backend.cuda is None), backend.run_options(wait=True)
+        self._calls: weakref.WeakSet[OnnxRuntimeCall] = weakref.WeakSet()
+        self._limits = {
+            dim: (shapes[info.name][0][axis], shapes[info.name][2][axis])
+            for info in inputs
+            if info.name in shapes
+            for axis, dim in enumerate(info.shape)
+            if dim in ("B", "N")
+        }
+
+    @property
+    def max_images(self) -> int | None:
+        """See `Engine`."""
+        return self._limits["B"][1] if "B" in self._limits else None
+
+    def shape_for(self, images: int, rows: int) -> tuple[int, int]:
+        """See `Engine`."""
+        wanted = {"B": images, "N": rows}
+        for dim, (least, most) in self._limits.items():
+            if wanted[dim] > most:
+                what = "images" if dim == "B" else "rows"
+                raise BackendError(
+                    f"{wanted[dim]} {what} are more than provider {self._backend.provider!r} builds the {self.name} "
+                    f"graph for ({most}); lower the batch size"
+                )
+            wanted[dim] = max(wanted[dim], least)
+        return wanted["B"], wanted["N"]
+
+    def run(self, session: Any, binding: Any) -> None:
+        """Start a run of a call's binding. Raises `BackendError`, `OutOfMemoryError`."""
+        started, finished = self._run_options
+        try:
+            session.run_with_iobinding(binding, started if next(self._runs) % WAIT_EVERY else finished)
+        except Exception as error:
+            raise translated(error, f"running {self.name}") from error
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
+        """See `Engine`."""
+        if self._session is None:
+            raise BackendError(f"the {self.name} engine is closed")
+        call = OnnxRuntimeCall(self._backend, self, self._session, inputs, outputs)
+        self._calls.add(call)
+        return call
+
+    def close(self) -> None:
+        """See `Engine`: its calls end with it."""
+        if self._session is None:
+            return
+        with self._backend.held():
+            if self._backend.cuda is not None:
+                self._backend.cuda.synchronize()
+            for call in list(self._calls):
+                call.close()
+            self._session = None
+
+
+class OnnxRuntimeCall(Call):
+    """A session's I/O binding, filled once."""
+
+    def __init__(
+        self,
+        backend: OnnxRuntimeBackend,
+        engine: OnnxRuntimeEngine,
+        session: Any,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+    ) -> None:
+        self._backend, self._engine = backend, engine
+        place = ("cpu", 0) if backend.cuda is None else ("cuda", backend.cuda.ordinal)
+        with backend.held():
+            binding = session.io_binding()
+            for tensors, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+                for tensor, buffer in tensors.items():
+                    assert isinstance(buffer, HostBuffer | DeviceBuffer), tensor
+                    try:
+                        bind(tensor, *place, buffer.dtype, buffer.shape, buffer.address)
+                    except Exception as error:
+                        raise translated(error, f"binding {tensor} of {engine.name}") from error
+        # The binding holds addresses only: the buffers stay for as long as a run may use them.
+        self._bound: tuple[Any, Any, Any] | None = session, binding, (dict(inputs), dict(outputs))
+
+    def run(self) -> None:
+        """See `Call`."""
+        with self._backend.held():
+            bound = self._bound
+            if bound is None:
+                raise BackendError(f"the {self._engine.name} engine is closed")
+            self._engine.run(*bound[:2])
+
+    def close(self) -> None:
+        """Let go of session and buffers; a run of another thread holds on to them until it ends."""
+        self._bound = None
