@@ -21,7 +21,9 @@ from engines.contract import storage
 from engines.errors import BackendError, OutOfMemoryError
 
 ALIGNMENT = 256  # bytes; of every address that TensorRT is given
-INSTALL = 'install it with: pip install "cuda-bindings>=12.8" (for a driver of CUDA 12, as on JetPack 6: "cuda-bindings<13")'
+INSTALL = (
+    'install it with: pip install "cuda-bindings>=12.8" (for a driver of CUDA 12, as on JetPack 6: "cuda-bindings<13")'
+)
 
 
 def import_cuda_runtime() -> Any:
