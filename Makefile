@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types format clean demo-bundle
+.PHONY: demo test lint types format clean demo-bundle gpu-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
@@ -29,6 +29,31 @@ format: $(VENV)/.lint
 demo-bundle: $(VENV)/.test
 	$(BIN)/var-export build --precision fp16 --force --out engines/data/demo
 
+# On a machine with a GPU (docs/gpu-check.md). TENSORRT: rtx (RTX cards), tensorrt (servers), both, or system (a Jetson's
+# own); CUDA: what the driver has; ARGS: options of the command. In a venv of its own: that of the tests has CPU torch.
+TENSORRT ?= rtx
+CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Z ]*Version: *\([0-9]*\).*/\1/p' | head -n 1)
+GPU := $(VENV)-gpu
+GPU_READY = $(GPU)/.$(shell echo $(TENSORRT) cuda $(CUDA) | tr ' ' '-')
+GPU_PIP = $(subst $(BIN),$(GPU)/bin,$(PIP))
+GPU_PRODUCTS = $(patsubst rtx,tensorrt-rtx,$(filter rtx tensorrt,$(TENSORRT)))
+JETSON = $(filter system,$(TENSORRT))
+
+gpu-check: $(GPU_READY)
+	$(GPU)/bin/var-export gpu-check $(ARGS)
+
+# PyPI's torch has CUDA; for an older driver remove the venv and add TORCH_INDEX=https://download.pytorch.org/whl/cu126.
+# Python 3.10 has no onnxruntime-gpu that is new enough: without it, ONNX Runtime is checked on the CPU alone.
+$(GPU_READY): TORCH_INDEX =
+$(GPU_READY): pyproject.toml
+	$(if $(JETSON)$(GPU_PRODUCTS),,$(error TENSORRT is rtx, tensorrt, "rtx tensorrt" or system, not $(TENSORRT)))
+	$(PYTHON) -m venv $(if $(JETSON),--system-site-packages) $(GPU)
+	$(GPU_PIP) --upgrade "pip>=25.1"
+	$(GPU_PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "torch==2.13.0"
+	$(if $(JETSON),,$(GPU_PIP) --editable ".[export,jetson,gpu]" ||) $(GPU_PIP) --editable ".[export,jetson,cpu]"
+	$(GPU_PIP) "cuda-bindings$(addsuffix .*,$(addprefix ==,$(CUDA)))" $(addsuffix $(addprefix -cu,$(CUDA)),$(GPU_PRODUCTS))
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
@@ -47,4 +72,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(GPU) build dist *.egg-info

@@ -11,22 +11,28 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from engines.bundle import Bundle, sha256_of
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
 from engines.manifest import MANIFEST, FileEntry, read_manifest
 from engines.plans import FOLDER, PlanSet, parse_plans
+
+COPY = "copy the bundle elsewhere"
 
 
 class BuildLock:
     """Keeps builds of one bundle apart, in all processes; freed by the system when its process dies."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, remedy: str = "choose another --out") -> None:
+        """Args: target: the bundle; remedy: what a user can do who does not get it."""
         self._target, self._file = target, target.parent / f".{target.name}.lock"
+        self._remedy = remedy
         self._handle: int | None = None
 
     def acquire(self) -> None:
@@ -35,10 +41,10 @@ class BuildLock:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UsageError(f"cannot write to {self._file.parent}: {error.strerror}; choose another --out") from error
+            raise UsageError(f"cannot write to {self._file.parent}: {error.strerror}; {self._remedy}") from error
         if not self._locked(handle):
             os.close(handle)
-            raise UsageError(f"another build is writing {self._target}; wait for it, or choose another --out")
+            raise UsageError(f"another build is writing {self._target}; wait for it, or {self._remedy}")
         self._handle = handle
 
     def release(self) -> None:
@@ -118,31 +124,28 @@ class PlanWriter:
         self._bundle = bundle.path.resolve()
         self._plans = self._bundle / FOLDER
         self.folder = self._plans / f".{name}.partial"
-        self._lock = BuildLock(self._bundle)
+        self._lock = BuildLock(self._bundle, COPY)
 
     def __enter__(self) -> PlanWriter:
         self._lock.acquire()
         try:
-            self._plans.mkdir(exist_ok=True)
-            for leftover in self._plans.glob(".*.partial"):  # of a build that died: the lock is ours
-                shutil.rmtree(leftover)
-            self.folder.mkdir()
-        except OSError as error:
+            with _one_line(self._plans):
+                self._plans.mkdir(exist_ok=True)
+                for leftover in self._plans.glob(".*.partial"):  # of a build that died: the lock is ours
+                    shutil.rmtree(leftover)
+                self.folder.mkdir()
+        except BaseException:
             self._lock.release()
-            raise UsageError(f"cannot write to {self._plans}: {error.strerror}; copy the bundle elsewhere") from error
+            raise
         return self
 
     def add(self, file: str, plan: Any) -> FileEntry:
         """Store the bytes of one plan (a buffer)."""
         path = self.folder / file
-        try:
+        with _one_line(path):
             with path.open("wb") as stream:
                 stream.write(memoryview(plan))
             _sync(path)
-        except OSError as error:
-            raise UsageError(
-                f"cannot write {path}: {error.strerror}; make room, or copy the bundle elsewhere"
-            ) from error
         return FileEntry(path.stat().st_size, sha256_of(path))
 
     def publish(self, plans: PlanSet) -> tuple[str, ...]:
@@ -151,40 +154,59 @@ class PlanWriter:
         known = parse_plans(manifest.get("plans", []))
         same = [old for old in known if _serves(old) == _serves(plans)]
         final = self._plans / self.name
-        if final.exists():  # what lies there was damaged, or is no longer listed
-            shutil.rmtree(final)
-        self.folder.rename(final)
         manifest["plans"] = [old.to_dict() for old in known if old not in same] + [plans.to_dict()]
-        _replace_manifest(self._bundle, manifest)
-        superseded = tuple(old.name for old in same if old.name != self.name)
-        listed = {entry["name"] for entry in manifest["plans"]}
-        for folder in self._plans.iterdir():
-            if folder.is_dir() and folder.name not in listed:
-                shutil.rmtree(folder, ignore_errors=True)
-        return superseded
+        with _one_line(self._bundle):
+            if final.exists():  # what lies there was damaged, or is not listed
+                shutil.rmtree(final)
+            self.folder.rename(final)
+            _replace_manifest(self._bundle, manifest)
+        return tuple(old.name for old in same if old.name != self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         (self._bundle / f".{MANIFEST}.partial").unlink(missing_ok=True)
-        if self._plans.is_dir() and not any(self._plans.iterdir()):
-            self._plans.rmdir()
+        _remove_unlisted(self._bundle)
         self._lock.release()
 
 
 def withdraw_plans(path: Path, name: str) -> None:
     """Take a plan set out of a bundle again. Raises `UsageError` where another build is writing it."""
     path = path.resolve()
-    lock = BuildLock(path)
+    lock = BuildLock(path, COPY)
     lock.acquire()
     try:
         manifest = read_manifest(path)
         manifest["plans"] = [entry for entry in manifest.get("plans", []) if entry["name"] != name]
-        _replace_manifest(path, manifest)
-        shutil.rmtree(path / FOLDER / name, ignore_errors=True)
+        with _one_line(path):
+            _replace_manifest(path, manifest)
+        _remove_unlisted(path)
     finally:
         lock.release()
+
+
+@contextmanager
+def _one_line(place: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written is a user's matter."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to {place}: {error.strerror}; make room, or {COPY}") from error
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Folders of plans that the manifest does not know: superseded, withdrawn, or left by a build that died."""
+    try:
+        listed = {entry["name"] for entry in read_manifest(folder).get("plans", [])}
+        for plans in (folder / FOLDER).iterdir():
+            ours = plans.is_dir() and all(file.suffix == ".plan" for file in plans.iterdir())
+            if ours and plans.name not in listed:
+                shutil.rmtree(plans, ignore_errors=True)
+        if not listed:
+            (folder / FOLDER).rmdir()
+    except (OSError, BundleError):  # nothing to remove, or a file of somebody else in there
+        pass
 
 
 def _replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:

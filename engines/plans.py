@@ -92,14 +92,23 @@ class PlanSet:
         if here.compute_capability is None:
             return "there is no GPU"
         if not self._covers(here):
-            wanted = ", ".join(self.compute_capabilities)
-            return f"it is for {built.gpu or 'GPUs'} of compute capability {wanted}"
+            return f"it is for {self._gpus()}"
         if graph not in self.graphs:
             return f"it has no {graph} engine"
-        built_from = (self.graphs[graph].onnx_sha256, self.weights_sha256)
-        if built_from != (bundle.files[f"{graph}.onnx"].sha256, bundle.files["weights.bin"].sha256):
+        if not self.built_from(bundle, graph):
             return f"it was built from another {graph} graph, or other weights"
         return None
+
+    def built_from(self, bundle: Bundle, graph: str) -> bool:
+        """Whether it has this graph, as the bundle holds it."""
+        wanted = (bundle.files[f"{graph}.onnx"].sha256, bundle.files["weights.bin"].sha256)
+        return graph in self.graphs and (self.graphs[graph].onnx_sha256, self.weights_sha256) == wanted
+
+    def _gpus(self) -> str:
+        if self.hardware_compatibility == "ampere+":
+            return "GPUs of compute capability 8.0 and more"
+        tuned = self.built_on.target == "tensorrt" and self.hardware_compatibility == "none"
+        return f"{(tuned and self.built_on.gpu) or 'GPUs'} of compute capability {', '.join(self.compute_capabilities)}"
 
     def _covers(self, here: Machine) -> bool:
         assert here.compute_capability is not None
@@ -153,29 +162,56 @@ def plan_key(bundle: Bundle, here: Machine, options: Mapping[str, Any]) -> str:
 
 
 def _plan_set(entry: dict[str, Any]) -> PlanSet:
-    name = entry["name"]
-    if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
-        raise ValueError(f"{name!r} is no name of a plan set")
-    graphs = {graph: _plan_file(name, dict(plan)) for graph, plan in entry.pop("graphs").items()}
+    name = _plain(entry["name"])
+    graphs = {_plain(graph): _plan_file(name, graph, dict(plan)) for graph, plan in entry.pop("graphs").items()}
     built_on = Machine(**entry.pop("built_on"))
-    capabilities = tuple(str(item) for item in entry.pop("compute_capabilities"))
     if built_on.target not in TARGETS:
         raise ValueError(f"plan set {name} is for an unknown target")
-    return PlanSet(built_on=built_on, compute_capabilities=capabilities, graphs=graphs, **entry)
+    capabilities = entry.pop("compute_capabilities")
+    if not isinstance(capabilities, list) or not all(isinstance(item, str) for item in capabilities):
+        raise TypeError(f"plan set {name}: compute_capabilities must be a list of strings")
+    plans = PlanSet(built_on=built_on, compute_capabilities=tuple(capabilities), graphs=graphs, **entry)
+    _check_types(built_on, f"plan set {name}")
+    _check_types(plans, f"plan set {name}")
+    return plans
 
 
-def _plan_file(name: str, entry: dict[str, Any]) -> PlanFile:
-    file = entry["file"]
-    if file != f"{FOLDER}/{name}/{str(file).rpartition('/')[2]}" or file.endswith("/"):
-        raise ValueError(f"plan set {name} names a file outside of its folder")
-    if type(entry["size"]) is not int or type(entry["profiles"]) is not int:
-        raise TypeError(f"{file}: size and profiles must be whole numbers")
+def _plan_file(name: str, graph: str, entry: dict[str, Any]) -> PlanFile:
+    if entry["file"] != f"{FOLDER}/{name}/{graph}.plan":
+        raise ValueError(f"plan set {name} names a file outside of its folder, or not by its graph")
     for counts in ("batch", "rows"):
-        values = tuple(entry[counts])
-        if len(values) != 3 or any(type(value) is not int for value in values):
-            raise TypeError(f"{file}: {counts} must be three whole numbers")
-        entry[counts] = values
-    return PlanFile(**entry)
+        values = entry[counts] = tuple(entry[counts])
+        if len(values) != 3 or any(type(value) is not int for value in values) or not 1 <= values[0] <= values[2]:
+            raise TypeError(f"{entry['file']}: {counts} must be three whole numbers that do not fall")
+    plan = PlanFile(**entry)
+    _check_types(plan, plan.file)
+    return plan
+
+
+def _plain(name: Any) -> str:
+    """A name that is no path, and no second line of a message."""
+    if not isinstance(name, str) or not name.isprintable() or not name or "/" in name or name.startswith("."):
+        raise ValueError(f"{name!r:.60} is no name of plans or of a graph")
+    return name
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+
+
+def _check_types(value: Any, what: str) -> None:
+    """Every field has the type that it is annotated with; a bool is no number."""
+    for entry in dataclasses.fields(value):
+        kinds, item = _KINDS.get(str(entry.type)), getattr(value, entry.name)
+        if kinds is not None and (not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)):
+            raise TypeError(f"{what}: {entry.name} must be of type {entry.type}")
+    if not isinstance(getattr(value, "options", {}), dict):
+        raise TypeError(f"{what}: options must be a table")
 
 
 def _number(capability: str) -> float:

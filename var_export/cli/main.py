@@ -11,7 +11,9 @@ from engines.cli.common import guarded, version
 from var_export.cli.bench import bench
 from var_export.cli.build import build
 from var_export.cli.doctor import doctor
+from var_export.cli.gpu_check import gpu_check
 from var_export.cli.inspect import inspect
+from var_export.cli.plan import plan
 from var_export.cli.verify import verify
 
 _EPILOG = """\b
@@ -54,7 +56,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (build, verify, inspect, bench, doctor):
+for _command in (plan, build, verify, inspect, bench, doctor, gpu_check):
     group.add_command(_command)
 
 main = guarded(group, "var-export")

@@ -39,6 +39,9 @@ class Drawn:
 class Reference:
     """VQ-VAE and transformer in float32, on one device."""
 
+    sample = staticmethod(sample)
+    """The sampler; a rival in a race may have a faster one that draws the same."""
+
     def __init__(self, vae: VQVAE, var: VAR) -> None:
         self.vae, self.var, self.config = vae.eval(), var.eval(), var.config
         for parameter in [*vae.parameters(), *var.parameters()]:
@@ -109,7 +112,7 @@ class Reference:
         halves = torch.cat((labels, torch.full_like(labels, config.unconditional_class))) if guided else labels
         cond = self.var.class_emb(halves)
         x = self.var.first_input(cond)
-        f_hat = torch.zeros(B, config.vae.z_channels, config.latent_size, config.latent_size)
+        f_hat = torch.zeros(B, config.vae.z_channels, config.latent_size, config.latent_size, device=labels.device)
         past: list[KV] | None = None
         tokens: list[Tensor] = []
         kept: list[Tensor] = []
@@ -121,7 +124,7 @@ class Reference:
                 logits = (1 + t) * logits[:B] - t * logits[B:]
             if keep_logits:
                 kept.append(logits)
-            drawn = sample(
+            drawn = self.sample(
                 logits, uniforms[:, here], temperature=temperature, top_k=top_k, top_p=top_p, max_top_k=max_top_k
             )
             if forced is not None:

@@ -1,0 +1,101 @@
+"""Bundles with plans for the emulated GPU, and what ONNX Runtime makes of the same graphs."""
+
+import numpy as np
+import pytest
+from support import built_tiny, copy_bundle, demo_reference
+
+from engines.backends.tensorrt import library
+from engines.pipeline import Pipeline
+from tests.emulation.machine import Emulation
+
+
+def with_plans(tmp_path_factory, bundle, batch, **options):
+    """A copy of `bundle` with plans for the emulated GPU."""
+    path = copy_bundle(bundle, tmp_path_factory.mktemp("planned") / "bundle")
+    with pytest.MonkeyPatch.context() as patch:
+        Emulation(patch, **options).build(path, batch)
+    return path
+
+
+@pytest.fixture(scope="session")
+def planned_demo(demo_both_bundle, tmp_path_factory):
+    """Gives the demo model in FP16 with plans for batch 1 to 8, the fused one for `usual` images. Not to be changed."""
+    kept = {}
+
+    def get(usual=1):
+        if usual not in kept:
+            kept[usual] = with_plans(tmp_path_factory, demo_both_bundle, f"1:{usual}:8")
+        return kept[usual]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny model in FP32, both forms: on ONNX Runtime its tokens do not depend on the batch."""
+    return built_tiny(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def planned_tiny(tiny, tmp_path_factory):
+    """The tiny model, batch 1 to 4. Not to be changed."""
+    return with_plans(tmp_path_factory, tiny, "1:2:4")
+
+
+@pytest.fixture(scope="session")
+def static_tiny(tiny, tmp_path_factory):
+    """The tiny model with plans for 4 images and no other number. Not to be changed."""
+    return with_plans(tmp_path_factory, tiny, "4")
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Pipelines of ONNX Runtime by bundle and form, kept open.
+
+    `padded_to`: run every batch in this shape (B, N), as the plan does: in FP16 the last bits may depend on it.
+    """
+    kept = {}
+
+    def get(path, form=None, padded_to=None):
+        key = (path, form, padded_to)
+        if key not in kept:
+            kept[key] = Pipeline.load(path, backend="onnxruntime", form=form)
+            if padded_to is not None:
+                kept[key]._engine(form).shape_for = lambda images, rows: padded_to
+        return kept[key]
+
+    yield get
+    for pipeline in kept.values():
+        pipeline.close()
+
+
+def assert_same(result, expected):
+    """Two `Result`s hold the same images."""
+    for name in ("tokens", "drawn", "images", "classes", "seeds"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.fixture(scope="session")
+def rtx():
+    """TensorRT-RTX itself: its builder needs no GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed: NVIDIA's own builder is not asked")
+    return library.load("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def demo_graphs(demo_both_bundle, tmp_path_factory):
+    """Gives the folder with all graphs of the demo model in a precision; of FP16 it is a whole bundle."""
+    kept = {"fp16": demo_both_bundle}
+
+    def get(precision):
+        if precision not in kept:
+            from var_export.build import Options, _write_graphs
+
+            folder = tmp_path_factory.mktemp("graphs") / precision
+            folder.mkdir()
+            options = Options(precision=precision, form="both")
+            _write_graphs(demo_reference(), folder, options, options.max_top_k, lambda line: None)
+            kept[precision] = folder
+        return kept[precision]
+
+    return get

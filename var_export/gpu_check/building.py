@@ -1,0 +1,150 @@
+"""The steps that build: a bundle by the normal build, its plans, and parts of a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines import contract
+from engines.backends.tensorrt.build import build_plans
+from engines.backends.tensorrt.options import PlanOptions
+from engines.backends.tensorrt.profiles import BatchRange
+from engines.bundle import Bundle
+from engines.bundle_writer import BundleWriter
+from engines.cli.common import peak_memory
+from engines.config import ModelConfig, SamplingDefaults
+from engines.errors import BackendError, BundleError
+from engines.manifest import needed_files, read_manifest
+from var_export.gpu_check.cases import BOTH, Job, bundle_folder, plans_folder
+from var_export.gpu_check.hardware import Tell
+
+if TYPE_CHECKING:
+    from var_export.checkpoint import Checkpoint
+    from var_export.model.reference import Reference
+
+RANDOM = {"d16": ModelConfig(name="var-d16-256-random")}
+"""Models with random weights; the others are the embedded demo."""
+RANDOM_SEED = 0
+
+
+def bundle(job: Job, tell: Tell) -> dict[str, Any]:
+    """Build the bundle of a model in one precision, both forms, or find it there.
+
+    Where PyTorch is missing, as on many a Jetson, a bundle that was copied here serves.
+    """
+    folder = bundle_folder(job.out, job.step)
+    tell("loading PyTorch")
+    try:
+        from var_export.build import Options, build
+    except ImportError as error:
+        try:
+            found = _of_step(Bundle.open(folder), job)
+        except BundleError as problem:
+            raise BackendError(
+                f'building needs PyTorch and its exporter ({error}): pip install "var-export[export]", '
+                f"or copy {folder} from another machine's check ({problem})"
+            ) from error
+        return _document(found) | {"reused": True, "checks": {}, "peak_memory": peak_memory()}
+    tell("making the checkpoint")
+    checkpoint = checkpoint_of(job.step.model)
+    options = Options(precision=job.step.precision, form=BOTH)
+    built = build(checkpoint, folder, options, force=True, release=True, progress=tell)
+    return _document(built.bundle) | {
+        "reused": built.reused,
+        "checks": {form: report.to_dict() for form, report in built.reports.items()},
+        "peak_memory": peak_memory(),
+    }
+
+
+def _of_step(found: Bundle, job: Job) -> Bundle:
+    """`found`, if it is one that the step could have built. Raises `BundleError`."""
+    sizes = RANDOM.get(job.step.model)
+    if (found.precision, found.form) != (job.step.precision, BOTH):
+        raise BundleError(f"{found.path} holds {found.precision}, {found.form}, not {job.step.precision}, {BOTH}")
+    if sizes is not None and found.config.to_dict() != sizes.to_dict():
+        raise BundleError(f"{found.path} holds {found.name}, not {sizes.name}")
+    return found
+
+
+def _document(made: Bundle) -> dict[str, Any]:
+    return {
+        "path": str(made.path),
+        "name": made.name,
+        "build_key": made.build_key,
+        "weights_bytes": made.weights_bytes(),
+        "patch_nums": list(made.config.patch_nums),
+        "sampling": asdict(made.sampling),
+        "checkpoint": made.provenance.get("checkpoint"),
+    }
+
+
+def checkpoint_of(model: str) -> Checkpoint:
+    """The embedded demo, or random weights of the official size."""
+    from var_export.checkpoint import Checkpoint, demo_checkpoint
+
+    if model not in RANDOM:
+        return demo_checkpoint()
+    reference = reference_of(model)
+    identity = {"random": RANDOM_SEED, "config": reference.config.to_dict()}
+    return Checkpoint(
+        config=reference.config,
+        sampling=SamplingDefaults(),
+        labels=None,
+        var_state=reference.var.state_dict(),
+        vae_state=reference.vae.state_dict(),
+        sha256=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        sources=(f"random weights, seed {RANDOM_SEED}",),
+    )
+
+
+def reference_of(model: str) -> Reference:
+    """The PyTorch reference with the weights of `checkpoint_of`."""
+    from var_export.live import make_reference
+    from var_export.model.reference import Reference
+
+    if model in RANDOM:
+        return Reference.random(RANDOM[model], RANDOM_SEED)
+    return make_reference(checkpoint_of(model))
+
+
+def plans(job: Job, tell: Tell) -> dict[str, Any]:
+    """Build the plans of a bundle, or of a part of it, or find them there."""
+    folder = plans_folder(job.out, job.step)
+    if job.step.form != BOTH:
+        tell(f"linking the {job.step.form} form")
+        narrow(bundle_folder(job.out, job.step), folder, job.step.form)
+    options = PlanOptions(batch=BatchRange.parse(job.step.batch))
+    built = build_plans(folder, job.step.backend, options, device=job.device, progress=tell)
+    return {
+        "path": str(folder),
+        "set": built.plans.to_dict(),
+        "reused": built.reused,
+        "bytes": {graph: plan.size for graph, plan in built.plans.graphs.items()},
+        "seconds": {graph: plan.seconds for graph, plan in built.plans.graphs.items()},
+        "weights_bytes": Bundle.open(folder, verify=False).weights_bytes(),
+        "peak_memory": peak_memory(),
+    }
+
+
+def narrow(source: Path, folder: Path, form: str) -> None:
+    """The bundle at `source` with one form only, as hard links at `folder`; plans that are there already stay."""
+    manifest = read_manifest(source)
+    key = f"{manifest['build_key']}-{form}"
+    with contextlib.suppress(BundleError):
+        if Bundle.open(folder, verify=False).build_key == key:
+            return
+    with BundleWriter(folder) as writer:
+        for name in needed_files(form):
+            try:
+                os.link(source / name, writer.folder / name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source / name, writer.folder / name)
+        graphs = {graph: manifest["graphs"][graph] for graph in contract.graphs_of(form)}
+        writer.seal(manifest | {"form": form, "graphs": graphs, "build_key": key, "plans": []})
+        writer.publish()

@@ -1,0 +1,261 @@
+"""The PyTorch reference on the GPU in turns with an engine, A B A B: the same classes, seeds and guidance.
+
+Three rivals, each from the class to pixels on the host, FP16 by autocast as the official demo does:
+
+    eager        as the official demo: weights in FP32, which autocast converts wherever they are used
+    eager-half   the weights of linear and convolution layers stored in FP16: the same results without the conversion
+    compiled     those, and transformer and decoder compiled for every shape, with CUDA graphs where that works
+
+All sample the whole batch at once, and let cuDNN choose its convolutions by trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engines.bench import Spread
+from engines.bundle import Bundle
+from engines.config import SamplingDefaults
+from engines.errors import OutOfMemoryError
+from engines.pipeline import Pipeline
+from engines.uniforms import uniforms
+from var_export.gpu_check import building, work
+from var_export.gpu_check.cases import Job
+from var_export.gpu_check.hardware import Tell
+from var_export.model.reference import Reference
+from var_export.model.sampling import sample
+
+MODES = ("reduce-overhead", "default")
+"""Of torch.compile, in the order of preference: the first uses CUDA graphs."""
+SHAPES = 64  # compiled per function, at most; PyTorch's default of 8 would leave the larger scales uncompiled
+COMPILED = "compiled"
+WARMUP = 4  # runs: CUDA graphs of PyTorch are recorded in the second
+
+
+def sample_alike(
+    logits: Tensor, uniforms: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, max_top_k: int
+) -> Tensor:
+    """`sample` for images that share their settings: all in one pass, where that goes image by image."""
+    B, L, V = logits.shape
+    one = {"temperature": temperature[:1], "top_k": top_k[:1], "top_p": top_p[:1], "max_top_k": max_top_k}
+    return sample(logits.reshape(1, B * L, V), uniforms.reshape(1, B * L), **one).view(B, L)  # type: ignore[arg-type]
+
+
+class Rival(Reference):
+    """The reference on one device in autocast; see the module for its `kind`."""
+
+    sample = staticmethod(sample_alike)
+
+    def __init__(
+        self,
+        reference: Reference,
+        kind: str,
+        *,
+        sampling: SamplingDefaults,
+        max_top_k: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        mode: str | None = None,
+        compiler: Callable[..., Any] = torch.compile,
+    ) -> None:
+        """Moves the reference to the device; `mode` and `compiler` are for the compiled kind."""
+        super().__init__(reference.vae.to(device), reference.var.to(device))
+        self.sampling, self.top_k = sampling, min(sampling.top_k, max_top_k)
+        self.max_top_k, self.device, self.dtype, self.mode = max_top_k, device, dtype, mode
+        if kind != "eager":
+            for module in (*self.vae.modules(), *self.var.modules()):
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(dtype)
+        if mode is not None:
+            options = {"dynamic": False} if mode == "default" else {"dynamic": False, "mode": mode}
+            var, vae = type(self.var), type(self.vae)
+            self.var.forward = compiler(var.forward.__get__(self.var), **options)  # type: ignore[method-assign]
+            self.vae.decode = compiler(vae.decode.__get__(self.vae), **options)  # type: ignore[method-assign]
+
+    def draw(self, classes: list[int], seeds: list[int], cfg: float) -> NDArray[np.int64]:
+        """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
+        B, sampling = len(classes), self.sampling
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with torch.autocast(self.device.type, self.dtype):
+            drawn = self.generate(
+                torch.tensor(classes, device=self.device),
+                torch.from_numpy(uniforms(seeds, self.config.num_tokens)).to(self.device),
+                cfg=torch.full((B,), cfg, device=self.device),
+                # On the host: the sampler reads them there, and would wait for the device at every scale.
+                temperature=torch.full((B,), sampling.temperature),
+                top_k=torch.full((B,), self.top_k),
+                top_p=torch.full((B,), sampling.top_p),
+                max_top_k=self.max_top_k,
+            )
+        drawn.image.cpu().numpy()
+        tokens: NDArray[np.int64] = drawn.tokens.cpu().numpy()
+        return tokens
+
+    def warm_up(self, batch: int, cfg: float) -> float:
+        """Run until nothing is compiled or recorded any more; the seconds of the first run."""
+        classes = [k % self.config.transformer.num_classes for k in range(batch)]
+        start = time.perf_counter()
+        self.draw(classes, classes, cfg)
+        first = time.perf_counter() - start
+        for _ in range(WARMUP - 1):
+            self.draw(classes, classes, cfg)
+        return first
+
+
+@dataclass(frozen=True)
+class Race:
+    """Seconds of rival and engine, pair by pair."""
+
+    rival: Spread
+    engine: Spread
+    ratios: tuple[float, ...]
+    """Seconds of the engine for one of the rival."""
+    tokens_alike: float
+    """Share; random weights and FP16 leave draws near an edge to chance."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self) | {"ratio": asdict(Spread.of(self.ratios))}
+
+
+def run_pairs(rival: Rival, pipeline: Pipeline, *, batch: int, cfg: float, pairs: int) -> Race:
+    """Race them in turns; both are warm, and both give images and tokens to the host."""
+    classes_known = pipeline.config.transformer.num_classes
+    slow, fast, alike = [], [], []
+    for turn in range(pairs):
+        seeds = list(range(turn * batch, (turn + 1) * batch))
+        classes = [seed % classes_known for seed in seeds]
+        synchronize(rival.device)
+        start = time.perf_counter()
+        wanted = rival.draw(classes, seeds, cfg)
+        middle = time.perf_counter()
+        drawn = pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
+        end = time.perf_counter()
+        slow.append(middle - start)
+        fast.append(end - middle)
+        alike.append(float((wanted == drawn).mean()))
+    ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
+    return Race(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
+
+
+def race(job: Job, tell: Tell) -> dict[str, Any]:
+    """Race one rival with one engine, at every batch size, with the bundle's guidance."""
+    device = torch.device("cuda", job.device)
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True
+    return race_on(job, tell, device=device, dtype=torch.float16)
+
+
+def race_on(
+    job: Job,
+    tell: Tell,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiler: Callable[..., Any] = torch.compile,
+) -> dict[str, Any]:
+    """As `race`, on any device of PyTorch's."""
+    assert job.folder is not None
+    tell("loading the PyTorch reference")
+    bundle = Bundle.open(job.folder, verify=False)
+    cfg = bundle.sampling.cfg
+    rows: list[dict[str, Any]] = []
+    with _all_shapes() if job.step.rival == COMPILED else contextlib.nullcontext():
+        rival, first, notes = _start(job, bundle, tell, device=device, dtype=dtype, compiler=compiler)
+        with work.open_pipeline(job, max_batch=max(job.batches)) as pipeline:
+            for batch in job.batches:
+                row: dict[str, Any] = {"batch": batch, "cfg": cfg, "pairs": job.runs, "problem": None}
+                rows.append(row)
+                try:
+                    tell(f"batch {batch}: warm-up")
+                    if len(rows) > 1:  # the first batch size is warm
+                        first = rival.warm_up(batch, cfg)
+                    for _ in range(work.WARMUP):
+                        pipeline.generate([0] * batch, seeds=0, cfg=cfg)
+                    tell(f"batch {batch}: {job.runs} pairs")
+                    forget_peak(device)
+                    measured = run_pairs(rival, pipeline, batch=batch, cfg=cfg, pairs=job.runs)
+                    row |= measured.to_dict() | {"first_run_seconds": first, "torch_memory": peak(device)}
+                except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+                    row["problem"] = " ".join(str(error).split())[:300]
+            return {
+                "runtime": pipeline.describe_runtime(),
+                "torch": torch.__version__,
+                "device": str(device),
+                "dtype": str(dtype).removeprefix("torch."),
+                "mode": rival.mode,
+                "notes": notes,
+                "rows": rows,
+            }
+
+
+def _start(
+    job: Job,
+    bundle: Bundle,
+    tell: Tell,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiler: Callable[..., Any],
+) -> tuple[Rival, float, list[str]]:
+    """The rival, warm for the first batch size; the seconds of its first run; what did not work before it did."""
+    kind, batch = job.step.rival, job.batches[0]
+    reference = building.reference_of(job.step.model)
+    notes: list[str] = []
+    modes: tuple[str | None, ...] = MODES if kind == COMPILED else (None,)
+    for mode in modes:
+        tell(f"batch {batch}: {'warm-up' if mode is None else f'compiling, mode {mode}'}")
+        try:
+            rival = Rival(
+                reference,
+                kind,
+                sampling=bundle.sampling,
+                max_top_k=bundle.max_top_k,
+                device=device,
+                dtype=dtype,
+                mode=mode,
+                compiler=compiler,
+            )
+            return rival, rival.warm_up(batch, bundle.sampling.cfg), notes
+        except Exception as error:  # the compiler raises what it likes
+            if mode == modes[-1]:
+                raise
+            notes.append(f"torch.compile with mode {mode} failed: {' '.join(str(error).split())[:300]}")
+            torch.compiler.reset()
+    raise AssertionError("the last mode returns or raises")
+
+
+def _all_shapes() -> contextlib.AbstractContextManager[Any]:
+    """Every scale is compiled, or it is an error: beyond 8 shapes PyTorch would go on without compiling them."""
+    from torch._dynamo import config
+
+    patched: contextlib.AbstractContextManager[Any] = config.patch(
+        recompile_limit=SHAPES, fail_on_recompile_limit_hit=True
+    )
+    return patched
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what PyTorch has started."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to count for `peak`."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """Bytes that PyTorch's tensors took at most; None where PyTorch does not count them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

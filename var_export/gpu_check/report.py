@@ -1,0 +1,278 @@
+"""The document of a check as a Markdown page: the verdict first, then the machine, then the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from var_export.gpu_check.cases import RIVALS, Step
+from var_export.gpu_check.markdown import guidance, mib, ms, section, table
+
+Entry = Mapping[str, Any]
+VERDICTS = {"running": "RUNNING", "interrupted": "INTERRUPTED"}
+FIDELITY = (
+    # heading, where it is, its threshold's name, sign, format
+    ("largest logit error", "max_abs", "max_logit_error", "<=", ".2g"),
+    ("KL", "kl", "kl", "<=", ".1e"),
+    ("top-1", "top1", "top1", ">=", ".2%"),
+    ("draws", "draws", "draws", ">=", ".2%"),
+    ("decoder PSNR, dB", "decoder_psnr", "decoder_psnr", ">=", ".1f"),
+    ("image PSNR, dB", "image_psnr", "image_psnr", ">=", ".1f"),
+    ("encoder tokens", "encoder_tokens", "encoder_tokens", ">=", ".2%"),
+)
+
+
+def page(document: Entry) -> str:
+    """The whole page."""
+    steps = document["steps"]
+    parts = [
+        "# GPU check",
+        _verdict(document),
+        "## Machine",
+        table(("", ""), _machine(document)),
+        *section("Builds", _BUILDS_NOTE, _builds(steps)),
+        *section("Fidelity against the PyTorch reference", _FIDELITY_NOTE, _fidelity(steps)),
+        *section("Speed", _SPEED_NOTE, _speed(steps)),
+        *_scales(steps),
+        *section("Beside PyTorch on the same GPU", _RACE_NOTE, _races(steps)),
+        *section("Not run", "", table(("what", "because"), [(s["what"], s["reason"]) for s in document["not_run"]])),
+        *_notes(steps),
+        *_failures(steps),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def case_of(entry: Entry) -> str:
+    """What a step is about, for people."""
+    return Step(**entry["step"]).case
+
+
+def _of(steps: Sequence[Entry], kind: str) -> list[Entry]:
+    """Steps of a kind that have a result."""
+    return [entry for entry in steps if entry["step"]["kind"] == kind and entry["result"] is not None]
+
+
+def _verdict(document: Entry) -> str:
+    verdict = document["verdict"]
+    failed = "FAILED" if verdict["failures"] else "PASSED"
+    state = VERDICTS.get(document["state"], failed)
+    counts = f"{verdict['within_thresholds']} of {verdict['checked']} engines within every threshold"
+    lines = [f"**{state}**: {counts}; {document['started']} to {document['updated']}."]
+    if verdict["failures"]:
+        lines.append("\n".join(f"- {' '.join(failure.split())}" for failure in verdict["failures"]))
+    return "\n\n".join(lines)
+
+
+def _machine(document: Entry) -> list[tuple[str, str]]:
+    host, probes, settings = document["machine"], document["probes"], document["settings"]
+    gpu = probes["gpu"]
+    rows = [
+        ("GPU", f"{gpu['gpu']}, compute capability {gpu['compute_capability']}, {mib(gpu['gpu_memory'])} MiB"),
+        ("driver", f"{gpu['driver'] or 'unknown'}; CUDA runtime {gpu['cuda']}"),
+    ]
+    for state in gpu["nvidia_smi"]:
+        if state["name"] == gpu["gpu"] or len(gpu["nvidia_smi"]) == 1:
+            wanted = (
+                "pstate",
+                "clocks.sm",
+                "clocks.max.sm",
+                "clocks.mem",
+                "temperature.gpu",
+                "power.draw",
+                "power.limit",
+            )
+            rows.append(("nvidia-smi, at the start", ", ".join(f"{name} {state[name]}" for name in wanted)))
+    rows += [(name.replace("_", " "), gpu[name]) for name in ("jetson", "power_mode") if gpu[name]]
+    cores = f"{host['physical_cores']} physical of {host['cores']} logical cores"
+    rows.append(("host", f"{host['cpu']}, {cores}, {mib(host['memory'])} MiB, {host['system']}"))
+    rows.append(("versions", f"var-export {document['version']}, Python {host['python']}"))
+    for name, probe in probes.items():
+        if name != "gpu" and probe["problem"] is None:
+            rows.append((name, str(probe.get(name, ""))))
+    asked = ("models", "precisions", "forms", "backends", "batches")
+    chosen = "; ".join(f"{name} {', '.join(map(str, settings[name]))}" for name in asked)
+    rows.append(("settings", f"{chosen}; {settings['runs']} runs; GPU {settings['device']}"))
+    return rows
+
+
+_BUILDS_NOTE = (
+    "Sizes are divided by the size of the bundle's weight file, which all graphs share. A bundle takes the time of "
+    "the export and of its check on the CPU."
+)
+
+
+def _builds(steps: Sequence[Entry]) -> str:
+    rows: list[Sequence[object]] = [
+        (
+            case_of(entry),
+            "bundle",
+            "found" if entry["result"]["reused"] else f"{entry['seconds']:.0f}",
+            _weights(entry),
+            "",
+            "",
+        )
+        for entry in _of(steps, "bundle")
+    ]
+    for entry in _of(steps, "plans"):
+        result = entry["result"]
+        sizes, seconds, weights = result["bytes"], result["seconds"], result["weights_bytes"]
+        stepwise = [graph for graph in sizes if graph != "fused"]
+        parts = {"fused": ["fused"]} if "fused" in sizes else {}
+        if entry["step"]["form"] != "fused":
+            parts = {"step": ["step"], "all but fused" if parts else "all": stepwise} | parts
+        for what, graphs in parts.items():
+            size = sum(sizes[graph] for graph in graphs)
+            took = sum(seconds[graph] for graph in graphs)
+            batches = result["set"]["graphs"][graphs[0]]["batch"]
+            batch = f"{batches[0]} to {batches[2]}" if batches[0] != batches[2] else str(batches[0])
+            rows.append((case_of(entry), f"plan: {what}", f"{took:.0f}", mib(size), f"{size / weights:.2f}", batch))
+    return table(("case", "what", "seconds", "MiB", "/ weights", "batch"), rows)
+
+
+def _weights(entry: Entry) -> str:
+    return mib(entry["result"]["weights_bytes"])
+
+
+_FIDELITY_NOTE = (
+    "Teacher-forced, over all tokens of the golden run; thresholds in brackets. The fused form shows no logits: "
+    "its draws and images are judged."
+)
+
+
+def _fidelity(steps: Sequence[Entry]) -> str:
+    rows = []
+    for entry in _of(steps, "verify"):
+        result = entry["result"]
+        limits, flat = result["thresholds"], {**result, **result.get("total", {})}
+        cells = [
+            _judged(where, flat[where], limits[limit], sign, style) if where in flat else "-"
+            for _, where, limit, sign, style in FIDELITY
+        ]
+        free = f"{result['free_tokens']:.2%}, {result['free_identical']} of {result['images']} images"
+        rows.append((case_of(entry), "yes" if result["passed"] else "**NO**", *cells, free))
+    return table(("case", "passed", *(heading for heading, *_ in FIDELITY), "tokens drawn freely"), rows)
+
+
+def _judged(what: str, value: float | None, limit: float, sign: str, style: str) -> str:
+    if value is None and "psnr" in what:  # infinite
+        return "equal images"
+    shown = "not finite" if value is None else format(value, style)
+    return f"{shown} ({sign} {format(limit, style)})"
+
+
+_SPEED_NOTE = (
+    "From classes to pixels on the host, wall clock. `outside` is what no engine took: the host's loop, copies, random "
+    "numbers. First image: from opening the bundle, in the first process (TensorRT-RTX compiles its kernels there) and "
+    "in the next. `graphs`: how many of the prepared calls are launched as CUDA graphs. GPU memory: what the device "
+    "has less than before the engines were loaded, after all batch sizes have run."
+)
+
+
+def _speed(steps: Sequence[Entry]) -> str:
+    first = {case_of(entry): entry["result"]["first_image_seconds"] for entry in _of(steps, "verify")}
+    rows: list[Sequence[object]] = []
+    for entry in _of(steps, "bench"):
+        result = entry["result"]
+        graphs, memory = result["cuda_graphs"], result["gpu_memory"]
+        captured = "-" if graphs is None else f"{graphs['graphs']} of {graphs['calls']}"
+        cold, warm = first.get(case_of(entry)), f"{result['first_image_seconds']:.1f}"
+        more = ("-" if cold is None else f"{cold:.1f}", warm, captured, mib(memory["after"]))
+        for case in result["cases"]:
+            split = f", {result['engine_batch']} at once" if case["batch"] > result["engine_batch"] else ""
+            rows.append(
+                (
+                    case_of(entry),
+                    f"{case['batch']}{split}",
+                    guidance(case["cfg"]),
+                    ms(case["total"]["p50"]),
+                    ms(case["total"]["p90"]),
+                    f"{case['images_per_second']:.2f}",
+                    ms(case["outside"]["p50"]),
+                    *more,
+                )
+            )
+        for problem in result["problems"]:
+            batch, cfg = problem["batch"], guidance(problem["cfg"])
+            rows.append((case_of(entry), batch, cfg, problem["problem"], "-", "-", "-", *more))
+    headers = ("case", "batch", "guidance", "ms p50", "ms p90", "images/s", "outside, ms")
+    return table((*headers, "first image, s", "in the next process, s", "graphs", "GPU MiB"), rows)
+
+
+def _scales(steps: Sequence[Entry]) -> list[str]:
+    """A table per model: scales down, cases across; the first batch size with guidance."""
+    sides = {e["step"]["model"]: e["result"]["patch_nums"] for e in _of(steps, "bundle")}
+    parts = []
+    for model, patch_nums in sides.items():
+        entries = [e for e in _of(steps, "bench") if e["step"]["model"] == model and e["step"]["form"] == "stepwise"]
+        if not entries:
+            continue
+        first = [entry["result"]["cases"][0] for entry in entries]
+        names = [
+            "cond",
+            *(f"scale {s} ({side}x{side})" for s, side in enumerate(patch_nums)),
+            "decode",
+            "outside",
+            "total",
+        ]
+        columns = [[c["cond"], *c["scales"], c["decode"], c["outside"], c["total"]] for c in first]
+        rows = [(name, *(ms(column[i]["p50"]) for column in columns)) for i, name in enumerate(names)]
+        cases = [case_of(entry).removeprefix(f"{model} ").replace("stepwise ", "") for entry in entries]
+        about = f"{model}, stepwise, batch {first[0]['batch']}, guidance {guidance(first[0]['cfg'])}: ms, median"
+        parts += [f"### Latency per scale: {about}", table(("", *cases), rows)]
+    return parts
+
+
+_RACE_NOTE = (
+    "In turns, the same classes, seeds and guidance, from classes to pixels on the host. `eager`: FP16 by autocast, "
+    "weights in FP32, as the official demo. `eager-half`: the same with the weights stored in FP16. `compiled`: that, "
+    "with torch.compile for every shape. The ratio is the engine's time by PyTorch's, the median of the pairs: below 1 "
+    "the engine is faster. Tokens alike: where FP16 leaves a draw near an edge, one flip changes all that follow."
+)
+
+
+def _races(steps: Sequence[Entry]) -> str:
+    rows: list[Sequence[object]] = []
+    order: Callable[[Entry], int] = lambda entry: RIVALS.index(entry["step"]["rival"])  # noqa: E731
+    for entry in sorted(_of(steps, "race"), key=lambda entry: (case_of(entry), order(entry))):
+        result = entry["result"]
+        rival = entry["step"]["rival"] + (f", {result['mode']}" if result["mode"] else "")
+        for row in result["rows"]:
+            head = (case_of(entry), rival, row["batch"])
+            if row["problem"]:
+                rows.append((*head, row["problem"], *["-"] * 5))
+                continue
+            ratio = row["ratio"]
+            spread = f"**{ratio['p50']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}, {row['pairs']} pairs)"
+            memory = "-" if row["torch_memory"] is None else mib(row["torch_memory"])
+            times = (ms(row["rival"]["p50"]), ms(row["engine"]["p50"]), spread)
+            rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
+    headers = (
+        "case",
+        "PyTorch",
+        "batch",
+        "its ms",
+        "engine's ms",
+        "ratio",
+        "tokens alike",
+        "its GPU MiB",
+        "its first run, s",
+    )
+    return table(headers, rows)
+
+
+def _notes(steps: Sequence[Entry]) -> list[str]:
+    rows = [
+        (Step(**entry["step"]).name, note)
+        for entry in steps
+        for note in [*entry["notes"], *((entry["result"] or {}).get("notes") or [])]
+    ]
+    return section("Notes", "", table(("step", "note"), rows))
+
+
+def _failures(steps: Sequence[Entry]) -> list[str]:
+    parts: list[str] = []
+    for entry in steps:
+        if entry["error"] is not None:
+            trace = "\n".join(f"    {line}" for line in entry["trace"])
+            parts += [f"### {Step(**entry['step']).name}", " ".join(entry["error"].split()), trace]
+    return ["## Failures", *parts] if parts else []
