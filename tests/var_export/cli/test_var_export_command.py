@@ -11,7 +11,7 @@ import pytest
 from var_export.cli import build as build_module
 from var_export.cli.main import group, main
 
-COMMANDS = ("build", "verify", "inspect", "bench", "doctor")
+COMMANDS = ("plan", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.pipeline", "var_export.build")
 WITHOUT_TORCH = """
 import sys
