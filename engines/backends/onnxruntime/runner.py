@@ -107,7 +107,7 @@ class OnnxRuntimeBackend(Backend):
         if bundle.precision not in GPU_PRECISIONS:
             return None
         return (
-            f"{bundle.path} is in BF16, which ONNX Runtime cannot run: build its plans on the GPU with var-export "
+            f"{bundle.path} is in BF16, which ONNX Runtime cannot run: build TensorRT plans with var-export "
             f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"
         )
 
