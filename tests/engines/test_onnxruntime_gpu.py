@@ -327,8 +327,8 @@ def test_an_input_that_would_be_copied_once_is_refused(emulate, demo_both_bundle
 
 def test_bf16_is_refused_in_one_line(emulate, tmp_path):
     path = hollow_bundle(tmp_path / "bf16", tiny_config(), precision="bf16")
-    assert "is BF16" in refused(emulate(), path)
-    with backends.create("onnxruntime") as backend, pytest.raises(BackendError, match="it is for TensorRT") as caught:
+    assert "is in BF16" in refused(emulate(), path)
+    with backends.create("onnxruntime") as backend, pytest.raises(BackendError, match="TensorRT plans") as caught:
         backend.open(Bundle.open(path), "step")
     one_line(caught)
 
