@@ -1,10 +1,11 @@
 """The PyTorch reference on the GPU in turns with an engine, A B A B: the same classes, seeds and guidance.
 
-Three rivals, each from the class to pixels on the host, FP16 by autocast as the official demo does:
+Four rivals, each from the class to pixels on the host, FP16 by autocast as the official demo does:
 
-    eager        as the official demo: weights in FP32, which autocast converts wherever they are used
-    eager-half   the weights of linear and convolution layers stored in FP16: the same results without the conversion
-    compiled     those, and transformer and decoder compiled for every shape, with CUDA graphs where that works
+    eager            as the official demo: weights in FP32, which autocast converts wherever they are used
+    eager-half       linear and convolution weights stored in FP16: the same results without the conversion
+    compiled         those, with transformer and decoder compiled for every shape
+    compiled-graphs  and launched as CUDA graphs; of its own, since PyTorch has known crashes with growing caches
 
 All sample the whole batch at once, and let cuDNN choose its convolutions by trial.
 """
@@ -34,10 +35,9 @@ from var_export.gpu_check.hardware import Tell
 from var_export.model.reference import Reference
 from var_export.model.sampling import sample
 
-MODES = ("reduce-overhead", "default")
-"""Of torch.compile, in the order of preference: the first uses CUDA graphs."""
+MODES = {"compiled": "default", "compiled-graphs": "reduce-overhead"}
+"""Of torch.compile."""
 SHAPES = 64  # compiled per function, at most; PyTorch's default of 8 would leave the larger scales uncompiled
-COMPILED = "compiled"
 WARMUP = 4  # runs: CUDA graphs of PyTorch are recorded in the second
 
 
@@ -64,22 +64,20 @@ class Rival(Reference):
         max_top_k: int,
         device: torch.device,
         dtype: torch.dtype,
-        mode: str | None = None,
         compiler: Callable[..., Any] = torch.compile,
     ) -> None:
-        """Moves the reference to the device; `mode` and `compiler` are for the compiled kind."""
+        """Moves the reference to the device; `compiler` is for the compiled kinds."""
         super().__init__(reference.vae.to(device), reference.var.to(device))
         self.sampling, self.top_k = sampling, min(sampling.top_k, max_top_k)
-        self.max_top_k, self.device, self.dtype, self.mode = max_top_k, device, dtype, mode
+        self.max_top_k, self.device, self.dtype, self.mode = max_top_k, device, dtype, MODES.get(kind)
         if kind != "eager":
             for module in (*self.vae.modules(), *self.var.modules()):
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to(dtype)
-        if mode is not None:
-            options = {"dynamic": False} if mode == "default" else {"dynamic": False, "mode": mode}
-            var, vae = type(self.var), type(self.vae)
-            self.var.forward = compiler(var.forward.__get__(self.var), **options)  # type: ignore[method-assign]
-            self.vae.decode = compiler(vae.decode.__get__(self.vae), **options)  # type: ignore[method-assign]
+        if self.mode is not None:
+            options = {"mode": self.mode, "dynamic": False}
+            self.var.forward = compiler(self.var.forward, **options)  # type: ignore[method-assign]
+            self.vae.decode = compiler(self.vae.decode, **options)  # type: ignore[method-assign]
 
     def draw(self, classes: list[int], seeds: list[int], cfg: float) -> NDArray[np.int64]:
         """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
@@ -169,16 +167,23 @@ def race_on(
     bundle = Bundle.open(job.folder, verify=False)
     cfg = bundle.sampling.cfg
     rows: list[dict[str, Any]] = []
-    with _all_shapes() if job.step.rival == COMPILED else contextlib.nullcontext():
-        rival, first, notes = _start(job, bundle, tell, device=device, dtype=dtype, compiler=compiler)
+    with _all_shapes() if job.step.rival in MODES else contextlib.nullcontext():
+        rival = Rival(
+            building.reference_of(job.step.model),
+            job.step.rival,
+            sampling=bundle.sampling,
+            max_top_k=bundle.max_top_k,
+            device=device,
+            dtype=dtype,
+            compiler=compiler,
+        )
         with work.open_pipeline(job, max_batch=max(job.batches)) as pipeline:
             for batch in job.batches:
                 row: dict[str, Any] = {"batch": batch, "cfg": cfg, "pairs": job.runs, "problem": None}
                 rows.append(row)
                 try:
                     tell(f"batch {batch}: warm-up")
-                    if len(rows) > 1:  # the first batch size is warm
-                        first = rival.warm_up(batch, cfg)
+                    first = rival.warm_up(batch, cfg)
                     for _ in range(work.WARMUP):
                         pipeline.generate([0] * batch, seeds=0, cfg=cfg)
                     tell(f"batch {batch}: {job.runs} pairs")
@@ -193,45 +198,8 @@ def race_on(
                 "device": str(device),
                 "dtype": str(dtype).removeprefix("torch."),
                 "mode": rival.mode,
-                "notes": notes,
                 "rows": rows,
             }
-
-
-def _start(
-    job: Job,
-    bundle: Bundle,
-    tell: Tell,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    compiler: Callable[..., Any],
-) -> tuple[Rival, float, list[str]]:
-    """The rival, warm for the first batch size; the seconds of its first run; what did not work before it did."""
-    kind, batch = job.step.rival, job.batches[0]
-    reference = building.reference_of(job.step.model)
-    notes: list[str] = []
-    modes: tuple[str | None, ...] = MODES if kind == COMPILED else (None,)
-    for mode in modes:
-        tell(f"batch {batch}: {'warm-up' if mode is None else f'compiling, mode {mode}'}")
-        try:
-            rival = Rival(
-                reference,
-                kind,
-                sampling=bundle.sampling,
-                max_top_k=bundle.max_top_k,
-                device=device,
-                dtype=dtype,
-                mode=mode,
-                compiler=compiler,
-            )
-            return rival, rival.warm_up(batch, bundle.sampling.cfg), notes
-        except Exception as error:  # the compiler raises what it likes
-            if mode == modes[-1]:
-                raise
-            notes.append(f"torch.compile with mode {mode} failed: {' '.join(str(error).split())[:300]}")
-            torch.compiler.reset()
-    raise AssertionError("the last mode returns or raises")
 
 
 def _all_shapes() -> contextlib.AbstractContextManager[Any]:

@@ -225,8 +225,9 @@ def _scales(steps: Sequence[Entry]) -> list[str]:
 _RACE_NOTE = (
     "In turns, the same classes, seeds and guidance, from classes to pixels on the host. `eager`: FP16 by autocast, "
     "weights in FP32, as the official demo. `eager-half`: the same with the weights stored in FP16. `compiled`: that, "
-    "with torch.compile for every shape. The ratio is the engine's time by PyTorch's, the median of the pairs: below 1 "
-    "the engine is faster. Tokens alike: where FP16 leaves a draw near an edge, one flip changes all that follow."
+    "with torch.compile for every shape; `compiled-graphs`: as CUDA graphs too (reduce-overhead). The ratio is the "
+    "engine's time by PyTorch's, the median of the pairs: below 1 the engine is faster. Tokens alike: where FP16 puts "
+    "a draw near an edge, one flip changes all that follow."
 )
 
 
@@ -235,9 +236,8 @@ def _races(steps: Sequence[Entry]) -> str:
     order: Callable[[Entry], int] = lambda entry: RIVALS.index(entry["step"]["rival"])  # noqa: E731
     for entry in sorted(_of(steps, "race"), key=lambda entry: (case_of(entry), order(entry))):
         result = entry["result"]
-        rival = entry["step"]["rival"] + (f", {result['mode']}" if result["mode"] else "")
         for row in result["rows"]:
-            head = (case_of(entry), rival, row["batch"])
+            head = (case_of(entry), entry["step"]["rival"], row["batch"])
             if row["problem"]:
                 rows.append((*head, row["problem"], *["-"] * 5))
                 continue
@@ -261,11 +261,7 @@ def _races(steps: Sequence[Entry]) -> str:
 
 
 def _notes(steps: Sequence[Entry]) -> list[str]:
-    rows = [
-        (Step(**entry["step"]).name, note)
-        for entry in steps
-        for note in [*entry["notes"], *((entry["result"] or {}).get("notes") or [])]
-    ]
+    rows = [(Step(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
     return section("Notes", "", table(("step", "note"), rows))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from engines import environment
 from engines.cli.common import version
-from engines.errors import BackendError, UsageError
+from engines.errors import BackendError
 from engines.machine import machine
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (
@@ -81,10 +81,7 @@ class Check:
         Raises `BackendError` where nothing here computes on a GPU, `UsageError` where the folder cannot be written;
         KeyboardInterrupt on Ctrl-C: what was done by then is kept.
         """
-        try:
-            write(self.out / ".gitignore", "*\n")
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.out} ({error.strerror}); choose another --out") from error
+        write(self.out / ".gitignore", "*\n")
         self._sources = source_digest()
         capability = self._probe()
         problems = {name: record.error for name, record in self._probes.items()}
@@ -99,8 +96,7 @@ class Check:
                 f"interrupted: {len(self._records)} outcomes are kept in {self.out}; the same command continues"
             ) from None
         finally:
-            self._write()
-        document = self.document()
+            document = self._write()
         report.page(document)  # if it cannot be made, now is the time to say so
         return document
 
@@ -243,7 +239,8 @@ class Check:
             "not_run": [asdict(skipped) for skipped in self._skipped],
         }
 
-    def _write(self) -> None:
+    def _write(self) -> dict[str, Any]:
+        """Put the document and its page on disk, as they are by now."""
         document = self.document()
         write(self.out / DOCUMENT, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         try:
@@ -251,6 +248,7 @@ class Check:
         except Exception:  # hours of a rented GPU must not end for a table
             page = f"This page could not be made; {DOCUMENT} holds everything.\n\n    {traceback.format_exc()}"
         write(self.out / PAGE, page)
+        return document
 
 
 def verdict(records: list[Record], state: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import Bundle
-from engines.errors import BundleError
+from engines.errors import BundleError, UsageError
 from var_export.gpu_check.cases import Job, Step
 
 DONE, MISSED, FAILED = "done", "missed", "failed"
@@ -115,8 +115,14 @@ def source_digest() -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Replace a file in one step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file in one step. Raises `UsageError` where it cannot be written."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {file} ({error.strerror}): make room, or choose another --out; "
+            "the same command continues with what is there"
+        ) from error

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from engines.errors import VarExportError
@@ -33,9 +34,15 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(channel, False)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
+    interrupted = _Interrupts()
     with open(channel, "w", encoding="utf-8", buffering=1) as pipe:
+
+        def send(message: dict[str, Any]) -> None:
+            interrupted.check()
+            pipe.write(json.dumps(message) + "\n")
+
         try:
-            perform(job, lambda message: _write(pipe, message))
+            perform(job, send)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
     return 0
@@ -79,8 +86,21 @@ class _Notes(logging.Handler):
             self._send({"note": message[:500]})
 
 
-def _write(pipe: Any, message: dict[str, Any]) -> None:
-    pipe.write(json.dumps(message) + "\n")
+class _Interrupts:
+    """SIGINT raises KeyboardInterrupt, and again with the next message: Python drops what is raised in a destructor."""
+
+    def __init__(self) -> None:
+        self._seen = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def check(self) -> None:
+        """Raise where the signal came."""
+        if self._seen:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._seen = True
+        raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:

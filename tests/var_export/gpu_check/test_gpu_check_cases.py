@@ -9,7 +9,7 @@ import pytest
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError
 from var_export.gpu_check import building, cases, hardware
-from var_export.gpu_check.cases import BACKENDS, MODELS, PRECISIONS, PROBES, Job, Settings, Step, plan_steps
+from var_export.gpu_check.cases import BACKENDS, MODELS, PRECISIONS, PROBES, RIVALS, Job, Settings, Step, plan_steps
 from var_export.gpu_check.report import case_of
 from var_export.gpu_check.store import Record, Store
 
@@ -40,8 +40,9 @@ def test_an_rtx_card():
     assert kinds(steps).count("bundle") == 6
     assert kinds(steps).count("plans") == 12 + 2
     assert kinds(steps).count("verify") == kinds(steps).count("bench") == 24 + 2
-    assert kinds(steps).count("race") == 24 * 3
-    assert kinds(steps)[-72:] == ["race"] * 72
+    races = steps[-24 * 4 :]
+    assert kinds(steps).count("race") == kinds(races).count("race") == len(races)
+    assert [step.rival for step in races[::24]] == list(RIVALS)
     assert len({step.name for step in steps}) == len({step.slug for step in steps}) == len(steps)
     assert kinds(steps)[:6] == ["bundle", "plans", "verify", "bench", "verify", "bench"]
 
