@@ -94,7 +94,7 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     assert keys["plans"] == {"path", "set", "reused", "bytes", "seconds", "weights_bytes", "peak_memory"}
     assert keys["verify"] >= {
         *("passed", "failures", "thresholds", "scales", "total", "free_tokens", "decoder_psnr", "image_psnr"),
-        *("encoder_tokens", "runtime", "first_image_seconds"),
+        *("encoder_tokens", "reconstruction_loss", "runtime", "first_image_seconds"),
     }
     assert keys["bench"] == {
         *("runtime", "first_image_seconds", "engine_batch", "cases", "problems", "gpu_memory", "cuda_graphs"),
@@ -152,7 +152,7 @@ def test_both_products_and_what_is_missing(check, emulated, in_process, monkeypa
 
 
 def test_a_missed_threshold_fails_and_is_named(check, emulated, in_process, no_torch_gpu, monkeypatch):
-    strict = fidelity.Thresholds(0, 0, 1, 1, 200.0, 200.0, 1)
+    strict = fidelity.Thresholds(0, 0, 1, 1, 200.0, 200.0, 0)
     monkeypatch.setitem(fidelity.THRESHOLDS, "fp16", strict)
     code, _, err, document, page = check("--batch", "1")
     assert code == 1
