@@ -37,6 +37,8 @@ from engines.plans import FOLDER, PlanFile, PlanSet
 
 DEMO_BUNDLE = Path(__file__).parent / "data" / "demo"
 BUNDLES = Path("bundles")
+PLAN_LOCK = ".plans.lock"
+"""In a bundle while its plans change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def is_bundle_folder(path: Path) -> bool:
 
 def foreign_files(path: Path) -> list[str]:
     """Names in a bundle's folder that no bundle has: somebody put them there."""
-    own = {MANIFEST, FOLDER, *needed_files("both")}
+    own = {MANIFEST, f".{MANIFEST}.partial", FOLDER, PLAN_LOCK, *needed_files("both")}
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 

@@ -2,7 +2,8 @@
 
 Files go to a hidden sibling of the target; the manifest, written last, makes it a bundle, and a rename
 puts it in place. A lock keeps two builds of one target apart and tells a dead build's leftovers from a
-live one's. Plans join a finished bundle in the same way: a folder first, the manifest last.
+live one's. Plans join a finished bundle in the same way: a folder first, the manifest last; the lock of
+that lies in the bundle, since the folder around it may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines.bundle import Bundle, sha256_of
+from engines.bundle import PLAN_LOCK, Bundle, sha256_of
 from engines.errors import BundleError, UsageError
 from engines.manifest import MANIFEST, FileEntry, read_manifest
 from engines.plans import FOLDER, PlanSet, parse_plans
@@ -29,11 +30,20 @@ COPY = "copy the bundle elsewhere"
 class BuildLock:
     """Keeps builds of one bundle apart, in all processes; freed by the system when its process dies."""
 
-    def __init__(self, target: Path, remedy: str = "choose another --out") -> None:
-        """Args: target: the bundle; remedy: what a user can do who does not get it."""
-        self._target, self._file = target, target.parent / f".{target.name}.lock"
-        self._remedy = remedy
+    def __init__(self, target: Path, file: Path, remedy: str) -> None:
+        """Args: target: the bundle; file: what is locked; remedy: what a user can do who does not get it."""
+        self._target, self._file, self._remedy = target, file, remedy
         self._handle: int | None = None
+
+    @classmethod
+    def of_bundle(cls, target: Path) -> BuildLock:
+        """For whoever puts a bundle in place."""
+        return cls(target, target.parent / f".{target.name}.lock", "choose another --out")
+
+    @classmethod
+    def of_plans(cls, bundle: Path) -> BuildLock:
+        """For whoever changes the plans of a bundle, or takes its place."""
+        return cls(bundle, bundle / PLAN_LOCK, COPY)
 
     def acquire(self) -> None:
         """Take it. Raises `UsageError` where another build has it, or the place cannot be written."""
@@ -47,10 +57,11 @@ class BuildLock:
             raise UsageError(f"another build is writing {self._target}; wait for it, or {self._remedy}")
         self._handle = handle
 
-    def release(self) -> None:
-        """Give it back, if it is held."""
+    def release(self, *, moved: bool = False) -> None:
+        """Give it back, if it is held. `moved`: its file went elsewhere, so what has its name is another's."""
         if self._handle is not None:
-            self._file.unlink(missing_ok=True)
+            if not moved:
+                self._file.unlink(missing_ok=True)
             os.close(self._handle)
             self._handle = None
 
@@ -72,7 +83,8 @@ class BundleWriter:
         parent, name = self.target.parent, self.target.name
         self.folder = parent / f".{name}.partial"
         self._previous = parent / f".{name}.previous"
-        self._lock = BuildLock(self.target)
+        self._lock = BuildLock.of_bundle(self.target)
+        self._plans_lock = BuildLock.of_plans(self.target)  # of the bundle that this one replaces
 
     def __enter__(self) -> BundleWriter:
         self._lock.acquire()
@@ -83,6 +95,12 @@ class BundleWriter:
             else:
                 self._previous.rename(self.target)
         self._replaces = self.target.exists()
+        if self._replaces:
+            try:
+                self._plans_lock.acquire()
+            except BaseException:
+                self._lock.release()
+                raise
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         return self
@@ -103,6 +121,7 @@ class BundleWriter:
             if not self._replaces:
                 raise UsageError(f"{self.target} appeared while its bundle was built; move it, and build again")
             self.target.rename(self._previous)
+            self._plans_lock.release(moved=True)
         self.folder.rename(self.target)
         _sync(self.target.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
@@ -113,6 +132,7 @@ class BundleWriter:
         if self._previous.exists() and not self.target.exists():  # interrupted between the two renames
             self._previous.rename(self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._plans_lock.release()
         self._lock.release()
 
 
@@ -124,7 +144,7 @@ class PlanWriter:
         self._bundle = bundle.path.resolve()
         self._plans = self._bundle / FOLDER
         self.folder = self._plans / f".{name}.partial"
-        self._lock = BuildLock(self._bundle, COPY)
+        self._lock = BuildLock.of_plans(self._bundle)
 
     def __enter__(self) -> PlanWriter:
         self._lock.acquire()
@@ -174,7 +194,7 @@ class PlanWriter:
 def withdraw_plans(path: Path, name: str) -> None:
     """Take a plan set out of a bundle again. Raises `UsageError` where another build is writing it."""
     path = path.resolve()
-    lock = BuildLock(path, COPY)
+    lock = BuildLock.of_plans(path)
     lock.acquire()
     try:
         manifest = read_manifest(path)

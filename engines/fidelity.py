@@ -40,7 +40,7 @@ class Thresholds:
 # with rounding after every operation 50 % in FP16 and 84 % in BF16, at a KL of 7e-7 and 4e-5; a wrong graph draws 1 in
 # 900 alike). So do the most likely entries: 0.3 % and 3 % of them change there (and d36 is 3 times as sensitive).
 # FP16 and BF16: what arithmetic with that rounding gives on the demo (decoder 47 and 42 dB), with room. The encoder is
-# judged by what its tokens look like: a code that wins by a hair at a coarse scale changes every finer one, and no image.
+# judged by what its tokens look like: a code that wins by a hair at a coarse scale changes every finer one, no image.
 THRESHOLDS = {
     "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.01),
     "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.2),

@@ -181,7 +181,9 @@ class Workspace:
         self.f_hat = [maps[scale % 2] for scale in range(last + 1)]
         self.tokens = [make((B, length), "int64") for length in lengths]
         self.drawn = [make((B, length), "int64") for length in lengths]
-        self.logits = make((B, lengths[-1], vae.vocab_size), "float32")
+        logits = make((B, lengths[-1], vae.vocab_size), "float32")
+        self.logits = [logits.shaped((B, length, vae.vocab_size)) for length in lengths]
+        """Guided logits (B, L, V) float32 of each scale, in one place: valid until the next scale runs."""
         self.sampling = {name: make((B,), dtype) for name, dtype in SAMPLING_INPUTS.items()}
         self.rows = {name: make((N if name == "image_row" else B,), dtype) for name, dtype in ROW_INPUTS.items()}
         self.per_scale = [
@@ -228,7 +230,7 @@ class Workspace:
                 "drawn": self.drawn[scale],
                 "f_hat_out": self.f_hat[scale],
                 "x_next": self.x[scale + 1],
-                "logits": self.scale_logits(scale),
+                "logits": self.logits[scale],
                 **new,
             }
             self.calls.append(engines["step"].bind(inputs, outputs))
@@ -273,10 +275,6 @@ class Workspace:
         """What each scale, and the last decode, took; valid after `decode`."""
         *scales, decode = (done.since(started) for started, done in zip(self._started, self._done, strict=True))
         return scales, decode
-
-    def scale_logits(self, scale: int) -> Buffer:
-        """Guided logits (B, L, V) float32 of `scale`, valid until the next scale runs."""
-        return self.logits.shaped((self.shape[0], self.config.scale_lengths[scale], self.config.vae.vocab_size))
 
     @staticmethod
     def read_maps(maps: Sequence[Buffer]) -> Array:

@@ -278,7 +278,7 @@ class Pipeline:
             for scale in range(last + 1):
                 space.advance(scale)
                 if on_scale is not None:
-                    on_scale(ScaleView(scale, part, space.scale_logits(scale)))
+                    on_scale(ScaleView(scale, part, space.logits[scale]))
             image = space.decode(last)
             tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
             scales, decode = space.seconds()

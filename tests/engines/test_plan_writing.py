@@ -374,7 +374,23 @@ def test_a_full_disk_leaves_nothing(what, before, path, machine, monkeypatch):
     emulation.load(path).generate([0])
 
 
-@pytest.mark.parametrize("what", ["the folder around it", "the bundle"])
+def test_a_folder_around_it_that_cannot_be_written(path, machine, monkeypatch):
+    """As where a container mounts one bundle."""
+    os_open = os.open
+
+    def refuse(file, flags, *args, **options):
+        if Path(file).parent == path.parent and flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return os_open(file, flags, *args, **options)
+
+    monkeypatch.setattr(bundle_writer.os, "open", refuse)
+    emulation = machine()
+    name = emulation.build(path).plans.name
+    withdraw_plans(path, name)
+    assert names(path) == []
+
+
+@pytest.mark.parametrize("what", ["its root", "its plans"])
 def test_a_bundle_that_cannot_be_written(what, path, machine, monkeypatch):
     """As where it is part of an installed package, or on a disk that is read-only. (Root may write anywhere, so that
     the answer of the system is made up.)
@@ -393,7 +409,7 @@ def test_a_bundle_that_cannot_be_written(what, path, machine, monkeypatch):
             raise denied
         return mkdir(self, *args, **options)
 
-    if what == "the bundle":
+    if what == "its plans":
         monkeypatch.setattr(Path, "mkdir", refuse_folder)
     else:
         monkeypatch.setattr(bundle_writer.os, "open", refuse_lock)

@@ -132,7 +132,7 @@ def make_plans(
 def _check(
     path: Path, target: str, device: int, plans: PlanSet, progress: Progress
 ) -> tuple[dict[str, Report | FusedReport], str | None]:
-    from engines import backends
+    from engines.backends.tensorrt.runner import TensorRTBackend
     from engines.bundle import Bundle
     from engines.errors import BackendError
     from engines.fidelity import verify, verify_fused
@@ -140,16 +140,16 @@ def _check(
 
     bundle = Bundle.open(path, verify=False)
     try:
-        backends.create(target, device=device).close()
+        TensorRTBackend(target, device=device).close()
     except BackendError as error:
         return {}, str(error)
     reports: dict[str, Report | FusedReport] = {}
     for form in bundle.forms:
-        backend = backends.create(target, device=device)
-        problem = backend.lacks(bundle)
-        if problem is not None:  # built for other GPUs than the one here
+        backend = TensorRTBackend(target, device=device)
+        problems = [plans.why_not(backend.here, bundle, graph) for graph in bundle.graphs]
+        if any(problems):  # built for other GPUs than the one here; what fits it may be an older set
             backend.close()
-            return {}, problem
+            return {}, f"{backend.here} cannot run them: {next(filter(None, problems))}"
         progress(f"check: {form} plans against the golden run")
         with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
             judge = verify if form == "stepwise" else verify_fused

@@ -160,7 +160,8 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport)
             "drawn freely": free + ("" if first is None else f", first difference at scale {first}"),
             "decoder alone": quality(report.decoder_psnr, report.decoder_ssim),
             "image, tokens forced": quality(report.image_psnr, report.image_ssim),
-            "encoder": f"{report.encoder_tokens:.2%} of the tokens alike, reconstruction {-report.reconstruction_loss:+.2f} dB",
+            "encoder": f"{report.encoder_tokens:.2%} of the tokens alike, "
+            f"reconstruction {0 - report.reconstruction_loss:+.2f} dB",
         }
     else:
         lines = {
