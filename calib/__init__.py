@@ -1,4 +1,7 @@
-"""Calibration for INT8, torch-free: the room is kept for it; a later version moves in.
+"""Calibration and quantisation to INT8, torch-free.
 
-activations from the real scale loop --> ranges and smoothing --> Q/DQ graphs --> a bundle of precision int8
+a bundle in float      layers.py       which products can be quantised, by the names of their weights
+     |                 collect.py      activations of the real scale loop --> statistics.py --> calibration.py (a file)
+     v                 policy.py       which of them are, and how
+a bundle in INT8       quantize.py     Q/DQ pairs and per-token products put into the graphs
 """

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -82,6 +84,16 @@ class Bundle:
         return bundle
 
     @property
+    def high_precision(self) -> str:
+        """What is not quantised computes in: the precision itself, except in INT8."""
+        return contract.HIGH_PRECISIONS[self.target] if self.precision == contract.INT8 else self.precision
+
+    @property
+    def for_gpus(self) -> bool:
+        """True where ONNX Runtime cannot run the graphs: BF16, and INT8 in FP16 as TensorRT wants it."""
+        return self.precision == "bf16" or (self.precision == contract.INT8 and self.target == "tensorrt")
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """Names of the graphs this bundle holds."""
         return contract.graphs_of(self.form)
@@ -109,7 +121,7 @@ class Bundle:
 
     def tensors(self, graph: str) -> tuple[tuple[contract.TensorInfo, ...], tuple[contract.TensorInfo, ...]]:
         """Inputs and outputs of a graph."""
-        return contract.resolve(contract.GRAPHS[graph], self.config, self.precision)
+        return contract.resolve(contract.GRAPHS[graph], self.config, self.high_precision)
 
     def constant(self, name: str) -> NDArray[Any]:
         """A constant of the scale loop, mapped from the weight file."""
@@ -163,6 +175,14 @@ def sha256_of(file: Path) -> str:
         while piece := stream.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def second_name(file: Path, link: Path) -> None:
+    """The same content in another folder: a hard link, since ONNX Runtime follows no symbolic ones to weights."""
+    try:
+        os.link(file, link)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(file, link)
 
 
 def default_bundle() -> tuple[Path, str]:

@@ -21,7 +21,10 @@ CONTRACT_VERSION = 1
 
 CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
 CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-GPU_PRECISIONS = ("bf16",)  # graphs that ONNX Runtime's CPU cannot run
+INT8 = "int8"
+HIGH_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
+"""Of INT8 bundles, by target: what is not quantised computes in, and the cache is stored in."""
+PRECISIONS = (*CACHE_DTYPES, INT8)
 VARYING = ("B", "N", "L", "M", "P")
 
 

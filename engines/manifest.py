@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from engines import contract
-from engines.backends import BACKENDS
 from engines.config import ModelConfig, SamplingDefaults
 from engines.errors import BundleError, UsageError
 from engines.plans import parse_plans
@@ -89,9 +88,9 @@ def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": _of(str, manifest, "name"),
         "config": config,
-        "precision": _one_of(tuple(contract.CACHE_DTYPES), manifest, "precision"),
+        "precision": _one_of(contract.PRECISIONS, manifest, "precision"),
         "form": form,
-        "target": _one_of(BACKENDS, manifest, "target"),
+        "target": _one_of(tuple(contract.HIGH_PRECISIONS), manifest, "target"),
         "max_top_k": max_top_k,
         "sampling": SamplingDefaults(**_of(dict, manifest, "sampling")),
         "labels": None if labels is None else tuple(labels),

@@ -350,7 +350,7 @@ class Pipeline:
                     arrays = {name: self.bundle.constant(name) for name in self.bundle.constants}
                     self._constants = Constants(self.backend, self.config, arrays)
                 constants = self._constants
-            return Workspace(self.backend, self.config, self.bundle.precision, engines, constants, shape)
+            return Workspace(self.backend, self.config, self.bundle.high_precision, engines, constants, shape)
 
         shape = self._engine("step").shape_for(*batch.shape)
         return self._spaces.borrow(("stepwise", *shape), lambda: make(shape))

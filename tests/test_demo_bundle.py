@@ -9,7 +9,7 @@ from engines.contract import CONTRACT_VERSION, GOLDEN_ARRAYS, GRAPHS, graphs_of
 from engines.fidelity import verify
 from engines.manifest import MANIFEST
 from engines.pipeline import Pipeline
-from var_export.build import graph_table
+from var_export.assembly import graph_table
 from var_export.checkpoint import demo_checkpoint
 
 STALE = "the embedded demo bundle is stale: run `make demo-bundle` and commit it"

@@ -6,16 +6,13 @@ is gone before the engines are loaded to check them.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,16 +20,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from engines import backends, contract
-from engines.bundle import Bundle, foreign_files, is_bundle_folder
+from engines import contract
+from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
-from engines.config import ModelConfig
-from engines.errors import BundleError, CheckFailedError, UsageError
-from engines.fidelity import FusedReport, Report, verify, verify_fused
+from engines.errors import UsageError
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
-from engines.pipeline import Pipeline
+from var_export.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table
 from var_export.checkpoint import Checkpoint
-from var_export.export.emulate import emulated
 from var_export.export.fuse import fuse
 from var_export.export.trace import OPSET, trace
 from var_export.export.weights import WeightFile
@@ -57,7 +51,6 @@ SOURCES = (
     "engines/uniforms.py",
 )
 TRACED = (*contract.FORMS["stepwise"], *contract.COMMON_GRAPHS)  # the fused graph is stitched from these
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +71,6 @@ class Options:
             raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(GRAPH_TARGETS)}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
-
-
-@dataclass(frozen=True)
-class Built:
-    """The outcome of `build`."""
-
-    bundle: Bundle
-    reused: bool
-    reports: dict[str, Report | FusedReport]
-    """The check of each form against the golden run; empty where a finished bundle was found."""
 
 
 def build(
@@ -117,7 +100,7 @@ def build(
     """
     max_top_k = min(options.max_top_k, checkpoint.config.vae.vocab_size)
     versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in BUILDERS}
-    golden_key = _digest(
+    golden_key = digest_of(
         {
             "checkpoint": checkpoint.sha256,
             "config": checkpoint.config.to_dict(),
@@ -127,7 +110,7 @@ def build(
             "sources": _source_digest(),
         }
     )
-    build_key = _digest(
+    build_key = digest_of(
         {
             "golden": golden_key,
             "options": asdict(options) | {"max_top_k": max_top_k},
@@ -138,7 +121,7 @@ def build(
             "versions": versions,
         }
     )
-    existing = _existing(out, build_key, force)
+    existing = existing_bundle(out, build_key, force)
     if existing is not None and existing.build_key == build_key:
         return Built(existing, True, {})
 
@@ -188,39 +171,11 @@ def build(
                 },
             }
         )
-        how = ", rounding emulated in FP32" if options.precision in contract.GPU_PRECISIONS else ""
+        how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
         progress(f"check: engines against the golden run{how}")
-        reports = _check(Bundle.open(writer.folder), options, threads)
+        reports = check(Bundle.open(writer.folder), threads)
         writer.publish()
     return Built(Bundle.open(out, verify=False), False, reports)
-
-
-def _existing(out: Path, build_key: str, force: bool) -> Bundle | None:
-    """The bundle at `out`, if there is one that can be read. Raises `UsageError` where `out` is not ours to replace."""
-    if not out.exists() and not out.is_symlink():
-        return None
-    if not is_bundle_folder(out):
-        raise UsageError(f"{out} exists and is no bundle; choose another --out")
-    strangers = foreign_files(out)
-    try:
-        bundle = Bundle.open(out)
-    except BundleError as error:
-        if not force:
-            raise UsageError(f"{error}; add --force to replace it, or choose another --out") from error
-        bundle = None
-    if bundle is not None and bundle.build_key == build_key:
-        return bundle
-    if strangers:
-        raise UsageError(
-            f"{out} holds files that are no part of a bundle ({', '.join(strangers[:3])}); "
-            "move them, or choose another --out"
-        )
-    if not force:
-        raise UsageError(
-            f"{out} holds a bundle made from another checkpoint, option or version; "
-            "add --force to replace it, or choose another --out"
-        )
-    return bundle
 
 
 def _write_graphs(
@@ -273,35 +228,6 @@ def make_graph(
         "accumulate": lambda: Accumulate(quantizer),
     }
     return makers[name]()
-
-
-def _check(bundle: Bundle, options: Options, threads: int | None) -> dict[str, Report | FusedReport]:
-    """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic."""
-    reports: dict[str, Report | FusedReport] = {}
-    emulate = bundle.precision in contract.GPU_PRECISIONS
-    with emulated(bundle) if emulate else contextlib.nullcontext(bundle) as runnable:
-        for form in bundle.forms:
-            backend = backends.create(options.target, threads=threads)
-            with Pipeline(runnable, backend, form=form, max_batch=1) as pipeline:
-                judge = verify if form == "stepwise" else verify_fused
-                reports[form] = judge(pipeline, bundle.golden, bundle.precision)
-            if not reports[form].passed:
-                failures = "; ".join(reports[form].failures)
-                raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}")
-    return reports
-
-
-def graph_table(config: ModelConfig, form: str, precision: str) -> dict[str, Any]:
-    """Every input and output of every graph of a bundle, as the manifest lists them."""
-    table = {}
-    for name in contract.graphs_of(form):
-        inputs, outputs = contract.resolve(contract.GRAPHS[name], config, precision)
-        table[name] = {"inputs": [vars(info) for info in inputs], "outputs": [vars(info) for info in outputs]}
-    return table
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _source_digest() -> str:

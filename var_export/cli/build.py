@@ -28,6 +28,7 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
+from var_export.cli.int8 import INT8, Wishes, int8_options, quantized, take_int8_values
 from var_export.cli.progress import Progress
 from var_export.cli.tensorrt import (
     PLAN_TARGETS,
@@ -43,16 +44,15 @@ from var_export.cli.tensorrt import (
 if TYPE_CHECKING:
     from engines.bundle import Bundle
     from engines.fidelity import FusedReport, Report
-    from var_export.build import Built
+    from var_export.assembly import Built
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TARGETS = ("onnxruntime", *PLAN_TARGETS)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
-_OF_CHECKPOINTS = (
-    *("precision", "form", "vae", "config", "overrides", "labels", "default_cfg", "name", "out", "max_top_k"),
-    *("threads", "force"),
-)
+BUNDLES = Path("bundles")
+_OF_CHECKPOINTS = ("form", "vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k")
+_OF_BUILDS = ("precision", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EPILOG = """\b
@@ -61,6 +61,7 @@ Examples:
   var-export build var_d16.pth --vae vae_ch160v4096z32.pth
   var-export build hf://FoundationVision/var/var_d16.pth
   var-export build runs/ar-ckpt-best.pth --config config.json --default-cfg 1.5
+  var-export build --precision int8
   var-export build bundles/var-d16-256-fp16 --target tensorrt
   var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
 """
@@ -113,7 +114,9 @@ class BuildOptions:
 @click.option("--name", help="What to call the model. [default: from the checkpoint]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
 @click.option("--max-top-k", type=POSITIVE, default=900, show_default=True, help="Largest top-k that can be asked for.")
+@int8_options
 @plan_options
+@click.option("--no-plans", is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
 @threads_option
 @click.option("--force", is_flag=True, help="Replace a bundle that was made from something else.")
 @json_option
@@ -124,18 +127,25 @@ def build(context: click.Context, /, **values: Any) -> None:
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
     PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind. With --target
     tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
+    --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA), which is built first where none is given.
     """
-    device, plan_values = values["device"], take_plan_values(values)
+    device, plan_values, no_plans = values["device"], take_plan_values(values), values.pop("no_plans")
+    wishes = take_int8_values(context, values, values["target"])
     options = BuildOptions(**values)
     plans = parse_plan_options(options.target, plan_values) if options.target in PLAN_TARGETS else None
     if plans is None:
         refuse_plan_options(context, options.target)
-    bundle = _given_bundle(context, options)
+    bundle = _given_bundle(context, options, wishes)
     built: Built | None = None
     with Progress() as progress, _Interrupts() as interrupts:
-        if bundle is None:
-            built = _build(options, progress, interrupts)
+        if bundle is None or wishes is not None:
+            if wishes is None:
+                built = _build(options, progress, interrupts)
+            else:
+                built = _build_int8(options, wishes, bundle, progress, interrupts)
             bundle = built.bundle.path
+        if no_plans:
+            plans = None
         seconds = progress.seconds
         if plans is not None:
             interrupts.message = f"interrupted: {bundle} is as it was"
@@ -160,25 +170,26 @@ def _opened(path: str | Path) -> Bundle:
     return Bundle.open(path, verify=False)
 
 
-def _given_bundle(context: click.Context, options: BuildOptions) -> Path | None:
+def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes | None) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
     if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
         return None
     bundle = _opened(options.checkpoint)
-    if options.target not in PLAN_TARGETS:
+    if options.target not in PLAN_TARGETS and wishes is None:
         runs = "" if _is_for_gpus(bundle) else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
         raise UsageError(
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
         )
     default = click.core.ParameterSource.DEFAULT
+    refused = _OF_CHECKPOINTS if wishes is not None else (*_OF_CHECKPOINTS, *_OF_BUILDS)
     for parameter in context.command.params:
-        if parameter.name in _OF_CHECKPOINTS and context.get_parameter_source(parameter.name) is not default:
+        if parameter.name in refused and context.get_parameter_source(parameter.name) is not default:
             raise UsageError(f"{parameter.opts[0]} is for checkpoints; {options.checkpoint} is a bundle")
     return bundle.path
 
 
-def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -> Built:
+def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, folder: Path = BUNDLES) -> Built:
     def stage(line: str) -> None:
         interrupts.check()
         progress(line)
@@ -201,7 +212,7 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
         name=options.name,
     )
     suffix = "" if options.form == "stepwise" else f"-{options.form}"
-    out = options.out or Path("bundles") / f"{checkpoint.config.name}-{options.precision}{suffix}"
+    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{suffix}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}"
     settings = Options(precision=options.precision, form=options.form, max_top_k=options.max_top_k)
     try:
@@ -213,6 +224,24 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts) -
         if error.errno not in DISK_ERRORS:
             raise
         raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
+
+
+def _build_int8(
+    options: BuildOptions, wishes: Wishes, given: Path | None, progress: Progress, interrupts: _Interrupts
+) -> Built:
+    """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
+    precision = wishes.options.base_precision
+    if given is None:
+        folder = options.out.parent if options.out is not None else BUNDLES
+        given = _build(replace(options, precision=precision, out=None), progress, interrupts, folder).bundle.path
+    base = _opened(given)
+    suffix = INT8 if wishes.options.target == TARGETS[0] else f"{INT8}-{wishes.options.target}"
+    out = options.out or BUNDLES / f"{base.name}-{suffix}"
+    interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
+    with needs_export_packages("quantising"):
+        import onnx_ir  # noqa: F401
+
+    return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
 
 
 class _Interrupts:
@@ -281,9 +310,7 @@ def _figures(report: Report | FusedReport) -> str:
 
 
 def _is_for_gpus(bundle: Bundle) -> bool:
-    from engines.contract import GPU_PRECISIONS
-
-    return bundle.precision in GPU_PRECISIONS
+    return bundle.for_gpus
 
 
 def _next_command(bundle: Bundle) -> str:

@@ -24,15 +24,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
-from engines.bundle import Bundle
+from engines.bundle import Bundle, second_name
 from engines.manifest import GOLDEN, WEIGHTS
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -97,17 +95,9 @@ def emulated(bundle: Bundle, beside: Path | None = None) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix=".emulated-", dir=beside or bundle.path) as name:
         folder = Path(name)
         for file in (WEIGHTS, GOLDEN):
-            _link(bundle.path / file, folder / file)
+            second_name(bundle.path / file, folder / file)
         for graph in bundle.graphs:
             model = ir.load(bundle.graph_path(graph))
-            emulate(model, bundle.precision)
+            emulate(model, bundle.high_precision)
             ir.save(model, folder / f"{graph}.onnx")
         yield dataclasses.replace(bundle, path=folder, precision="fp32", plans=())
-
-
-def _link(file: Path, link: Path) -> None:
-    """The same content under a second name: a hard link, since ONNX Runtime follows no symbolic ones to weights."""
-    try:
-        os.link(file, link)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(file, link)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calib.layers import read_weight
 from engines.manifest import WEIGHTS
 
 INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
@@ -56,11 +57,12 @@ class WeightFile:
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None, value.name
-            if isinstance(tensor, ir.ExternalTensor) or tensor.nbytes < INLINE:
+            stored = isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == self.folder
+            if stored or tensor.nbytes < INLINE:
                 continue
             value.const_value = ir.ExternalTensor(
                 WEIGHTS,
-                self.add(tensor.numpy()),
+                self.add(read_weight(value)),
                 tensor.nbytes,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),

@@ -21,7 +21,7 @@ from engines.backends.onnxruntime import providers
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
-from engines.contract import GPU_PRECISIONS, TensorInfo
+from engines.contract import TensorInfo
 from engines.errors import BackendError, OutOfMemoryError
 from engines.machine import machine
 
@@ -103,11 +103,12 @@ class OnnxRuntimeBackend(Backend):
         self._nodes: dict[str, dict[str, int]] = {}
 
     def lacks(self, bundle: Bundle) -> str | None:
-        """See `Backend`: convolutions in BF16, which ONNX Runtime takes from opset 22 on only."""
-        if bundle.precision not in GPU_PRECISIONS:
+        """See `Backend`: convolutions in BF16, which ONNX Runtime takes from opset 22 on only, and S8 Q/DQ in FP16."""
+        if not bundle.for_gpus:
             return None
+        what = "BF16" if bundle.precision == "bf16" else "INT8 and FP16 for TensorRT"
         return (
-            f"{bundle.path} is in BF16, which ONNX Runtime cannot run: build TensorRT plans with var-export "
+            f"{bundle.path} is in {what}, which ONNX Runtime cannot run: build TensorRT plans with var-export "
             f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"
         )
 

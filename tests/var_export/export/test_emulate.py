@@ -17,8 +17,8 @@ from engines.errors import BackendError, CheckFailedError
 from engines.fidelity import THRESHOLDS, Thresholds, psnr, verify
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
-from var_export.build import Options, make_graph
-from var_export.build import _check as check_of_a_build
+from var_export.assembly import check as check_of_a_build
+from var_export.build import make_graph
 from var_export.export.emulate import emulate, emulated
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer
@@ -215,15 +215,14 @@ def test_it_errs_as_pytorch_does_in_half_precision(precision, request, tmp_path)
 
 
 def test_a_bf16_bundle_is_held_to_its_thresholds(monkeypatch, bf16):
-    options = Options(precision="bf16", form="both")
-    reports = check_of_a_build(bf16, options, 1)
+    reports = check_of_a_build(bf16, 1)
     assert {form: (report.precision, report.passed) for form, report in reports.items()} == {
         "stepwise": ("bf16", True),
         "fused": ("bf16", True),
     }
     monkeypatch.setitem(THRESHOLDS, "bf16", NEVER)
     with pytest.raises(CheckFailedError, match="miss the reference"):
-        check_of_a_build(bf16, options, 1)
+        check_of_a_build(bf16, 1)
 
 
 def test_a_finished_bf16_bundle_holds_no_trace_of_the_check(bf16):

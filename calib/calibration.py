@@ -1,0 +1,104 @@
+"""The calibration cache: statistics of a model's activations, as a JSON file.
+
+It belongs to one checkpoint and one set of requests, not to a target or a precision: ranges for every target are
+chosen from it, without running the model again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.statistics import Statistics
+from engines.bundle import Bundle
+from engines.errors import UsageError
+
+FORMAT = "var-export calibration 1"
+INPUT, OUTPUT = "input", "output"
+"""Of a layer: its statistics are called `step/blocks.0.fc1:input`."""
+
+
+@dataclass
+class Calibration:
+    """Statistics by `LAYER:input` or `LAYER:output`."""
+
+    model: str
+    """`golden_key` of the bundle: checkpoint, configuration and sampling defaults."""
+    requests: dict[str, Any]
+    done: int = 0
+    """Requests that are in it."""
+    tensors: dict[str, Statistics] = field(default_factory=dict)
+    smoothing: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Factors (K,) by layer; the statistics of their inputs are those of the divided ones."""
+
+    @classmethod
+    def resume(cls, file: Path, wanted: Calibration) -> Calibration | None:
+        """What an interrupted run left in `file`, if it was the same run."""
+        try:
+            found = cls.load(file)
+        except UsageError:
+            return None
+        return found if (found.model, found.requests) == (wanted.model, wanted.requests) else None
+
+    @classmethod
+    def load(cls, file: Path) -> Calibration:
+        """Read. Raises `UsageError` where it is none, or damaged."""
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise ValueError(f"its format is {document['format']!r:.60}")
+            tensors = {name: Statistics.from_dict(entry) for name, entry in document["tensors"].items()}
+            smoothing = {name: np.array(values, np.float32) for name, values in document["smoothing"].items()}
+            return cls(str(document["model"]), dict(document["requests"]), int(document["done"]), tensors, smoothing)
+        except OSError as error:
+            raise UsageError(f"cannot read {file}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
+
+    def save(self, file: Path) -> None:
+        """Write in one step. Raises `UsageError` where that is not possible."""
+        document = {"format": FORMAT, "done": self.done, **self._content()}
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+            partial.replace(file)
+        except OSError as error:
+            raise UsageError(f"cannot write {file}: {error.strerror}") from error
+
+    def digest(self) -> str:
+        """SHA-256 of what it says."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "requests": self.requests,
+            "smoothing": {name: [float(f"{x:.6g}") for x in self.smoothing[name]] for name in sorted(self.smoothing)},
+            "tensors": {name: self.tensors[name].to_dict() for name in sorted(self.tensors)},
+        }
+
+    def check_model(self, bundle: Bundle, file: Path | None = None) -> None:
+        """Raises `UsageError` where it is of another model."""
+        if self.model != bundle.golden_key:
+            raise UsageError(
+                f"{file or 'the calibration'} was made with another checkpoint, configuration or version than "
+                f"{bundle.path}; leave out --calibration to make a new one"
+            )
+
+    def check_complete(self, names: Iterable[str], scales: int) -> None:
+        """Raises `UsageError` where a layer, or a scale of a transformer's layer, was never reached."""
+        for name in names:
+            statistics = self.tensors.get(name)
+            if statistics is None or statistics.count == 0:
+                raise UsageError(f"calibration never reached {name.partition(':')[0]}")
+            missing = [scale for scale in range(scales) if scale not in statistics.scales]
+            if name.startswith("step/") and missing:
+                raise UsageError(f"calibration never reached scale {missing[0]} of {name.partition(':')[0]}")

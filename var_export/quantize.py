@@ -1,0 +1,171 @@
+"""From a float bundle to an INT8 bundle: calibrate, rewrite the graphs, check, and only then the name. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from calib import policy
+from calib.calibration import Calibration
+from calib.collect import Requests, collect
+from calib.layers import find_layers
+from calib.policy import assign
+from calib.quantize import Ranges, quantize
+from calib.smooth import fold
+from engines import contract
+from engines.bundle import Bundle
+from engines.bundle_writer import BundleWriter
+from engines.errors import UsageError
+from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
+from var_export.assembly import Built, check, digest_of, existing_bundle, graph_table
+from var_export.export.weights import WeightFile
+
+VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """What a user decides about an INT8 build."""
+
+    target: str = "onnxruntime"
+    """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
+    level: int = 2
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ranges: Ranges = field(default_factory=Ranges)
+
+    @property
+    def base_precision(self) -> str:
+        """Of the float bundle that the graphs come from."""
+        return contract.HIGH_PRECISIONS[self.target]
+
+
+def calibrate(
+    base: Bundle,
+    requests: Requests,
+    file: Path,
+    *,
+    reuse_any: bool = False,
+    threads: int | None = None,
+    progress: Progress = lambda line, done: None,
+) -> Calibration:
+    """The calibration in `file`, made anew where it does not fit.
+
+    `reuse_any`: take what is there whatever its requests were, as long as it is of this model.
+    Raises `UsageError` where `file` is of another model, or no calibration.
+    """
+    if file.exists():
+        found = Calibration.load(file)
+        found.check_model(base, file)
+        if reuse_any or found.requests == requests.describe():
+            progress(f"calibration: {file}", None)
+            return found
+    made = collect(base, requests, resume=file.with_name(f"{file.name}.partial"), threads=threads, progress=progress)
+    made.save(file)
+    return made
+
+
+def quantize_bundle(
+    base: Bundle,
+    out: Path,
+    options: Int8Options,
+    calibrated: Callable[[], Calibration],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = lambda line, done: None,
+) -> Built:
+    """Build an INT8 bundle at `out` from a float one.
+
+    Args:
+        base: in the precision that `options.base_precision` names, with the stepwise form.
+        out: folder of the bundle; it appears there whole or not at all.
+        options: target, level, patterns, ranges.
+        calibrated: gives the calibration; called once `out` is known to be free.
+        force: replace a bundle made from something else.
+        threads: of the engines that check the result.
+        progress: called with a line and, where it is known, the share that is done.
+
+    Raises `UsageError`, and `CheckFailedError` where the engines miss a threshold: the bundle is not kept then.
+
+    """
+    if base.precision != options.base_precision or "stepwise" not in base.forms:
+        raise UsageError(
+            f"INT8 for {options.target} is made from a stepwise bundle in {options.base_precision}; "
+            f"{base.path} is {base.precision}, {base.form}"
+        )
+    if out.exists():  # what is in the way shows now, not after the calibration
+        existing_bundle(out, "", force=True)
+    calibration = calibrated()
+    calibration.check_model(base)
+    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in VERSIONS}
+    build_key = digest_of(
+        {
+            "base": base.build_key,
+            "options": asdict(options),
+            "calibration": calibration.digest(),
+            "schema": SCHEMA_VERSION,
+            "contract": contract.CONTRACT_VERSION,
+            "versions": versions,
+        }
+    )
+    existing = existing_bundle(out, build_key, force)
+    if existing is not None and existing.build_key == build_key:
+        return Built(existing, True, {})
+
+    graphs = contract.graphs_of("stepwise")
+    models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
+    layers = {graph: find_layers(models[graph], graph) for graph in graphs}
+    everything = [layer for found in layers.values() for layer in found]
+    ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
+    with BundleWriter(out) as writer:
+        shutil.copyfile(base.path / GOLDEN, writer.folder / GOLDEN)
+        fold(models, layers["step"], calibration.smoothing)
+        with WeightFile(writer.folder) as weights:
+            for graph in graphs:
+                progress(f"quantising: {graph}", None)
+                quantize(models[graph], layers.pop(graph), ways, calibration, options.target, options.ranges)
+                weights.store(models[graph])
+            constants = {
+                name: StoredTensor(stored.dtype, stored.shape, weights.add(base.constant(name)))
+                for name, stored in base.constants.items()
+            }
+        for graph in graphs:
+            ir.save(models[graph], writer.folder / f"{graph}.onnx")
+            onnx.checker.check_model(str(writer.folder / f"{graph}.onnx"))
+        models.clear()
+        known = read_manifest(base.path)
+        kept = ("schema", "contract", "name", "model", "max_top_k", "sampling", "labels", "golden_key")
+        counts = {way: sum(chosen == way for chosen in ways.values()) for way in policy.METHODS}
+        writer.seal(
+            {
+                **{name: known[name] for name in kept},
+                "precision": contract.INT8,
+                "form": "stepwise",
+                "target": options.target,
+                "build_key": build_key,
+                "graphs": graph_table(base.config, "stepwise", options.base_precision),
+                "constants": {name: asdict(tensor) for name, tensor in constants.items()},
+                "provenance": {
+                    **base.provenance,
+                    "quantisation": {
+                        "options": asdict(options),
+                        "layers": ways,
+                        "counts": counts,
+                        "calibration": {"sha256": calibration.digest(), "requests": calibration.requests},
+                        "versions": versions | {"var-export": importlib.metadata.version("var-export")},
+                    },
+                },
+            }
+        )
+        progress("check: engines against the golden run", None)
+        reports = check(Bundle.open(writer.folder), threads)
+        writer.publish()
+    return Built(Bundle.open(out, verify=False), False, reports)
