@@ -62,9 +62,9 @@ class Calibration:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
 
-    def save(self, file: Path) -> None:
-        """Write in one step. Raises `UsageError` where that is not possible."""
-        document = {"format": FORMAT, "done": self.done, **self._content()}
+    def save(self, file: Path, *, exact: bool = False) -> None:
+        """Write in one step; `exact`: with all digits, to go on from. Raises `UsageError` where that is not possible."""
+        document = {"format": FORMAT, "done": self.done, **self._content(exact=exact)}
         partial = file.with_name(f".{file.name}.partial")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +77,12 @@ class Calibration:
         """SHA-256 of what it says."""
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, *, exact: bool = False) -> dict[str, Any]:
         return {
             "model": self.model,
             "requests": self.requests,
             "smoothing": {name: [float(f"{x:.6g}") for x in self.smoothing[name]] for name in sorted(self.smoothing)},
-            "tensors": {name: self.tensors[name].to_dict() for name in sorted(self.tensors)},
+            "tensors": {name: self.tensors[name].to_dict(exact=exact) for name in sorted(self.tensors)},
         }
 
     def check_model(self, bundle: Bundle, file: Path | None = None) -> None:
@@ -90,7 +90,7 @@ class Calibration:
         if self.model != bundle.golden_key:
             raise UsageError(
                 f"{file or 'the calibration'} was made with another checkpoint, configuration or version than "
-                f"{bundle.path}; leave out --calibration to make a new one"
+                f"{bundle.path}; remove it, or name another file with --calibration"
             )
 
     def check_complete(self, names: Iterable[str], scales: int) -> None:

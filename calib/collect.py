@@ -276,7 +276,7 @@ def _draw(
                     pipeline.encode(load_square(image, bundle.config.image_size)[None])
                 calibration.done = job + 1
                 if keep is not None and time.monotonic() - saved > SAVE_EVERY:
-                    calibration.save(keep)
+                    calibration.save(keep, exact=True)
                     saved = time.monotonic()
 
 

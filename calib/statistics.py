@@ -159,16 +159,20 @@ class Statistics:
         if other.channel_abs_max is not None and other._channel_square_sum is not None:
             self._merge_channels(other.channel_abs_max, other._channel_square_sum)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types. Counts, minima and maxima are exact, mean squares have 9 digits, channel figures 6."""
+    def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
+        """Plain JSON types. Counts, minima and maxima are exact, mean squares have 9 digits, channel figures 6.
+
+        `exact`: all digits of everything, so that what is added later gives what it would have given here.
+        """
+        wide, narrow = (17, 17) if exact else (9, 6)
         used = np.flatnonzero(self.counts)
         first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
         channels = None
         if self.channel_abs_max is not None and self.channel_mean_square is not None:
-            channels = [_rounded(self.channel_abs_max, 6), _rounded(self.channel_mean_square, 6)]
+            channels = [_rounded(self.channel_abs_max, narrow), _rounded(self.channel_mean_square, narrow)]
         return {
             "scales": {
-                str(scale): [figures.count, *_rounded([figures.minimum, figures.maximum, figures.mean_square], 9)]
+                str(scale): [figures.count, *_rounded([figures.minimum, figures.maximum, figures.mean_square], wide)]
                 for scale, figures in sorted(self.scales.items())
             },
             "histogram": [self.exponent, first, *self.counts[first:end].tolist()],

@@ -22,7 +22,8 @@ from engines.backends.tensorrt.options import HARDWARE_COMPATIBILITY, PlanOption
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle import Bundle
 from engines.bundle_writer import PlanWriter
-from engines.errors import BackendError, UsageError
+from engines.contract import INT8
+from engines.errors import BackendError, BundleError, UsageError
 from engines.plans import Machine, PlanFile, PlanSet, plan_key
 
 Progress = Callable[[str, float | None], None]
@@ -63,6 +64,11 @@ def build_plans(
     options.check_for(target)
     library = libraries.load(target)
     bundle = Bundle.open(path)
+    if bundle.precision == INT8 and not bundle.for_gpus:
+        raise BundleError(
+            f"{path} is in INT8 for ONNX Runtime's CPU, which TensorRT cannot build; make one for it with: "
+            f"var-export build CHECKPOINT --precision int8 --target {target}"
+        )
     here = machine_of(library, device, needs_gpu=not options.compute_capabilities)
     key = plan_key(bundle, here, options.to_dict())
     known = next((plans for plans in bundle.plans if plans.key == key), None)

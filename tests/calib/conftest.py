@@ -1,0 +1,37 @@
+"""Tiny float bundles to calibrate and to quantise; built at most once per session."""
+
+import shutil
+
+import pytest
+from support import built_tiny, tiny_checkpoint, tiny_config
+
+from calib.collect import Requests, collect
+from engines.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_fp32(tmp_path_factory) -> Bundle:
+    """In FP32, with an AdaLN per block. Shared: copy it before changing a file."""
+    return Bundle.open(built_tiny(tmp_path_factory, form="stepwise"))
+
+
+@pytest.fixture(scope="session")
+def tiny_shared_adaln(tmp_path_factory) -> Bundle:
+    """In FP32, with one AdaLN for all blocks, and attention whose scale is fixed."""
+    from var_export.build import Options, build
+
+    config = tiny_config("shared", patch_nums=(1, 2, 3), heads=1, shared_aln=True, attn_l2_norm=False)
+    out = tmp_path_factory.mktemp("bundles") / "shared"
+    return build(tiny_checkpoint(config), out, Options(form="stepwise", precision="fp32")).bundle
+
+
+@pytest.fixture(scope="session")
+def calibrated(tiny_fp32):
+    """`tiny_fp32`, calibrated with three images and no smoothing. Shared: change nothing."""
+    return collect(tiny_fp32, Requests.spread(tiny_fp32.config, 3, smooth=None), threads=1)
+
+
+@pytest.fixture
+def own_bundle(tiny_fp32, tmp_path) -> Bundle:
+    """A copy of `tiny_fp32`, alone in a folder."""
+    return Bundle.open(shutil.copytree(tiny_fp32.path, tmp_path / "bundles" / "tiny"))

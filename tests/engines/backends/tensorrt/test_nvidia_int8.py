@@ -1,0 +1,96 @@
+"""NVIDIA's parser and builder on the INT8 graphs of the demo model: integer products where the policy says, no others.
+
+A plan cannot be opened without a driver, so the parsed network is looked at: a product whose two factors come straight
+out of DEQUANTIZE is what the builder turns into an INT8 kernel.
+"""
+
+import onnx
+import pytest
+from support import copy_bundle
+from test_nvidia_network import Network
+
+from calib.calibration import Calibration
+from calib.collect import Requests, collect
+from calib.layers import GRAPHS
+from calib.policy import FLOAT, STATIC
+from engines.backends.tensorrt.build import build_plans
+from engines.backends.tensorrt.options import PlanOptions
+from engines.backends.tensorrt.profiles import BatchRange
+from engines.bundle import Bundle
+from engines.errors import BackendError, BundleError
+from var_export.quantize import Int8Options, quantize_bundle
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+OPTIONS = PlanOptions(batch=BatchRange(1, 1, 1), compute_capabilities=("8.6",))
+
+
+@pytest.fixture(scope="module")
+def calibration(demo_both_bundle) -> Calibration:
+    base = Bundle.open(demo_both_bundle)
+    return collect(base, Requests.spread(base.config, 3))
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def built(request, demo_both_bundle, calibration, tmp_path_factory):
+    out = tmp_path_factory.mktemp("int8") / "bundle"
+    options = Int8Options(target="tensorrt", level=request.param)
+    return quantize_bundle(Bundle.open(demo_both_bundle), out, options, lambda: calibration)
+
+
+def test_it_keeps_the_thresholds(built):
+    """With FP16's rounding emulated: ONNX Runtime's CPU has none."""
+    report = built.reports["stepwise"]
+    assert report.passed
+    assert report.precision == "int8"
+    assert report.total.kl < 0.01
+    assert report.image_psnr > 33
+
+
+def test_integer_products_are_where_the_policy_says(built, rtx):
+    ways = built.bundle.provenance["quantisation"]["layers"]
+    assert set(ways.values()) == {STATIC, FLOAT}
+    for graph in GRAPHS:
+        network = Network(rtx, built.bundle.graph_path(graph))
+        integer, mixed = 0, []
+        for product in network.of(*PRODUCTS):
+            factors = network.inputs(product)[:2]
+            makers = [network.producer.get(tensor.name) for tensor in factors]
+            quantised = [maker is not None and network.kind(maker) == "DEQUANTIZE" for maker in makers]
+            integer += all(quantised)
+            if any(quantised) and not all(quantised):
+                mixed.append(product.name)
+        assert mixed == []
+        assert integer == sum(way == STATIC for name, way in ways.items() if name.startswith(f"{graph}/")), graph
+        quantizers = network.of("QUANTIZE")
+        assert {layer.get_input(0).dtype.name for layer in quantizers} <= {"HALF"}
+        assert {layer.get_output(0).dtype.name for layer in quantizers} <= {"INT8"}
+    assert integer > 30  # the encoder's convolutions, which came last
+
+
+def test_ranges_are_symmetric(built):
+    for graph in GRAPHS:
+        model = onnx.load(built.bundle.graph_path(graph))
+        zeros = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith(".zero_point")]
+        assert all(not array.any() for array in zeros)
+        assert not [node for node in model.graph.node if node.domain]
+
+
+def test_the_builder_takes_every_graph(built, demo_both_bundle, tmp_path):
+    path = copy_bundle(built.bundle.path, tmp_path / "bundle")
+    plans = build_plans(path, "tensorrt-rtx", OPTIONS).plans
+    assert set(plans.graphs) == set(built.bundle.graphs)
+    assert Bundle.open(path).plans == (plans,)
+    half = (demo_both_bundle / "weights.bin").stat().st_size
+    assert (path / "weights.bin").stat().st_size < 0.8 * half
+
+
+def test_what_cannot_run_it_says_so(built, demo_int8_bundle, tmp_path):
+    from engines import backends
+
+    with backends.create("onnxruntime") as backend, pytest.raises(BackendError, match="INT8 and FP16 for TensorRT"):
+        backend.open(built.bundle, "step")
+    path = copy_bundle(demo_int8_bundle, tmp_path / "bundle")
+    with pytest.raises(BundleError, match="INT8 for ONNX Runtime"):
+        build_plans(path, "tensorrt-rtx", OPTIONS)
+    assert not (path / "plans").exists()
