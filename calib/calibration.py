@@ -59,7 +59,7 @@ class Calibration:
             return cls(str(document["model"]), dict(document["requests"]), int(document["done"]), tensors, smoothing)
         except OSError as error:
             raise UsageError(f"cannot read {file}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
 
     def save(self, file: Path, *, exact: bool = False) -> None:

@@ -11,8 +11,8 @@ from engines.bundle import Bundle
 
 @pytest.fixture(scope="session")
 def tiny_fp32(tmp_path_factory) -> Bundle:
-    """In FP32, with an AdaLN per block. Shared: copy it before changing a file."""
-    return Bundle.open(built_tiny(tmp_path_factory, form="stepwise"))
+    """In FP32, in both forms, with an AdaLN per block. Shared: copy it before changing a file."""
+    return Bundle.open(built_tiny(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")

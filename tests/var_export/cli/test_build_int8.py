@@ -1,0 +1,302 @@
+"""`var-export build --precision int8`: from a float bundle, and from a checkpoint."""
+
+import contextlib
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.bundle import Bundle
+from engines.manifest import MANIFEST
+from engines.pipeline import Pipeline
+from var_export.cli.main import main
+
+CALIBRATION = "tiny.calibration.json"
+
+
+def arguments(base, out, *more):
+    return "build", base, "--precision", "int8", "--samples", 4, "--threads", 1, "--out", out, *more
+
+
+@pytest.fixture(scope="module")
+def first(tiny_build, tmp_path_factory):
+    """An INT8 bundle alone with its calibration, and what the command printed. Shared: copy it before changing it."""
+    folder = tmp_path_factory.mktemp("int8")
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments(tiny_build.path, folder / "tiny-int8")])
+    assert code == 0, err.getvalue()
+    return folder / "tiny-int8", out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def made(first, tmp_path):
+    """A copy of it."""
+    folder = tmp_path / "work"
+    shutil.copytree(first[0].parent, folder)
+    return folder / "tiny-int8"
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    """Whoever draws to calibrate fails."""
+
+    def refuse(*args, **options):
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr("var_export.quantize.collect", refuse)
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def one_line(answer, *words):
+    code, out, err = answer
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert str(word) in last
+
+
+def test_makes_a_bundle_and_a_calibration(first, tiny_build):
+    path, out, err = first
+    assert names(path.parent) == [CALIBRATION, "tiny-int8"]
+    bundle, base = Bundle.open(path), Bundle.open(tiny_build.path)
+    assert (bundle.precision, bundle.form, bundle.target) == ("int8", "stepwise", "onnxruntime")
+    assert (bundle.name, bundle.golden_key) == (base.name, base.golden_key)
+    assert not bundle.plans
+    assert bundle.weights_bytes() < 0.5 * base.weights_bytes()
+    quantisation = bundle.provenance["quantisation"]
+    assert quantisation["counts"]["static"] > 10
+    assert quantisation["layers"]["step/blocks.0.fc1"] == "per-token"
+    assert len(quantisation["calibration"]["requests"]["seeds"]) == 4
+    assert out.startswith(f"{path} (")
+    assert "check of the stepwise form against PyTorch: passed" in out
+    assert out.splitlines()[-1] == f"next: var-run --engine {path} --class 0"
+    assert "calibration: 4 samples" in err
+    assert "loading PyTorch" not in err
+
+
+def test_draws_the_same_alone_and_in_any_batch(first):
+    with Pipeline.load(first[0], threads=1) as pipeline:
+        options = {"cfg": [2.0, 0.0, 1.0, 3.0], "top_k": [0, 5, 900, 20]}
+        classes, seeds = [0, 4, 2, 5], [3, 1, 4, 9]
+        together = pipeline.generate(classes, seeds=seeds, **options)
+        for k in range(4):
+            chosen = {name: values[k] for name, values in options.items()}
+            alone = pipeline.generate(classes[k], seeds=seeds[k], **chosen)
+            np.testing.assert_array_equal(alone.tokens[0], together.tokens[k])
+            np.testing.assert_array_equal(alone.images[0], together.images[k])
+        pipeline.encode(together.images)
+
+
+def test_verify_accepts_it(call, first):
+    code, out, err = call("verify", first[0], "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert "int8" in json.dumps(document)
+
+
+def test_needs_no_torch(tiny_build, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "var_export.build", None)
+    monkeypatch.setitem(sys.modules, "var_export.model.reference", None)
+    args = arguments(tiny_build.path, tmp_path / "out", "--smooth", "off", "--json")
+    assert main([str(argument) for argument in args]) == 0
+
+
+def test_the_same_again_is_up_to_date(call, made, tiny_build, no_drawing):
+    before = (made / MANIFEST).stat().st_mtime_ns
+    code, out, _ = call(*arguments(tiny_build.path, made))
+    assert code == 0
+    assert out.startswith(f"up to date: {made} (")
+    assert (made / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_json(call, made, tiny_build):
+    code, out, _ = call(*arguments(tiny_build.path, made, "--json"))
+    document = json.loads(out)
+    assert code == 0
+    assert document["reused"] is True
+    assert document["path"] == str(made)
+    assert (document["precision"], document["form"], document["target"]) == ("int8", "stepwise", "onnxruntime")
+    assert document["bytes"] == sum(file.stat().st_size for file in made.iterdir() if file.name != MANIFEST)
+
+
+def test_the_same_twice_gives_the_same_files(call, first, tiny_build, tmp_path):
+    assert call(*arguments(tiny_build.path, tmp_path / "other"))[0] == 0
+    assert Bundle.open(tmp_path / "other").files == Bundle.open(first[0]).files
+    assert (tmp_path / CALIBRATION).read_bytes() == (first[0].parent / CALIBRATION).read_bytes()
+
+
+def test_other_options_take_the_calibration_that_is_there(call, made, tiny_build, no_drawing):
+    one_line(call(*arguments(tiny_build.path, made, "--level", 3)), made, "--force")
+    code, _, err = call(*arguments(tiny_build.path, made, "--level", 3, "--keep", "decode/*", "--force"))
+    assert code == 0, err
+    counts = Bundle.open(made).provenance["quantisation"]["counts"]
+    assert counts["per-token"] == 0
+    ways = Bundle.open(made).provenance["quantisation"]["layers"]
+    assert {way for name, way in ways.items() if name.startswith("decode/")} == {"float"}
+    assert ways["step/head"] == ways["step/blocks.0.fc2"] == "static"
+
+
+def test_a_calibration_that_is_named_is_taken_whatever_it_was_made_with(call, made, tiny_build, no_drawing):
+    file = made.parent / CALIBRATION
+    before = file.read_bytes()
+    out = made.parent / "elsewhere" / "b"
+    args = ("build", tiny_build.path, "--precision", "int8", "--calibration", file, "--threads", 1, "--out", out)
+    code, _, err = call(*args)
+    assert code == 0, err
+    assert file.read_bytes() == before
+    assert names(out.parent) == ["b"]
+
+
+def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_drawing):
+    file = made.parent / CALIBRATION
+    document = json.loads(file.read_text()) | {"model": "0" * 64}
+    file.write_text(json.dumps(document))
+    out = made.parent / "new"
+    one_line(call(*arguments(tiny_build.path, out, "--calibration", file)), file, "another checkpoint")
+    one_line(call(*arguments(tiny_build.path, out)), file, "another checkpoint")
+    file.write_text("{")
+    one_line(call(*arguments(tiny_build.path, out)), file, "no calibration of this version")
+    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--level", "2"),
+        ("--quantize", "*"),
+        ("--keep", "*"),
+        ("--ranges", "mse"),
+        ("--percentile", "99"),
+        ("--smooth", "off"),
+        ("--samples", "32"),
+        ("--classes", "0-3"),
+        ("--images", "."),
+        ("--calibration", "file.json"),
+    ],
+    ids=lambda option: option[0],
+)
+def test_options_of_int8_need_int8(call, option):
+    one_line(call("build", *option), f"{option[0]} needs --precision int8")
+
+
+def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tmp_path, no_drawing):
+    out = tmp_path / "out"
+    base = tiny_build.path
+    for more, words in {
+        ("--form", "fused"): ("--form fused",),
+        ("--form", "both"): ("--form both",),
+        ("--smooth", "much"): ("--smooth",),
+        ("--smooth", "1.5"): ("--smooth",),
+        ("--classes", "3"): ("class 3 alone",),
+        ("--classes", "77"): ("77",),
+        ("--images", tmp_path): ("no pictures",),
+        ("--images", tmp_path / "missing"): ("missing", "No such file"),
+        ("--name", "other"): ("--name is for checkpoints",),
+    }.items():
+        one_line(call(*arguments(base, out, *more)), *words)
+    assert call(*arguments(base, out, "--samples", 0))[0] == 2
+    assert call(*arguments(base, out, "--level", 4))[0] == 2
+    assert names(tmp_path) == []
+
+
+def test_a_pattern_that_fits_nothing_leaves_no_bundle(call, made, tiny_build):
+    out = made.parent / "new"
+    one_line(call(*arguments(tiny_build.path, out, "--keep", "nothing/*")), "no layer is called like 'nothing/*'")
+    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
+
+
+def test_a_folder_of_somebody_else_is_refused_before_anything_is_drawn(call, tiny_build, made, tmp_path, no_drawing):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "letter.txt").write_text("dear")
+    one_line(call(*arguments(tiny_build.path, out, "--force")), out, "is no bundle")
+    (made.parent / CALIBRATION).unlink()
+    (made / "letter.txt").write_text("dear")
+    one_line(call(*arguments(tiny_build.path, made, "--force")), "letter.txt")
+    assert names(out) == ["letter.txt"]
+
+
+def test_an_int8_bundle_is_no_base(call, made, tmp_path, no_drawing):
+    one_line(call(*arguments(made, tmp_path / "out")), "stepwise bundle in fp32", "is int8")
+
+
+def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for k in range(2):
+        Image.effect_noise((9 + k, 12), 80).save(pictures / f"{k}.PNG")
+    (pictures / "notes.txt").write_text("no picture")
+    code, _, err = call(*arguments(tiny_build.path, tmp_path / "out", "--images", pictures))
+    assert code == 0, err
+    requests = Bundle.open(tmp_path / "out").provenance["quantisation"]["calibration"]["requests"]
+    assert len(requests["images"]) == 2
+    (pictures / "2.png").write_text("no picture")
+    one_line(call(*arguments(tiny_build.path, tmp_path / "other", "--images", pictures)), "2.png")
+
+
+def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tmp_path, monkeypatch):
+    from var_export.cli.progress import Progress
+
+    monkeypatch.setattr("calib.collect.SAVE_EVERY", -1)
+    seen = []
+
+    def stop(progress, line, done=None):
+        seen.append(line)
+        if line == "calibration: sample 3 of 4":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", stop)
+        code, out, _ = call(*arguments(tiny_build.path, tmp_path / "tiny-int8"))
+    assert (code, out) == (130, "")
+    assert names(tmp_path) == [f"{CALIBRATION}.partial"]
+
+    seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", lambda progress, line, done=None: seen.append(line))
+        assert call(*arguments(tiny_build.path, tmp_path / "tiny-int8"))[0] == 0
+    assert [line for line in seen if line.startswith("calibration: sample")] == [
+        f"calibration: sample {k} of 4" for k in (3, 4)
+    ]
+    assert names(tmp_path) == [CALIBRATION, "tiny-int8"]
+    assert Bundle.open(tmp_path / "tiny-int8").build_key == Bundle.open(first[0]).build_key
+
+
+def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
+    from engines.errors import CheckFailedError
+
+    def fail(*args):
+        raise CheckFailedError("the exported stepwise engines miss the reference: KL")
+
+    monkeypatch.setattr("var_export.quantize.check", fail)
+    code, out, err = call(*arguments(tiny_build.path, made, "--level", 1, "--force"))
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].endswith("miss the reference: KL")
+    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
+    assert Bundle.open(made).provenance["quantisation"]["options"]["level"] == 2
+
+
+@pytest.mark.slow
+def test_from_a_checkpoint_the_float_bundle_stays_beside(call, tiny_checkpoint, tmp_path):
+    args = arguments(tiny_checkpoint, tmp_path / "bundles" / "small")
+    code, out, err = call(*args)
+    assert code == 0, err
+    assert out.startswith(str(tmp_path / "bundles" / "small"))
+    assert names(tmp_path / "bundles") == ["small", CALIBRATION, "tiny-fp32"]
+    assert Bundle.open(tmp_path / "bundles" / "tiny-fp32").precision == "fp32"
+    assert Bundle.open(Path(tmp_path / "bundles" / "small")).precision == "int8"
+    code, out, _ = call(*args)
+    assert code == 0
+    assert out.startswith("up to date: ")
