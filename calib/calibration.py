@@ -63,7 +63,7 @@ class Calibration:
             raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
 
     def save(self, file: Path, *, exact: bool = False) -> None:
-        """Write in one step; `exact`: with all digits, to go on from. Raises `UsageError` where that is not possible."""
+        """Write in one step; `exact`: with all digits, to go on from. Raises `UsageError` where it cannot be."""
         document = {"format": FORMAT, "done": self.done, **self._content(exact=exact)}
         partial = file.with_name(f".{file.name}.partial")
         try:

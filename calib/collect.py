@@ -164,11 +164,11 @@ class Requests:
             raise UsageError(f"calibration needs 1 sample or more, got {samples}")
         if classes is None:
             classes = [k * known // min(samples, known) for k in range(min(samples, known))]
-        if len(set(classes)) == 1 and known > 1:
-            raise UsageError(
-                f"calibration with class {classes[0]} alone would fit the ranges to it; name several classes"
-            )
         drawn = tuple(classes[k % len(classes)] for k in range(samples))
+        if len(set(drawn)) == 1 and known > 1:
+            raise UsageError(
+                f"calibration with class {drawn[0]} alone would fit the ranges to it; take more samples and classes"
+            )
         seeds = tuple(FIRST_SEED + k for k in range(samples))
         return cls(classes=drawn, seeds=seeds, images=tuple(images), smooth=smooth)
 

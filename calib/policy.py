@@ -8,16 +8,17 @@ from collections.abc import Iterable, Sequence
 from calib.layers import ADALN, CONVOLUTION, Layer
 from engines.errors import UsageError
 
-FLOAT, STATIC, PER_TOKEN, WEIGHT_ONLY = "float", "static", "per-token", "weight-only"
+FLOAT, STATIC, PER_TOKEN = "float", "static", "per-token"
 """Ways to compute a layer.
 
-    float        as it is
-    static       8-bit activations with one range for all inputs, 8-bit weights per output channel: Q/DQ
-    per-token    8-bit activations whose range is each token's own, block by block; 8-bit weights per block
-    weight-only  8-bit weights per block, arithmetic in float
+    float      as it is
+    static     8-bit activations with one range for all inputs, 8-bit weights per output channel: Q/DQ
+    per-token  8-bit activations whose range is each token's own, block by block; 8-bit weights per block
 """
-METHODS = (FLOAT, STATIC, PER_TOKEN, WEIGHT_ONLY)
+METHODS = (FLOAT, STATIC, PER_TOKEN)
 LEVELS = (1, 2, 3)
+EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
+"""Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
 _ROLES = {1: (CONVOLUTION,), 2: ("qkv", "proj", "fc1"), 3: ("fc2", "head")}
 
 
@@ -38,26 +39,29 @@ def assign(
         include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges.
         exclude: patterns to leave as they are; they win.
 
-    On the CPU, AdaLN and head store their weights in 8 bits at every level, which costs nothing that can be measured;
-    and the MLP, whose inputs no single range fits, gets per-token ranges at level 2, for a quarter more time.
-    Level 3 has static ranges throughout: the fastest.
-    Raises `UsageError` for a pattern that fits no layer.
+    On the CPU AdaLN and head have per-token ranges at every level, for the size of their weights; and the MLP,
+    whose inputs no single range fits, has them at level 2, for a quarter more time. Level 3 is static: the fastest.
+    Raises `UsageError` for a pattern that fits no layer, and for AdaLN with static ranges.
 
     """
     layers = list(layers)
     for pattern in (*include, *exclude):
         if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
-            raise UsageError(f"no layer is called like {pattern!r}; var-export inspect --layers lists them")
+            raise UsageError(f"no layer is called like {pattern!r}; docs/int8.md says what they are called")
     wanted = {role for at in LEVELS if at <= level for role in _ROLES[at]}
     ways = {}
     for layer in layers:
-        way = STATIC if layer.role in wanted else FLOAT
+        way = STATIC if layer.role in wanted and layer.name not in EDGES else FLOAT
         if target == "onnxruntime":
             if layer.role in (ADALN, "head") and way == FLOAT:
-                way = WEIGHT_ONLY
+                way = PER_TOKEN
             if layer.role in ("fc1", "fc2") and level == 2:
                 way = PER_TOKEN
         if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in include):
+            if layer.role == ADALN:
+                raise UsageError(
+                    f"{layer.name} depends on the class alone and runs once: there is nothing to calibrate"
+                )
             way = STATIC
         if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in exclude):
             way = FLOAT

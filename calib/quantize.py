@@ -8,8 +8,7 @@ For ONNX Runtime's CPU, what its loader turns into integer kernels:
 
     x --> Q --> DQ --> [Gemm] <-- DQ <-- W int8 | bias int32      U8 with a zero point; becomes QGemm, float output
     x --> Q --> DQ --> [Conv] --> Q --> DQ                        becomes QLinearConv, which has 8-bit output too
-    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has its own range (accuracy_level 4), or
-                                                                  float arithmetic (accuracy_level 1)
+    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has its own range
 
 Why not onnxruntime.quantization's own rewriter: it holds model and weights in one protobuf message, which ends at
 2 GiB (d24's step graph in FP32), and knows neither per-token products nor the Gemm form. A test holds scales, zero
@@ -28,12 +27,14 @@ from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
-from calib.policy import FLOAT, PER_TOKEN, STATIC, WEIGHT_ONLY
+from calib.policy import FLOAT, STATIC
 from calib.statistics import choose_range, scale_and_zero_point
 
 BLOCK = 32  # weights that share a scale in MatMulNBits
 CONTRIB = "com.microsoft"
-_ACCURACY = {PER_TOKEN: 4, WEIGHT_ONLY: 1}  # of MatMulNBits: INT8 arithmetic, FP32 arithmetic
+INT8_ARITHMETIC = 4
+"""`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
+depend on the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def quantize(
         if way == STATIC:
             rewriter.static(layer)
         elif way != FLOAT:
-            rewriter.blockwise(layer, way)
+            rewriter.blockwise(layer)
     rewriter.finish()
 
 
@@ -217,7 +218,7 @@ class _Rewriter:
         self._replace(add, gemm)
         self._graph.remove(node, safe=True)
 
-    def blockwise(self, layer: Layer, way: str) -> None:
+    def blockwise(self, layer: Layer) -> None:
         node, add, weight = layer.node, layer.bias, layer.weight
         K, N = read_weight(weight).shape
         array, scales = quantize_blocks(read_weight(weight))
@@ -231,7 +232,7 @@ class _Rewriter:
         ]
         product = self.node(
             "MatMulNBits", inputs, last.outputs[0], f"{layer.name}.product", domain=CONTRIB,
-            K=K, N=N, bits=8, block_size=BLOCK, accuracy_level=_ACCURACY[way],
+            K=K, N=N, bits=8, block_size=BLOCK, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
         self._model.opset_imports[CONTRIB] = 1
         self._graph.insert_before(last, product)

@@ -86,7 +86,7 @@ def fold(models: Mapping[str, ir.Model], layers: Iterable[Layer], smoothing: Map
     assert output.shape is not None
     _, depth, rows, width = (int(d) if isinstance(d, int) else 0 for d in output.shape)
     adaln = np.ones((1, depth, rows, width), np.float32)
-    for name, factors in smoothing.items():
+    for name, factors in sorted(smoothing.items()):  # one order, or roundings differ: a file has another
         layer = by_name[name]
         scaled = np.asarray(read_weight(layer.weight), np.float32) * factors[:, None]
         _replace(layer.weight, scaled)

@@ -1,4 +1,4 @@
-"""Who imports what: the runtime runs on a device that has neither torch nor onnx."""
+"""Who imports what: the runtime runs on a device that has neither torch nor onnx; calibration needs onnx, no torch."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
+CALIBRATION_NEEDS = ("onnx", "onnx_ir")
 
 
 def modules_of(package):
@@ -65,19 +66,29 @@ def test_the_guard_guards():
     assert failed == ["torch", "onnx.helper", "safetensors.torch"]
 
 
-@pytest.mark.parametrize("package", ["engines", "calib"])
-def test_every_module_of_the_runtime_imports_without_torch(package):
-    modules = modules_of(package)
-    assert package in modules
+def test_every_module_of_the_runtime_imports_without_torch():
+    modules = modules_of("engines")
+    assert "engines" in modules
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=BLOCKED)
 
 
-@pytest.mark.parametrize("package", ["engines", "calib"])
-def test_the_runtime_imports_without_any_runtime(package):
+def test_the_runtime_imports_without_any_runtime():
     """Backends load theirs when they are made: a bundle can be inspected on a bare machine."""
-    modules = modules_of(package)
+    modules = modules_of("engines")
     blocked = (*BLOCKED, "onnxruntime", "tensorrt")
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
+
+
+def test_every_module_of_calibration_imports_without_torch():
+    """It rewrites graphs, so that it takes onnx_ir; and what makes INT8 of a float bundle takes no more."""
+    modules = [*modules_of("calib"), "var_export.quantize", "var_export.cli.int8"]
+    assert "calib.collect" in modules
+    blocked = [name for name in BLOCKED if name not in CALIBRATION_NEEDS] + ["tensorrt"]
+    run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
+
+
+def test_ranges_are_chosen_with_numpy_alone():
+    run("import calib, calib.statistics, calib.calibration", blocked=(*BLOCKED, "onnxruntime", "tensorrt"))
 
 
 def test_a_missing_runtime_is_an_error_with_the_remedy():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,3 +90,14 @@ def graph_table(config: ModelConfig, form: str, precision: str) -> dict[str, Any
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def source_digest(sources: Sequence[str]) -> str:
+    """Of code that decides what is in a bundle, files and folders relative to the packages: changed, it builds anew."""
+    root = Path(__file__).parent.parent
+    places = [root / name for name in sources]
+    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

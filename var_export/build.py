@@ -7,7 +7,6 @@ is gone before the engines are loaded to check them.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
 from engines.errors import UsageError
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
-from var_export.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table
+from var_export.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table, source_digest
 from var_export.checkpoint import Checkpoint
 from var_export.export.fuse import fuse
 from var_export.export.trace import OPSET, trace
@@ -107,7 +106,7 @@ def build(
             "sampling": asdict(checkpoint.sampling),
             "max_top_k": max_top_k,
             "torch": versions["torch"],
-            "sources": _source_digest(),
+            "sources": source_digest(SOURCES),
         }
     )
     build_key = digest_of(
@@ -228,14 +227,3 @@ def make_graph(
         "accumulate": lambda: Accumulate(quantizer),
     }
     return makers[name]()
-
-
-def _source_digest() -> str:
-    """Of the code that decides what is in a bundle, so that a changed exporter builds anew."""
-    root = Path(__file__).parent.parent
-    places = [root / name for name in SOURCES]
-    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

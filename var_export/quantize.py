@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from calib import policy
-from calib.calibration import Calibration
+from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.collect import Requests, collect
 from calib.layers import find_layers
 from calib.policy import assign
@@ -23,9 +23,11 @@ from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
 from engines.errors import UsageError
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
-from var_export.assembly import Built, check, digest_of, existing_bundle, graph_table
+from var_export.assembly import Built, check, digest_of, existing_bundle, graph_table, source_digest
 from var_export.export.weights import WeightFile
 
+# What decides the bytes of a bundle beside its base and its calibration.
+SOURCES = ("calib/layers.py", "calib/policy.py", "calib/quantize.py", "calib/smooth.py", "calib/statistics.py")
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
 
@@ -114,6 +116,7 @@ def quantize_bundle(
             "schema": SCHEMA_VERSION,
             "contract": contract.CONTRACT_VERSION,
             "versions": versions,
+            "sources": source_digest(SOURCES),
         }
     )
     existing = existing_bundle(out, build_key, force)
@@ -125,6 +128,11 @@ def quantize_bundle(
     layers = {graph: find_layers(models[graph], graph) for graph in graphs}
     everything = [layer for found in layers.values() for layer in found]
     ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
+    static = [layer for layer in everything if ways[layer.name] == policy.STATIC]
+    calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
+    calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)
+    if not set(calibration.smoothing) <= {layer.name for layer in layers["step"]}:
+        raise UsageError("the calibration smooths layers that the model does not have; make it again")
     with BundleWriter(out) as writer:
         shutil.copyfile(base.path / GOLDEN, writer.folder / GOLDEN)
         fold(models, layers["step"], calibration.smoothing)

@@ -122,7 +122,7 @@ def assert_refused(file):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UsageError, match="cannot read .*: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*: No such file"):
         Calibration.load(tmp_path / "missing.json")
 
 

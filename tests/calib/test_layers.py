@@ -102,7 +102,8 @@ def product(addend):
     graph = ir.from_onnx_text(
         f"""<ir_version: 10, opset_import: ["": 20]>
         g (float[N, 4] x, float[N, 3] rest) => (float[N, 3] y)
-        <float[4, 3] fc1.weight = {{1,2,3,4,5,6,7,8,9,10,11,12}}, float[3] bias = {{1,2,3}}, float[1, 3] row = {{1,2,3}}>
+        <float[4, 3] fc1.weight = {{1,2,3,4,5,6,7,8,9,10,11,12}}, float[3] bias = {{1,2,3}},
+         float[1, 3] row = {{1,2,3}}>
         {{ h = MatMul(x, fc1.weight)
            {addend} }}""".replace("fc1.weight", "fc1_weight")
     )

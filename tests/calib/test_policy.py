@@ -2,7 +2,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.layers import find_layers
-from calib.policy import FLOAT, LEVELS, METHODS, PER_TOKEN, STATIC, WEIGHT_ONLY, assign
+from calib.policy import EDGES, FLOAT, LEVELS, METHODS, PER_TOKEN, STATIC, assign
 from engines.errors import UsageError
 
 
@@ -16,6 +16,9 @@ def by_role(layers, ways):
     """One way per role: all layers of a role are computed alike."""
     roles = {}
     for layer in layers:
+        if layer.name in EDGES:
+            assert ways[layer.name] == FLOAT
+            continue
         assert roles.setdefault(layer.role, ways[layer.name]) == ways[layer.name]
     return roles
 
@@ -30,8 +33,8 @@ def test_levels_on_the_cpu(layers, level):
         "proj": attention,
         "fc1": mlp[0],
         "fc2": mlp[1],
-        "head": STATIC if level == 3 else WEIGHT_ONLY,
-        "adaln": WEIGHT_ONLY,
+        "head": STATIC if level == 3 else PER_TOKEN,
+        "adaln": PER_TOKEN,
         "word_embed": FLOAT,
     }
 
@@ -54,6 +57,11 @@ def test_patterns(layers, target):
     back = {name for name, way in changed.items() if way == FLOAT}
     assert back == {layer.name for layer in layers if layer.name.endswith("conv1")}
     assert set(ways.values()) <= set(METHODS)
+
+
+def test_adaln_has_no_static_ranges(layers):
+    with pytest.raises(UsageError, match="runs once"):
+        assign(layers, "onnxruntime", 2, include=["cond/*"])
 
 
 def test_nothing_at_all(layers):

@@ -1,4 +1,4 @@
-"""Held against onnxruntime.quantization, against float arithmetic, and against what ONNX Runtime makes of the graphs."""
+"""Held against onnxruntime.quantization, float arithmetic, and what ONNX Runtime makes of the graphs."""
 
 import collections
 
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.calibration import Calibration
 from calib.layers import find_layers
-from calib.policy import FLOAT, PER_TOKEN, STATIC, WEIGHT_ONLY, assign
+from calib.policy import FLOAT, PER_TOKEN, STATIC, assign
 from calib.quantize import BLOCK, Ranges, quantize, quantize_blocks, quantize_weight
 from calib.statistics import Statistics
 
@@ -94,7 +94,7 @@ def quantized(model, way, x=None, graph="step", target="onnxruntime", ranges=MIN
     ways = {layer.name: way for layer in layers} if isinstance(way, str) else way
     quantize(changed, layers, ways, calibration, target, ranges)
     proto = ir.to_proto(changed)
-    onnx.checker.check_model(proto, full_check=way not in (PER_TOKEN, WEIGHT_ONLY))
+    onnx.checker.check_model(proto, full_check=way != PER_TOKEN)
     return proto
 
 
@@ -197,19 +197,16 @@ def test_a_weight_has_a_scale_per_output_channel():
 
 
 @pytest.mark.parametrize("K", [32, 64, 100, 8, 33])
-@pytest.mark.parametrize("way", [PER_TOKEN, WEIGHT_ONLY])
-def test_blockwise_products_are_close_to_float(K, way):
+def test_blockwise_products_are_close_to_float(K):
     model, x = linear(K, 48), random(7, K, seed=5) * np.geomspace(0.01, 100, 7, dtype=np.float32)[:, None]
-    changed = quantized(model, way)
+    changed = quantized(model, PER_TOKEN)
     assert [node.op_type for node in changed.graph.node] == ["MatMulNBits"]
     assert [value.name for value in changed.graph.output] == ["y"]
     wanted, found = run(model, x), run(changed, x)
-    # Errors are uniform: of a weight in steps of max / 127, and for PER_TOKEN of an activation as well.
-    allowed = 0.009 if way == WEIGHT_ONLY else 0.012
     bias = constants_of(model)["blocks.0.fc1.bias"]
     for row in range(len(x)):  # whatever its size
         error = np.sqrt(np.mean((found[row] - wanted[row]) ** 2) / np.mean((wanted[row] - bias) ** 2))
-        assert 1e-4 < error < allowed, row
+        assert 1e-4 < error < 0.012, row  # of weights and activations, in steps of max / 127
 
 
 def test_blocks_restore_the_weight():
@@ -224,17 +221,7 @@ def test_blocks_restore_the_weight():
     assert (np.abs(restored[:, :100] - weight.T) <= 0.5001 * steps).all()
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        PER_TOKEN,
-        STATIC,
-        pytest.param(
-            WEIGHT_ONLY,
-            marks=pytest.mark.xfail(strict=True, reason="MatMulNBits with accuracy_level 1 sums one row otherwise"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("way", [PER_TOKEN, STATIC])
 def test_a_token_does_not_depend_on_the_others(way):
     """An image is the same alone and in any batch."""
     x = random(40, 96, seed=3)
@@ -251,7 +238,7 @@ def test_products_in_more_dimensions():
     constants = {"word_embed.weight": random(8, 48)}
     model = model_of(nodes, {"x": ["B", "M", 8]}, {"y": ["B", "M", 48]}, constants)
     x = random(2, 9, 8, seed=1)
-    for way in (PER_TOKEN, WEIGHT_ONLY, STATIC):
+    for way in (PER_TOKEN, STATIC):
         found = run(quantized(model, way, x), x)
         assert np.abs(found - run(model, x)).max() < 0.2
         assert found.shape == (2, 9, 48)
@@ -299,7 +286,7 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
     ops = collections.Counter(node.op_type for node in optimized.graph.node)
     assert ops["QGemm"] + ops["QLinearConv"] == count[STATIC]
-    assert ops["MatMulNBits"] == count[PER_TOKEN] + count[WEIGHT_ONLY]
+    assert ops["MatMulNBits"] == count[PER_TOKEN]
     left = {weights[name] for name, way in ways.items() if way == FLOAT}
     assert set(weights.values()) & set(model.graph.initializers) == left
     trained = {tensor.name for tensor in optimized.graph.initializer if tensor.name.endswith(".weight")}
@@ -312,15 +299,13 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     known = {tensor.name for tensor in before.initializer}
     products = [node for node in before.node if node.op_type in ("MatMul", "Conv") and node.input[1] in known]
     assert len(floats) <= len(products) - len(layers) + count[FLOAT]
-    weight_sizes = [np.prod(tensor.dims) for tensor in optimized.graph.initializer
-                    for node in optimized.graph.node
-                    if node.op_type == "DequantizeLinear" and node.input[0] == tensor.name]  # fmt: skip
-    assert not weight_sizes
+    dequantised = {node.input[0] for node in optimized.graph.node if node.op_type == "DequantizeLinear"}
+    assert not dequantised & constants
 
 
 def test_weights_that_are_used_no_more_are_dropped():
     x = random(5, 64)
-    for way in (STATIC, PER_TOKEN, WEIGHT_ONLY):
+    for way in (STATIC, PER_TOKEN):
         constants = constants_of(quantized(linear(), way, x))
         assert "blocks.0.fc1.weight" not in constants
         size = sum(array.nbytes for array in constants.values())

@@ -6,6 +6,8 @@ import errno
 import shlex
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -215,15 +217,10 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, f
     out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{suffix}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}"
     settings = Options(precision=options.precision, form=options.form, max_top_k=options.max_top_k)
-    try:
-        with torch_threads(options.threads):
-            return build(
-                checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
-            )
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
+    with _disk_errors(out), torch_threads(options.threads):
+        return build(
+            checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
+        )
 
 
 def _build_int8(
@@ -241,7 +238,18 @@ def _build_int8(
     with needs_export_packages("quantising"):
         import onnx_ir  # noqa: F401
 
-    return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
+    with _disk_errors(out):
+        return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
 
 
 class _Interrupts:

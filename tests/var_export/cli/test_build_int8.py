@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,13 @@ from engines.pipeline import Pipeline
 from var_export.cli.main import main
 
 CALIBRATION = "tiny.calibration.json"
+# Random weights draw noise: with these two in 8 bits the decoder stays below its 28 dB by a hair.
+KEEP = ("--keep", "decode/post_quant_conv", "--keep", "decode/conv_in")
+FAST = ("--keep", "decode/*", "--keep", "encode/*")
 
 
 def arguments(base, out, *more):
-    return "build", base, "--precision", "int8", "--samples", 4, "--threads", 1, "--out", out, *more
+    return "build", base, "--precision", "int8", "--samples", 4, "--threads", 1, *KEEP, "--out", out, *more
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def one_line(answer, *words):
 
 def test_makes_a_bundle_and_a_calibration(first, tiny_build):
     path, out, err = first
-    assert names(path.parent) == [CALIBRATION, "tiny-int8"]
+    assert names(path.parent) == ["tiny-int8", CALIBRATION]
     bundle, base = Bundle.open(path), Bundle.open(tiny_build.path)
     assert (bundle.precision, bundle.form, bundle.target) == ("int8", "stepwise", "onnxruntime")
     assert (bundle.name, bundle.golden_key) == (base.name, base.golden_key)
@@ -86,7 +88,7 @@ def test_makes_a_bundle_and_a_calibration(first, tiny_build):
 
 def test_draws_the_same_alone_and_in_any_batch(first):
     with Pipeline.load(first[0], threads=1) as pipeline:
-        options = {"cfg": [2.0, 0.0, 1.0, 3.0], "top_k": [0, 5, 900, 20]}
+        options = {"cfg": [2.0, 0.0, 1.0, 3.0], "top_k": [0, 5, 64, 20]}
         classes, seeds = [0, 4, 2, 5], [3, 1, 4, 9]
         together = pipeline.generate(classes, seeds=seeds, **options)
         for k in range(4):
@@ -109,7 +111,7 @@ def test_needs_no_torch(tiny_build, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "var_export.build", None)
     monkeypatch.setitem(sys.modules, "var_export.model.reference", None)
-    args = arguments(tiny_build.path, tmp_path / "out", "--smooth", "off", "--json")
+    args = arguments(tiny_build.path, tmp_path / "out", *FAST, "--smooth", "off")
     assert main([str(argument) for argument in args]) == 0
 
 
@@ -131,18 +133,12 @@ def test_json(call, made, tiny_build):
     assert document["bytes"] == sum(file.stat().st_size for file in made.iterdir() if file.name != MANIFEST)
 
 
-def test_the_same_twice_gives_the_same_files(call, first, tiny_build, tmp_path):
-    assert call(*arguments(tiny_build.path, tmp_path / "other"))[0] == 0
-    assert Bundle.open(tmp_path / "other").files == Bundle.open(first[0]).files
-    assert (tmp_path / CALIBRATION).read_bytes() == (first[0].parent / CALIBRATION).read_bytes()
-
-
 def test_other_options_take_the_calibration_that_is_there(call, made, tiny_build, no_drawing):
     one_line(call(*arguments(tiny_build.path, made, "--level", 3)), made, "--force")
     code, _, err = call(*arguments(tiny_build.path, made, "--level", 3, "--keep", "decode/*", "--force"))
     assert code == 0, err
     counts = Bundle.open(made).provenance["quantisation"]["counts"]
-    assert counts["per-token"] == 0
+    assert counts["per-token"] == 2  # AdaLN of the block and of the head
     ways = Bundle.open(made).provenance["quantisation"]["layers"]
     assert {way for name, way in ways.items() if name.startswith("decode/")} == {"float"}
     assert ways["step/head"] == ways["step/blocks.0.fc2"] == "static"
@@ -152,7 +148,20 @@ def test_a_calibration_that_is_named_is_taken_whatever_it_was_made_with(call, ma
     file = made.parent / CALIBRATION
     before = file.read_bytes()
     out = made.parent / "elsewhere" / "b"
-    args = ("build", tiny_build.path, "--precision", "int8", "--calibration", file, "--threads", 1, "--out", out)
+    args = (
+        "build",
+        tiny_build.path,
+        "--precision",
+        "int8",
+        "--calibration",
+        file,
+        "--threads",
+        1,
+        *KEEP,
+        *FAST,
+        "--out",
+        out,
+    )
     code, _, err = call(*args)
     assert code == 0, err
     assert file.read_bytes() == before
@@ -168,7 +177,7 @@ def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_dr
     one_line(call(*arguments(tiny_build.path, out)), file, "another checkpoint")
     file.write_text("{")
     one_line(call(*arguments(tiny_build.path, out)), file, "no calibration of this version")
-    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
+    assert names(made.parent) == ["tiny-int8", CALIBRATION]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tm
 def test_a_pattern_that_fits_nothing_leaves_no_bundle(call, made, tiny_build):
     out = made.parent / "new"
     one_line(call(*arguments(tiny_build.path, out, "--keep", "nothing/*")), "no layer is called like 'nothing/*'")
-    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
+    assert names(made.parent) == ["tiny-int8", CALIBRATION]
 
 
 def test_a_folder_of_somebody_else_is_refused_before_anything_is_drawn(call, tiny_build, made, tmp_path, no_drawing):
@@ -238,7 +247,7 @@ def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
     for k in range(2):
         Image.effect_noise((9 + k, 12), 80).save(pictures / f"{k}.PNG")
     (pictures / "notes.txt").write_text("no picture")
-    code, _, err = call(*arguments(tiny_build.path, tmp_path / "out", "--images", pictures))
+    code, _, err = call(*arguments(tiny_build.path, tmp_path / "out", *FAST, "--images", pictures))
     assert code == 0, err
     requests = Bundle.open(tmp_path / "out").provenance["quantisation"]["calibration"]["requests"]
     assert len(requests["images"]) == 2
@@ -270,8 +279,11 @@ def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tm
     assert [line for line in seen if line.startswith("calibration: sample")] == [
         f"calibration: sample {k} of 4" for k in (3, 4)
     ]
-    assert names(tmp_path) == [CALIBRATION, "tiny-int8"]
+    assert names(tmp_path) == ["tiny-int8", CALIBRATION]
+    # And what comes of it is what an uninterrupted run makes.
     assert Bundle.open(tmp_path / "tiny-int8").build_key == Bundle.open(first[0]).build_key
+    assert Bundle.open(tmp_path / "tiny-int8").files == Bundle.open(first[0]).files
+    assert (tmp_path / CALIBRATION).read_bytes() == (first[0].parent / CALIBRATION).read_bytes()
 
 
 def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
@@ -281,22 +293,22 @@ def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
         raise CheckFailedError("the exported stepwise engines miss the reference: KL")
 
     monkeypatch.setattr("var_export.quantize.check", fail)
-    code, out, err = call(*arguments(tiny_build.path, made, "--level", 1, "--force"))
+    code, out, err = call(*arguments(tiny_build.path, made, *FAST, "--force"))
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].endswith("miss the reference: KL")
-    assert names(made.parent) == [CALIBRATION, "tiny-int8"]
-    assert Bundle.open(made).provenance["quantisation"]["options"]["level"] == 2
+    assert names(made.parent) == ["tiny-int8", CALIBRATION]
+    assert Bundle.open(made).provenance["quantisation"]["options"]["exclude"] == [*KEEP[1::2]]
 
 
 @pytest.mark.slow
 def test_from_a_checkpoint_the_float_bundle_stays_beside(call, tiny_checkpoint, tmp_path):
-    args = arguments(tiny_checkpoint, tmp_path / "bundles" / "small")
+    args = arguments(tiny_checkpoint, tmp_path / "bundles" / "small", *FAST)
     code, out, err = call(*args)
     assert code == 0, err
     assert out.startswith(str(tmp_path / "bundles" / "small"))
-    assert names(tmp_path / "bundles") == ["small", CALIBRATION, "tiny-fp32"]
+    assert names(tmp_path / "bundles") == ["small", "tiny-fp32", CALIBRATION]
     assert Bundle.open(tmp_path / "bundles" / "tiny-fp32").precision == "fp32"
-    assert Bundle.open(Path(tmp_path / "bundles" / "small")).precision == "int8"
+    assert Bundle.open(tmp_path / "bundles" / "small").precision == "int8"
     code, out, _ = call(*args)
     assert code == 0
     assert out.startswith("up to date: ")
