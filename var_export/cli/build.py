@@ -166,10 +166,10 @@ def build(context: click.Context, /, **values: Any) -> None:
             show(f"next: {_next_command(_opened(bundle))}", to_stdout=True)
 
 
-def _opened(path: str | Path) -> Bundle:
+def _opened(path: str | Path, *, verify: bool = False) -> Bundle:
     from engines.bundle import Bundle
 
-    return Bundle.open(path, verify=False)
+    return Bundle.open(path, verify=verify)
 
 
 def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes | None) -> Path | None:
@@ -231,7 +231,7 @@ def _build_int8(
     if given is None:
         folder = options.out.parent if options.out is not None else BUNDLES
         given = _build(replace(options, precision=precision, out=None), progress, interrupts, folder).bundle.path
-    base = _opened(given)
+    base = _opened(given, verify=True)
     suffix = INT8 if wishes.options.target == TARGETS[0] else f"{INT8}-{wishes.options.target}"
     out = options.out or BUNDLES / f"{base.name}-{suffix}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"

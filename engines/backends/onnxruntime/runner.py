@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,7 @@ class OnnxRuntimeEngine(Engine):
         self._runs = itertools.count(1)
         self._run_options = backend.run_options(wait=backend.cuda is None), backend.run_options(wait=True)
         self._calls: weakref.WeakSet[OnnxRuntimeCall] = weakref.WeakSet()
+        self._lock = threading.RLock()  # of binding and closing, which may meet
         self._limits = {
             dim: (shapes[info.name][0][axis], shapes[info.name][2][axis])
             for info in inputs
@@ -234,16 +236,21 @@ class OnnxRuntimeEngine(Engine):
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
         """See `Engine`."""
-        if self._session is None:
-            raise BackendError(f"the {self.name} engine is closed")
-        call = OnnxRuntimeCall(self._backend, self, self._session, inputs, outputs)
-        self._calls.add(call)
+        with self._lock:
+            if self._session is None:
+                raise BackendError(f"the {self.name} engine is closed")
+            call = OnnxRuntimeCall(self._backend, self, self._session, inputs, outputs)
+            self._calls.add(call)
         return call
 
     def close(self) -> None:
         """See `Engine`: its calls end with it."""
-        if self._session is None:
-            return
+        with self._lock:
+            if self._session is None:
+                return
+            self._end()
+
+    def _end(self) -> None:
         with self._backend.held():
             if self._backend.cuda is not None:
                 self._backend.cuda.synchronize()

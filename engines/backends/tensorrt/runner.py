@@ -227,21 +227,23 @@ class TensorRTEngine(Engine):
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TensorRTCall:
         """See `Engine`. Raises `BackendError` where no profile holds these shapes."""
-        if self._engine is None:
-            raise BackendError(f"the {self.name} engine is closed")
-        shapes = {info.name: inputs[info.name].shape for info in self.inputs if _varies(info)}
-        profile = self._profile_for(shapes)
-        call = TensorRTCall(self._backend, self, profile, shapes, {**inputs, **outputs})
-        self._calls.add(call)
+        with self._backend.cuda.held():  # another thread may close it meanwhile
+            if self._engine is None:
+                raise BackendError(f"the {self.name} engine is closed")
+            shapes = {info.name: inputs[info.name].shape for info in self.inputs if _varies(info)}
+            profile = self._profile_for(shapes)
+            call = TensorRTCall(self._backend, self, profile, shapes, {**inputs, **outputs})
+            self._calls.add(call)
         return call
 
     def close(self) -> None:
         """See `Engine`."""
-        for call in list(self._calls):
-            call.close()
-        if self._kernels is not None:
-            self._kernels.save()
-        self._engine = self._kernels = None
+        with self._backend.cuda.lock:  # not held(): the device may be closed already
+            for call in list(self._calls):
+                call.close()
+            if self._kernels is not None:
+                self._kernels.save()
+            self._engine = self._kernels = None
 
     def tell(self, level: int, text: str) -> None:
         """Log a line about this engine, once for all of its calls."""

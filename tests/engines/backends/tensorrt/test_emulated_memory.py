@@ -148,6 +148,25 @@ def test_closing_while_another_thread_draws(emulate, planned_tiny):
         assert "\n" not in outcome[-1]
 
 
+def test_closing_in_the_midst_of_binding(emulate, planned_tiny):
+    """What the test above meets once in a while: the other thread has to wait."""
+    pipeline = emulate().load(planned_tiny)
+    engine = pipeline._engine("step")
+    find, closers = engine._profile_for, []
+
+    def find_meanwhile(shapes):
+        if not closers:
+            closers.append(threading.Thread(target=engine.close))
+            closers[0].start()
+        closers[0].join(0.2)
+        return find(shapes)
+
+    engine._profile_for = find_meanwhile
+    with pytest.raises(BackendError, match="the step engine is closed"):
+        pipeline.generate([0])
+    closers[0].join()
+
+
 def test_closing_with_a_stream_under_way(emulate, planned_tiny):
     """The generator holds a workspace; its next step says what happened."""
     emulation = emulate()
