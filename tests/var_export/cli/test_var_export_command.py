@@ -9,6 +9,7 @@ import click
 import pytest
 
 from var_export.cli import build as build_module
+from var_export.cli import int8 as int8_module
 from var_export.cli.main import group, main
 
 COMMANDS = ("plan", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
@@ -67,11 +68,18 @@ def test_version(call):
 
 
 def test_choices_are_those_of_the_library():
+    from calib.policy import LEVELS
+    from calib.statistics import METHODS
+    from engines import contract
     from engines.backends import BACKENDS
     from engines.contract import FORMS
+    from engines.fidelity import THRESHOLDS
     from var_export.graphs.precision import PRECISIONS
 
-    assert set(build_module.PRECISIONS) == set(PRECISIONS)
+    assert build_module.PRECISIONS == contract.PRECISIONS == tuple(THRESHOLDS)
+    assert set(build_module.PRECISIONS) == {*PRECISIONS, build_module.INT8}
+    assert int8_module.RANGES == METHODS
+    assert (LEVELS[0], LEVELS[-1]) == (1, 3)
     assert build_module.TARGETS == BACKENDS
     assert (*FORMS, "both") == build_module.FORMS
 
@@ -148,7 +156,7 @@ def completions(words):
     [
         ("var-export ver", ["plain,verify"]),
         ("var-export build --pre", ["plain,--precision"]),
-        ("var-export build --precision ", ["plain,fp32", "plain,fp16", "plain,bf16"]),
+        ("var-export build --precision ", ["plain,fp32", "plain,fp16", "plain,bf16", "plain,int8"]),
         ("var-export build ", ["file,"]),
         ("var-export build --vae ", ["file,"]),
         ("var-export build --out ", ["dir,"]),
