@@ -204,13 +204,15 @@ def collect(
 
     """
     observed = {graph: find_layers(ir.load(bundle.graph_path(graph)), graph) for graph in OBSERVED}
+    beside = bundle.path.parent if resume is None else resume.parent
+    beside.mkdir(parents=True, exist_ok=True)
     begun = Calibration(bundle.golden_key, requests.describe())
     calibration = (None if resume is None else Calibration.resume(resume, begun)) or begun
     if requests.smooth is not None and not calibration.smoothing:
         layers = smoothable(observed["step"])
         first = Calibration(begun.model, {})
         samples = min(SMOOTHING_SAMPLES, len(requests.classes))
-        _draw(bundle, {"step": layers}, first, range(samples), requests, threads, _named(progress, "smoothing"))
+        _draw(bundle, {"step": layers}, first, range(samples), requests, threads, _named(progress, "smoothing"), beside)
         alpha = None if requests.smooth == SEARCH else float(requests.smooth)
         for layer in layers:
             statistics = first.tensors[f"{layer.name}:{INPUT}"]
@@ -218,7 +220,7 @@ def collect(
             calibration.smoothing[layer.name] = np.array([float(f"{x:.6g}") for x in factors], np.float32)
         del first
     jobs = range(calibration.done, len(requests.classes) + len(requests.images))
-    _draw(bundle, observed, calibration, jobs, requests, threads, _named(progress, "calibration"), resume)
+    _draw(bundle, observed, calibration, jobs, requests, threads, _named(progress, "calibration"), beside, resume)
     wanted = [f"{layer.name}:{INPUT}" for layers in observed.values() for layer in layers]
     calibration.check_complete(wanted, bundle.config.num_scales)
     if resume is not None:
@@ -234,6 +236,7 @@ def _draw(
     requests: Requests,
     threads: int | None,
     progress: Progress,
+    beside: Path,
     keep: Path | None = None,
 ) -> None:
     """Do some of the requests, and add what the layers see to `calibration`; saved in `keep` every now and then."""
@@ -260,7 +263,7 @@ def _draw(
 
     progress(f"{len(jobs)} samples", None)
     saved = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=bundle.path.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=beside) as name:
         folder = Path(name)
         second_name(bundle.path / WEIGHTS, folder / WEIGHTS)
         backend = ObservingBackend(folder, names, watch, threads)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
 from calib.policy import FLOAT, STATIC
-from calib.statistics import choose_range, scale_and_zero_point
+from calib.ranges import choose_range, scale_and_zero_point
 
 BLOCK = 32  # weights that share a scale in MatMulNBits
 CONTRIB = "com.microsoft"
@@ -39,7 +39,7 @@ depend on the batch."""
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """How activation ranges are chosen: see `calib.statistics.choose_range`."""
+    """How activation ranges are chosen: see `calib.ranges.choose_range`."""
 
     method: str = "mse"
     percentile: float = 99.99
@@ -124,12 +124,10 @@ class _Rewriter:
 
     def static(self, layer: Layer) -> None:
         node, weight = layer.node, layer.weight
-        value, scale = self._quantized(layer.input, f"{layer.name}:{INPUT}", node)
+        value, scale = self._quantized(layer.input, f"{layer.name}:{INPUT}")
         axis = 0 if layer.is_conv else 1
         array, scales = quantize_weight(read_weight(weight), axis)
-        name, dtype = weight.name or "", weight.dtype
-        assert dtype is not None
-        dequantized = self._dequantized(name, array, scales, axis, weight)
+        dequantized = self._dequantized(weight.name or "", array, scales, axis, weight)
         self._graph.insert_before(node, dequantized)
         node.replace_input_with(0, value)
         node.replace_input_with(1, dequantized.outputs[0])
@@ -152,8 +150,8 @@ class _Rewriter:
         ]
         return self.node("DequantizeLinear", inputs, like, f"{name}.dequantized", axis=axis)
 
-    def _quantized(self, value: ir.Value, statistics: str, user: ir.Node) -> tuple[ir.Value, np.float32]:
-        """`value` behind a Q/DQ pair, for `user` and whoever comes after it, and the scale."""
+    def _quantized(self, value: ir.Value, statistics: str) -> tuple[ir.Value, np.float32]:
+        """`value` behind a Q/DQ pair, made once for all layers that take it, and the scale."""
         if value not in self._pairs:
             pair, scale = self._pair(value, statistics)
             producer = value.producer()

@@ -27,7 +27,7 @@ from var_export.assembly import Built, check, digest_of, existing_bundle, graph_
 from var_export.export.weights import WeightFile
 
 # What decides the bytes of a bundle beside its base and its calibration.
-SOURCES = ("calib/layers.py", "calib/policy.py", "calib/quantize.py", "calib/smooth.py", "calib/statistics.py")
+SOURCES = tuple(f"calib/{name}.py" for name in ("layers", "policy", "quantize", "ranges", "smooth", "statistics"))
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
 
@@ -105,6 +105,11 @@ def quantize_bundle(
         )
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
+    graphs = contract.graphs_of("stepwise")
+    models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
+    layers = {graph: find_layers(models[graph], graph) for graph in graphs}
+    everything = [layer for found in layers.values() for layer in found]
+    ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
     calibration = calibrated()
     calibration.check_model(base)
     versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in VERSIONS}
@@ -123,11 +128,6 @@ def quantize_bundle(
     if existing is not None and existing.build_key == build_key:
         return Built(existing, True, {})
 
-    graphs = contract.graphs_of("stepwise")
-    models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
-    layers = {graph: find_layers(models[graph], graph) for graph in graphs}
-    everything = [layer for found in layers.values() for layer in found]
-    ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
     static = [layer for layer in everything if ways[layer.name] == policy.STATIC]
     calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
     calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)

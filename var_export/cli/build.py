@@ -235,9 +235,6 @@ def _build_int8(
     suffix = INT8 if wishes.options.target == TARGETS[0] else f"{INT8}-{wishes.options.target}"
     out = options.out or BUNDLES / f"{base.name}-{suffix}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
-    with needs_export_packages("quantising"):
-        import onnx_ir  # noqa: F401
-
     with _disk_errors(out):
         return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
 

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +133,24 @@ def test_json(call, made, tiny_build):
     assert document["path"] == str(made)
     assert (document["precision"], document["form"], document["target"]) == ("int8", "stepwise", "onnxruntime")
     assert document["bytes"] == sum(file.stat().st_size for file in made.iterdir() if file.name != MANIFEST)
+
+
+def test_a_pattern_that_fits_nothing_is_refused_before_anything_is_drawn(call, tiny_build, no_drawing, tmp_path):
+    code, _, err = call("build", tiny_build.path, "--precision", "int8", "--keep", "no*", "--out", tmp_path / "x")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "Error: no layer is called like 'no*'; docs/int8.md says what they are called",
+    )
+
+
+def test_without_the_packages_it_says_which(tiny_build):
+    block = "import sys; sys.modules['onnx_ir'] = None; from var_export.cli.main import main; raise SystemExit(main())"
+    args = [sys.executable, "-c", block, "build", str(tiny_build.path), "--precision", "int8"]
+    result = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert result.stderr.startswith("Error: quantising needs more packages (")
+    assert "pip install" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_other_options_take_the_calibration_that_is_there(call, made, tiny_build, no_drawing):

@@ -69,7 +69,7 @@ def test_version(call):
 
 def test_choices_are_those_of_the_library():
     from calib.policy import LEVELS
-    from calib.statistics import METHODS
+    from calib.ranges import METHODS
     from engines import contract
     from engines.backends import BACKENDS
     from engines.contract import FORMS
