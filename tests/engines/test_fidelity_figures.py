@@ -87,7 +87,7 @@ def perturb(folder, graph, tensor, change):
         ("step", "head.weight", "logit"),
         ("cond", "linears.0.weight", "logit"),
         ("decode", "conv_out.weight", "decoder PSNR"),
-        ("encode", "conv_out.weight", "encoder's reconstruction"),
+        ("encode", "conv_out.weight", "encoder tokens"),
     ],
 )
 def test_one_wrong_weight_fails(graph, tensor, figure, folder):
@@ -279,7 +279,7 @@ def test_thresholds_of_fp32_are_the_stricter():
     strict, loose = THRESHOLDS["fp32"], THRESHOLDS["fp16"]
     for name in ("max_logit_error", "kl", "reconstruction_loss"):
         assert getattr(strict, name) < getattr(loose, name)
-    for name in ("top1", "draws", "decoder_psnr", "image_psnr"):
+    for name in ("top1", "draws", "decoder_psnr", "image_psnr", "encoder_tokens"):
         assert getattr(strict, name) > getattr(loose, name)
 
 

@@ -18,6 +18,7 @@ FIDELITY = (
     ("draws", "draws", "draws", ">=", ".2%"),
     ("decoder PSNR, dB", "decoder_psnr", "decoder_psnr", ">=", ".1f"),
     ("image PSNR, dB", "image_psnr", "image_psnr", ">=", ".1f"),
+    ("encoder tokens", "encoder_tokens", "encoder_tokens", ">=", ".2%"),
     ("loss of the encoder, dB", "reconstruction_loss", "reconstruction_loss", "<=", ".2f"),
 )
 

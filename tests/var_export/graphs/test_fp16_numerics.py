@@ -109,4 +109,4 @@ def test_decoder_keeps_the_picture(drawn, half):
 
 def test_encoder_finds_the_tokens(demo, drawn, half):
     tokens = half[0]["encode"]({"image": drawn.image})["tokens"]
-    assert (tokens == demo.encode(drawn.image).numpy()).mean() >= 0.9
+    assert (tokens == demo.encode(drawn.image).numpy()).mean() >= THRESHOLDS["fp16"].encoder_tokens
