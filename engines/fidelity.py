@@ -7,6 +7,7 @@ golden run of the bundle, or a fresh one made by `var_export`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.loop import ScaleView
 from engines.pipeline import OnScale, Pipeline, Result
+from engines.similarity import psnr, ssim
 
 SAMPLING = ("cfg", "temperature", "top_k", "top_p")
 
@@ -164,10 +166,16 @@ def _both_runs(
     pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None = None
 ) -> tuple[Result, Result]:
     """Draw the images of a reference run with its tokens forced, and freely."""
+    return _forced_run(pipeline, golden, on_scale), _run(pipeline, golden)
+
+
+def _forced_run(pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None) -> Result:
+    return _run(pipeline, golden, forced=golden["tokens"], on_scale=on_scale)
+
+
+def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
     settings: dict[str, Any] = {name: golden[name] for name in SAMPLING}
-    classes, seeds = golden["classes"].tolist(), golden["seeds"].tolist()
-    forced = pipeline.generate(classes, seeds=seeds, **settings, forced=golden["tokens"], on_scale=on_scale)
-    return forced, pipeline.generate(classes, seeds=seeds, **settings)
+    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings, **options)
 
 
 def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | None = None) -> Report:
@@ -180,19 +188,13 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
 
     """
     config = pipeline.config
-    collected: list[list[Agreement]] = [[] for _ in range(config.num_scales)]
-
-    def compare(view: ScaleView) -> None:
-        here = config.scale_slice(view.scale)
-        reference = {name: golden[name][view.images, here] for name in ("top_index", "top_logit", "log_sum_exp")}
-        collected[view.scale].append(_agreement(reference, view.read_logits()))
-
-    forced, free = _both_runs(pipeline, golden, compare)
+    comparison = _Comparison(pipeline, golden)
+    forced, free = _both_runs(pipeline, golden, comparison)
     tokens = golden["tokens"]
     decoded = pipeline.decode_features(golden["f_hat"])
     encoded = pipeline.encode(golden["image"])
 
-    scales = [_mean(parts) for parts in collected]
+    scales = comparison.scales()
     for scale, agreement in enumerate(scales):
         here = config.scale_slice(scale)
         agreement.draws = float((forced.drawn[:, here] == tokens[:, here]).mean())
@@ -202,7 +204,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
         precision=precision or pipeline.bundle.precision,
         images=len(tokens),
         scales=scales,
-        total=_mean(scales),
+        total=mean_agreement(scales),
         free_tokens=float(same.mean()),
         free_identical=int(same.all(axis=1).sum()),
         first_difference=differing[0] if differing else None,
@@ -211,13 +213,55 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
         image_psnr=psnr(forced.images, golden["image"]),
         image_ssim=ssim(forced.images, golden["image"]),
         encoder_tokens=float((encoded == golden["encoded"]).mean()),
-        reconstruction_loss=_reconstruction_loss(pipeline, golden, encoded),
+        reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
     )
     report.failures = failures(report, THRESHOLDS[report.precision])
     return report
 
 
-def _reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded: NDArray[np.int64]) -> float:
+def logits_agreement(pipeline: Pipeline, golden: Mapping[str, Array]) -> list[Agreement]:
+    """Per scale, teacher-forced: the half of `verify` that is about the transformer. Draws are not judged.
+
+    The images are not decoded.
+    """
+    comparison, last = _Comparison(pipeline, golden), pipeline.config.num_scales - 1
+
+    def compare(view: ScaleView) -> None:
+        comparison(view)
+        if view.scale == last:
+            raise _Seen
+
+    for start in range(0, len(golden["tokens"]), pipeline.max_batch):
+        part = {name: array[start : start + pipeline.max_batch] for name, array in golden.items()}
+        comparison.golden = part
+        with contextlib.suppress(_Seen):
+            _forced_run(pipeline, part, compare)
+    return comparison.scales()
+
+
+class _Seen(Exception):  # noqa: N818
+    """Ends a run before its decoder."""
+
+
+class _Comparison:
+    """Sees the logits of each scale of a run with the reference's tokens forced."""
+
+    def __init__(self, pipeline: Pipeline, golden: Mapping[str, Array]) -> None:
+        self.golden = golden
+        self._config = pipeline.config
+        self._parts: list[list[Agreement]] = [[] for _ in range(pipeline.config.num_scales)]
+
+    def __call__(self, view: ScaleView) -> None:
+        here = self._config.scale_slice(view.scale)
+        names = ("top_index", "top_logit", "log_sum_exp")
+        reference = {name: self.golden[name][view.images, here] for name in names}
+        self._parts[view.scale].append(_agreement(reference, view.read_logits()))
+
+    def scales(self) -> list[Agreement]:
+        return [mean_agreement(parts) for parts in self._parts]
+
+
+def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded: NDArray[np.int64]) -> float:
     """PSNR from the reference's tokens less that from the engine's, both decoded by the engine; in dB."""
     wanted = golden["encoded"].astype(np.int64)
     if np.array_equal(encoded, wanted):
@@ -225,20 +269,36 @@ def _reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encode
     return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
 
 
+PARTS = ("transformer", "decoder", "encoder")
+"""What a figure is about."""
+
+
 def failures(report: Report, limit: Thresholds) -> list[str]:
     """One line per figure that misses its threshold, with the scale to blame where there is one."""
+    return [line for lines in failures_by_part(report, limit).values() for line in lines]
+
+
+def failures_by_part(report: Report, limit: Thresholds) -> dict[str, list[str]]:
+    """`failures`, by the part of the model that misses; parts without any are absent."""
     total = report.total
     worst = max(range(len(report.scales)), key=lambda s: report.scales[s].kl)
-    return _missed(
-        ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
-        (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
-        ("top-1 agreement", total.top1, ">=", limit.top1),
-        ("draws alike", total.draws, ">=", limit.draws),
-        ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
-        ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
-        ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
-        ("loss of the encoder's reconstruction in dB", report.reconstruction_loss, "<=", limit.reconstruction_loss),
+    found = (
+        _missed(
+            ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
+            (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
+            ("top-1 agreement", total.top1, ">=", limit.top1),
+            ("draws alike", total.draws, ">=", limit.draws),
+        ),
+        _missed(
+            ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
+            ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
+        ),
+        _missed(
+            ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
+            ("loss of the encoder's reconstruction in dB", report.reconstruction_loss, "<=", limit.reconstruction_loss),
+        ),
     )
+    return {part: lines for part, lines in zip(PARTS, found, strict=True) if lines}
 
 
 def _missed(*checks: tuple[str, float, str, float]) -> list[str]:
@@ -279,39 +339,11 @@ def _log_sum_exp(logits: Array) -> NDArray[np.float64]:
     return total
 
 
-def _mean(parts: list[Agreement]) -> Agreement:
+def mean_agreement(parts: list[Agreement]) -> Agreement:
+    """Of several sets of tokens: means by their number, the largest of the errors."""
     weights = np.array([part.tokens for part in parts], np.float64)
     means = {
         name: float(np.average([getattr(part, name) for part in parts], weights=weights))
         for name in ("cosine", "kl", "top1", "draws")
     }
     return Agreement(tokens=int(weights.sum()), max_abs=float(np.max([part.max_abs for part in parts])), **means)
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB, over all of them; infinite where they are equal."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
-def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8], window: int = 7) -> float:
-    """Mean structural similarity of uint8 images (B, h, w, 3), uniform 7x7 window (Wang et al., 2004).
-
-    Images smaller than the window are compared whole.
-    """
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    window = min(window, *a.shape[1:3])
-
-    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        for axis in (1, 2):
-            values = np.lib.stride_tricks.sliding_window_view(values, window, axis=axis).mean(-1)
-        return values
-
-    mx, my = mean(x), mean(y)
-    unbiased = window**2 / (window**2 - 1)
-    vx, vy, vxy = (
-        unbiased * (mean(u * v) - mu * mv) for u, v, mu, mv in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my))
-    )
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    value = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    return float(value.mean())

@@ -74,6 +74,24 @@ def calibrate(
     return made
 
 
+def rewritten(
+    models: Mapping[str, ir.Model], ways: Mapping[str, str], calibration: Calibration, options: Int8Options
+) -> Iterator[tuple[str, ir.Model]]:
+    """Quantise float graphs in place, one after another; layers without a way stay as they are.
+
+    Only quantised layers are smoothed: what is not needed is not changed. `cond` must be among the graphs with `step`.
+    """
+    layers = {graph: find_layers(model, graph) for graph, model in models.items()}
+    chosen = {name for name, way in ways.items() if way != policy.FLOAT}
+    if "step" in models:
+        smoothing = {name: factors for name, factors in calibration.smoothing.items() if name in chosen}
+        fold(models, layers["step"], smoothing)
+    for graph, model in models.items():
+        here = [layer for layer in layers[graph] if layer.name in chosen]
+        quantize(model, here, ways, calibration, options.target, options.ranges)
+        yield graph, model
+
+
 def quantize_bundle(
     base: Bundle,
     out: Path,
@@ -135,12 +153,10 @@ def quantize_bundle(
         raise UsageError("the calibration smooths layers that the model does not have; make it again")
     with BundleWriter(out) as writer:
         shutil.copyfile(base.path / GOLDEN, writer.folder / GOLDEN)
-        fold(models, layers["step"], calibration.smoothing)
         with WeightFile(writer.folder) as weights:
-            for graph in graphs:
+            for graph, model in rewritten(models, ways, calibration, options):
                 progress(f"quantising: {graph}", None)
-                quantize(models[graph], layers.pop(graph), ways, calibration, options.target, options.ranges)
-                weights.store(models[graph])
+                weights.store(model)
             constants = {
                 name: StoredTensor(stored.dtype, stored.shape, weights.add(base.constant(name)))
                 for name, stored in base.constants.items()

@@ -23,15 +23,15 @@ ALIGNMENT = 4096  # a page: a tensor can be mapped by itself
 
 
 class WeightFile:
-    """Context manager that appends tensors to `folder/weights.bin`."""
+    """Context manager that appends tensors to a file of `folder`, `weights.bin` unless it has another name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str = WEIGHTS) -> None:
+        self.folder, self.name = folder, name
         self._offsets: dict[bytes, int] = {}
         self._stream: BinaryIO | None = None
 
     def __enter__(self) -> WeightFile:
-        self._stream = (self.folder / WEIGHTS).open("wb")
+        self._stream = (self.folder / self.name).open("wb")
         return self
 
     def __exit__(
@@ -52,16 +52,19 @@ class WeightFile:
             self._stream.write(data)
         return self._offsets[key]
 
-    def store(self, model: ir.Model) -> None:
-        """Move the large tensors of `model` to the file; the model then refers to them and holds none."""
+    def store(self, model: ir.Model, *, new_only: bool = False) -> None:
+        """Move the large tensors of `model` to the file; the model then refers to them and holds none.
+
+        `new_only`: those that lie in some file already stay there.
+        """
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None, value.name
-            stored = isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == self.folder
+            stored = isinstance(tensor, ir.ExternalTensor) and (new_only or Path(tensor.base_dir) == self.folder)
             if stored or tensor.nbytes < INLINE:
                 continue
             value.const_value = ir.ExternalTensor(
-                WEIGHTS,
+                self.name,
                 self.add(read_weight(value)),
                 tensor.nbytes,
                 tensor.dtype,

@@ -14,7 +14,7 @@ from support import built_tiny, demo_reference, eager
 from engines import backends
 from engines.bundle import Bundle
 from engines.errors import BackendError, CheckFailedError
-from engines.fidelity import THRESHOLDS, Thresholds, psnr, verify
+from engines.fidelity import THRESHOLDS, Thresholds, verify
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
 from var_export.assembly import check as check_of_a_build

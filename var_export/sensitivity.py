@@ -1,0 +1,177 @@
+"""Sensitivity of each layer to quantisation, and the choice of layers for a bound on the loss. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from calib.calibration import Calibration
+from calib.layers import Layer, find_layers
+from calib.policy import FLOAT
+from calib.selection import Bounds, Option, after, most, order
+from calib.sensitivity import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
+from calib.timing import Stopwatch, multiply_adds
+from engines.bundle import Bundle
+from engines.fidelity import PARTS
+from var_export.assembly import digest_of, source_digest
+from var_export.quantize import SOURCES, Int8Options, rewritten
+from var_export.variants import DECODER, TRANSFORMER, Figures, Variants
+
+ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
+Progress = Callable[[str, float | None], None]
+
+
+def sensitivity_file(calibration: Path, target: str) -> Path:
+    """Beside the calibration that it depends on."""
+    return calibration.with_name(f"{calibration.stem}.sensitivity-{target}.json")
+
+
+def measure(
+    base: Bundle,
+    calibration: Calibration,
+    options: Int8Options,
+    *,
+    file: Path | None = None,
+    parts: tuple[str, ...] = PARTS,
+    threads: int | None = None,
+    progress: Progress = lambda line, done: None,
+) -> Sensitivity:
+    """Quantise each layer alone, in every way that `options.target` has, and hold it against the golden run.
+
+    Args:
+        base: the float bundle.
+        calibration: of its model.
+        options: target and ranges; level and patterns do not matter.
+        file: what is measured already, and where each new effect is kept at once.
+        parts: of the model.
+        threads: of ONNX Runtime.
+        progress: called with a line and the share that is done.
+
+    """
+    key = digest_of(
+        {
+            "base": base.build_key,
+            "calibration": calibration.digest(),
+            "target": options.target,
+            "ranges": asdict(options.ranges),
+            "sources": source_digest(SOURCES),
+        }
+    )
+    known = (None if file is None else Sensitivity.load(file, key)) or Sensitivity(key)
+    images = min(len(base.golden["tokens"]), math.ceil(ENOUGH_TOKENS / base.config.num_tokens))
+    on_cpu = options.target == "onnxruntime"
+    known.unit = SECONDS if on_cpu else MULTIPLY_ADDS
+    stopwatch = Stopwatch(base.config, threads)
+    with Variants(base, images=images, threads=threads) as variants:
+        jobs = [
+            (part, layer, way)
+            for part in parts
+            for graph, model in variants.models(part).items()
+            for layer in find_layers(model, graph)
+            for way in candidates(layer, options.target)
+            if known.find(layer.name, way) is None
+        ]
+        if jobs and not known.effects:
+            total = variants.figures(TRANSFORMER).total
+            assert total is not None
+            known.float_kl = total.kl
+        for number, (part, layer, way) in enumerate(jobs):
+            progress(f"sensitivity: {layer.name}, {way} ({number + 1} of {len(jobs)})", number / len(jobs))
+            saved = (
+                stopwatch.seconds(layer, FLOAT) - stopwatch.seconds(layer, way)
+                if on_cpu
+                else multiply_adds(layer, base.config)
+            )
+            figures = _with(variants, part, {layer.name: way}, calibration, options)
+            known.effects.append(_effect(layer, way, saved, figures))
+            if file is not None:
+                known.save(file)
+    return known
+
+
+def _with(
+    variants: Variants, part: str, ways: Mapping[str, str], calibration: Calibration, options: Int8Options
+) -> Figures:
+    return variants.figures(part, dict(rewritten(variants.models(part), ways, calibration, options)))
+
+
+def _effect(layer: Layer, way: str, saved: float, figures: Figures) -> Effect:
+    psnr = figures.psnr
+    return Effect(
+        layer.name,
+        layer.role,
+        way,
+        saved,
+        **({} if figures.total is None else {"kl": figures.total.kl, "top1": figures.total.top1}),
+        psnr=None if psnr is None or math.isinf(psnr) else psnr,
+        reconstruction_loss=figures.reconstruction_loss,
+    )
+
+
+def choose_ways(
+    base: Bundle,
+    ways: Mapping[str, str],
+    calibration: Calibration,
+    options: Int8Options,
+    bounds: Bounds,
+    *,
+    fixed: frozenset[str] = frozenset(),
+    file: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda line, done: None,
+) -> dict[str, str]:
+    """As many layers in INT8 as keep the bounds on the golden run, most time saved per loss first.
+
+    Args:
+        base: the float bundle.
+        ways: by the level; they stay for parts of the model that no bound is about.
+        calibration: of its model.
+        options: target and ranges.
+        bounds: on the figures that `verify` shows.
+        fixed: layers whose way the user chose.
+        file: of the sensitivity.
+        threads: of ONNX Runtime.
+        progress: called with a line and, where it is known, the share that is done.
+
+    """
+    parts = [part for part, bound in ((TRANSFORMER, bounds.transformer), (DECODER, bounds.decoder)) if bound]
+    table = measure(base, calibration, options, file=file, parts=tuple(parts), threads=threads, progress=progress)
+    chosen = dict(ways)
+    with Variants(base, threads=threads) as variants:
+        for part in parts:
+            names = [
+                layer.name for graph, model in variants.models(part).items() for layer in find_layers(model, graph)
+            ]
+            start = {name: ways[name] if name in fixed else FLOAT for name in names}
+            steps = order(
+                Option(effect.layer, effect.way, effect.saved, _loss(effect, part, bounds))
+                for effect in table.effects
+                if effect.layer in start and effect.layer not in fixed
+            )
+
+            def keeps(some: Sequence[tuple[str, str]]) -> bool:
+                figures = _with(variants, part, after(some, start), calibration, options)
+                progress(f"{part}: {len(some)} of {len(steps)} steps to INT8: {_text(figures)}", None)
+                return bounds.holds(
+                    kl=None if figures.total is None else figures.total.kl,
+                    top1=None if figures.total is None else figures.total.top1,
+                    psnr=figures.psnr,
+                )
+
+            chosen |= after(most(steps, keeps), start)
+    return chosen
+
+
+def _loss(effect: Effect, part: str, bounds: Bounds) -> float:
+    """What the order is by: squared error of the image, KL, or tokens that change."""
+    if part == DECODER:
+        return 0.0 if effect.psnr is None else 10 ** (-effect.psnr / 10)
+    return effect.kl if bounds.kl is not None else 1 - effect.top1
+
+
+def _text(figures: Figures) -> str:
+    if figures.total is not None:
+        return f"KL {figures.total.kl:.2e}, top-1 {figures.total.top1:.2%}"
+    return f"PSNR {figures.psnr:.2f} dB"
