@@ -11,14 +11,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from calib import policy
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.collect import Requests, collect
 from calib.layers import find_layers
-from calib.policy import assign
 from calib.quantize import Ranges, quantize
 from calib.smooth import fold
-from engines import contract
+from engines import contract, policy
 from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
 from engines.errors import UsageError
@@ -29,7 +27,8 @@ from var_export.export.weights import WeightFile
 
 # What decides the bytes of a bundle beside its base and its calibration.
 SOURCES = (
-    *(f"calib/{name}.py" for name in ("layers", "policy", "quantize", "ranges", "smooth", "statistics")),
+    *(f"calib/{name}.py" for name in ("layers", "quantize", "ranges", "smooth", "statistics")),
+    "engines/policy.py",
     "var_export/export/fuse.py",
 )
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
@@ -115,7 +114,8 @@ def quantize_bundle(
     models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
     layers = {graph: find_layers(models[graph], graph) for graph in graphs}
     everything = [layer for found in layers.values() for layer in found]
-    ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
+    names = [layer.name for layer in everything]
+    ways = policy.assign(names, options.target, options.level, include=options.include, exclude=options.exclude)
     calibration = calibrated()
     calibration.check_model(base)
     versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in VERSIONS}

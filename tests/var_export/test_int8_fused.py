@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from calib.policy import PER_TOKEN, STATIC
 from engines.bundle import Bundle
 from engines.pipeline import Pipeline
+from engines.policy import PER_TOKEN, STATIC
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 INTEGER = {"QGemm": STATIC, "QLinearConv": STATIC, "MatMulNBits": PER_TOKEN}

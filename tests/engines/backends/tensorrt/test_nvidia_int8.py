@@ -14,12 +14,12 @@ from test_nvidia_network import Network
 from calib.calibration import Calibration
 from calib.collect import Requests, collect
 from calib.layers import GRAPHS
-from calib.policy import FLOAT, STATIC
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError
+from engines.policy import FLOAT, STATIC
 from var_export.quantize import Int8Options, quantize_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
