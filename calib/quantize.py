@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
 from calib.ranges import choose_range, scale_and_zero_point
-from engines.policy import FLOAT, STATIC
+from engines.policy import BLOCK, FLOAT, STATIC
 
-BLOCK = 32  # weights that share a scale in MatMulNBits
 CONTRIB = "com.microsoft"
 INT8_ARITHMETIC = 4
 """`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would

@@ -21,6 +21,8 @@ FLOAT, STATIC, PER_TOKEN = "float", "static", "per-token"
     per-token  8-bit activations whose range is each token's own, block by block; 8-bit weights per block
 """
 METHODS = (FLOAT, STATIC, PER_TOKEN)
+BLOCK = 32
+"""Weights that share a scale in a per-token layer."""
 LEVELS = (1, 2, 3)
 EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
 """Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
