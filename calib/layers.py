@@ -13,9 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
-"""Of the transformer's layers, by the last part of their names."""
-CONVOLUTION, ADALN = "conv", "adaln"
+from engines.policy import role_of
+
 GRAPHS = ("cond", "step", "decode", "encode")
 """Which have layers."""
 
@@ -27,9 +26,12 @@ class Layer:
     graph: str
     name: str
     """Unique in a bundle: `step/blocks.3.fc1`, `decode/up.0.block.2.conv2`."""
-    role: str
-    """One of `LINEAR_ROLES`, `CONVOLUTION` or `ADALN`."""
     node: ir.Node
+
+    @property
+    def role(self) -> str:
+        """See `engines.policy.role_of`."""
+        return role_of(self.name)
 
     @property
     def weight(self) -> ir.Value:
@@ -48,7 +50,7 @@ class Layer:
     @property
     def is_conv(self) -> bool:
         """A convolution, whose channels are axis 1; a MatMul's are the last."""
-        return self.role == CONVOLUTION
+        return bool(self.node.op_type == "Conv")
 
     @property
     def bias(self) -> ir.Node | None:
@@ -78,7 +80,7 @@ def find_layers(model: ir.Model, graph: str) -> list[Layer]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None or not (weight.name or "").endswith(".weight"):
             continue
-        found.append(Layer(graph, layer_name(graph, weight.name or ""), _role(graph, node, weight.name or ""), node))
+        found.append(Layer(graph, layer_name(graph, weight.name or ""), node))
     return found
 
 
@@ -90,15 +92,6 @@ def layer_name(graph: str, weight: str) -> str:
     if graph in ("decode", "encode") and parts[0].isdigit():
         parts = parts[1:] or ["post_quant_conv" if graph == "decode" else "quant_conv"]
     return f"{graph}/{'.'.join(parts)}"
-
-
-def _role(graph: str, node: ir.Node, weight: str) -> str:
-    if node.op_type == "Conv":
-        return CONVOLUTION
-    if graph == "cond":
-        return ADALN
-    role = weight.removesuffix(".weight").rpartition(".")[2]
-    return role if role in LINEAR_ROLES else "other"
 
 
 def read_weight(value: ir.Value) -> NDArray[Any]:

@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
-from calib.policy import FLOAT, STATIC
 from calib.ranges import choose_range, scale_and_zero_point
+from engines.policy import BLOCK, FLOAT, STATIC
 
-BLOCK = 32  # weights that share a scale in MatMulNBits
 CONTRIB = "com.microsoft"
 INT8_ARITHMETIC = 4
 """`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
@@ -82,7 +81,7 @@ def quantize(
     Args:
         model: the graph of `layers`; floating weights that nothing uses any more are dropped.
         layers: from `find_layers` on this very model.
-        ways: a way per layer name, of `calib.policy.METHODS`.
+        ways: a way per layer name, of `engines.policy.METHODS`.
         calibration: with statistics of every static layer; None where there are none.
         target: `onnxruntime` or `tensorrt`.
         ranges: how to choose ranges.

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines import contract
 from engines.bundle import Bundle, sha256_of
 from engines.manifest import SCHEMA_VERSION
 from engines.plans import PlanSet
+from engines.policy import role_of
 
 OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product with trained weights in an INT8 bundle."""
+
+    name: str
+    graph: str
+    role: str
+    """See `engines.policy.role_of`."""
+    way: str
+    """How it is computed: one of `engines.policy.METHODS`."""
+
+
+def quantised_layers(bundle: Bundle) -> list[Layer]:
+    """All layers of an INT8 bundle, in the order of their computation; empty for the others."""
+    recorded = (bundle.provenance.get("quantisation") or {}).get("layers") or {}
+    return [Layer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
+
+
+def grouped(layers: Iterable[Layer]) -> list[tuple[str, str, str, int]]:
+    """Graph, role, way, and how many layers have these, in the order of their first."""
+    return [(*kind, count) for kind, count in Counter((at.graph, at.role, at.way) for at in layers).items()]
 
 
 def file_states(bundle: Bundle) -> dict[str, str]:
@@ -50,6 +75,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
         "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
         "plans": [plans.to_dict() | {"states": plan_states(bundle, plans)} for plans in bundle.plans],
         "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},
+        "layers": [asdict(layer) for layer in quantised_layers(bundle)],
         "provenance": dict(bundle.provenance),
     }
 

@@ -45,13 +45,14 @@ def demo_both_bundle(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_int8_bundle(demo_fp32_bundle, tmp_path_factory) -> Path:
-    """The demo model in INT8 for the CPU, at the default level, from few samples. Shared: copy it before a change."""
+    """The demo model in INT8 for the CPU, both forms, default level, few samples. Shared: copy it before a change."""
     from calib.collect import Requests, collect
     from var_export.quantize import Int8Options, quantize_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "demo-int8"
     base = Bundle.open(demo_fp32_bundle)
-    return quantize_bundle(base, out, Int8Options(), lambda: collect(base, Requests.spread(base.config, 8))).bundle.path
+    options = Int8Options(form="both")
+    return quantize_bundle(base, out, options, lambda: collect(base, Requests.spread(base.config, 8))).bundle.path
 
 
 @pytest.fixture

@@ -11,23 +11,26 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from calib import policy
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.collect import Requests, collect
 from calib.layers import find_layers
-from calib.policy import assign
 from calib.quantize import Ranges, quantize
 from calib.smooth import fold
-from engines import contract
+from engines import contract, policy
 from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
 from engines.errors import UsageError
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
 from var_export.assembly import Built, check, digest_of, existing_bundle, graph_table, source_digest
+from var_export.export.fuse import fuse
 from var_export.export.weights import WeightFile
 
 # What decides the bytes of a bundle beside its base and its calibration.
-SOURCES = tuple(f"calib/{name}.py" for name in ("layers", "policy", "quantize", "ranges", "smooth", "statistics"))
+SOURCES = (
+    *(f"calib/{name}.py" for name in ("layers", "quantize", "ranges", "smooth", "statistics")),
+    "engines/policy.py",
+    "var_export/export/fuse.py",
+)
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
 
@@ -38,6 +41,8 @@ class Int8Options:
 
     target: str = "onnxruntime"
     """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
+    form: str = "stepwise"
+    """Of the result: `stepwise`, `fused` or `both`. The base has the stepwise one in any case."""
     level: int = 2
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -107,7 +112,7 @@ def quantize_bundle(
     Args:
         base: in the precision that `options.base_precision` names, with the stepwise form.
         out: folder of the bundle; it appears there whole or not at all.
-        options: target, level, patterns, ranges.
+        options: target, form, level, patterns, ranges.
         calibrated: gives the calibration; called once `out` is known to be free.
         force: replace a bundle made from something else.
         threads: of the engines that check the result.
@@ -118,16 +123,17 @@ def quantize_bundle(
     """
     if base.precision != options.base_precision or "stepwise" not in base.forms:
         raise UsageError(
-            f"INT8 for {options.target} is made from a stepwise bundle in {options.base_precision}; "
+            f"INT8 for {options.target} is made from a bundle in {options.base_precision} that has the stepwise form; "
             f"{base.path} is {base.precision}, {base.form}"
         )
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
-    graphs = contract.graphs_of("stepwise")
+    graphs, wanted = contract.graphs_of("stepwise"), contract.graphs_of(options.form)
     models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
     layers = {graph: find_layers(models[graph], graph) for graph in graphs}
     everything = [layer for found in layers.values() for layer in found]
-    ways = assign(everything, options.target, options.level, include=options.include, exclude=options.exclude)
+    names = [layer.name for layer in everything]
+    ways = policy.assign(names, options.target, options.level, include=options.include, exclude=options.exclude)
     calibration = calibrated()
     calibration.check_model(base)
     versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in VERSIONS}
@@ -157,11 +163,13 @@ def quantize_bundle(
             for graph, model in rewritten(models, ways, calibration, options):
                 progress(f"quantising: {graph}", None)
                 weights.store(model)
-            constants = {
-                name: StoredTensor(stored.dtype, stored.shape, weights.add(base.constant(name)))
-                for name, stored in base.constants.items()
-            }
-        for graph in graphs:
+            arrays = {name: base.constant(name) for name in base.constants}
+            if "fused" in wanted:
+                progress("graph: fused", None)
+                models["fused"] = fuse(base.config, options.base_precision, models, arrays)
+                weights.store(models["fused"])
+            constants = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in arrays.items()}
+        for graph in wanted:
             ir.save(models[graph], writer.folder / f"{graph}.onnx")
             onnx.checker.check_model(str(writer.folder / f"{graph}.onnx"))
         models.clear()
@@ -172,10 +180,10 @@ def quantize_bundle(
             {
                 **{name: known[name] for name in kept},
                 "precision": contract.INT8,
-                "form": "stepwise",
+                "form": options.form,
                 "target": options.target,
                 "build_key": build_key,
-                "graphs": graph_table(base.config, "stepwise", options.base_precision),
+                "graphs": graph_table(base.config, options.form, options.base_precision),
                 "constants": {name: asdict(tensor) for name, tensor in constants.items()},
                 "provenance": {
                     **base.provenance,

@@ -12,10 +12,11 @@ H heads, d head size, D depth, V vocabulary, Z latent channels, S latent side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engines.config import ModelConfig, num_phi
+from engines.policy import FLOAT
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Bytes of a number of the compute type, by precision of a bundle: GEMMs, convolutions, attention and KV cache."""
@@ -30,13 +31,27 @@ PHI_KERNEL = 3  # side of the phi convolutions (`models/quant.py`)
 
 
 @dataclass(frozen=True)
+class Weight:
+    """A trained matrix or kernel with its bias, of one layer or of several that are alike."""
+
+    layers: tuple[str, ...]
+    """Names, as `engines.policy` knows them."""
+    inside: int
+    """Terms of a sum: input channels, times the cells of a kernel."""
+    outside: int
+    """Output channels."""
+    way: str = FLOAT
+    """How they are computed: one of `engines.policy.METHODS`."""
+
+
+@dataclass(frozen=True)
 class Operation:
     """One product of matrices, or one convolution. Bytes count each operand once."""
 
     name: str
     kind: str
     dtype: str
-    """Type it computes in: `fp32`, `fp16` or `bf16`."""
+    """Type it computes in: `fp32`, `fp16`, `bf16` or `int8`."""
     flops: int
     weight_bytes: int
     """Of constants: the matrix or kernel, and the bias that is added to the product."""
@@ -48,6 +63,8 @@ class Operation:
     """Of other activations that a later operation needs, so that they are in memory meanwhile."""
     count: int = 1
     """How many times it runs in the call, each with weights of its own."""
+    weight: Weight | None = None
+    """What an INT8 bundle may hold in 8 bits: `engines.planning.quantised`."""
 
     @property
     def live_bytes(self) -> int:
@@ -69,9 +86,9 @@ def total_weights(operations: Iterable[Operation], *kinds: str) -> int:
 
 
 def gemm(
-    name: str, precision: str, rows: int, inside: int, outside: int, *, held: int = 0, count: int = 1
+    name: str, precision: str, rows: int, inside: int, outside: int, layers: Sequence[str], *, held: int = 0
 ) -> Operation:
-    """(rows, inside) @ (inside, outside) + (outside,) with everything in the compute type."""
+    """(rows, inside) @ (inside, outside) + (outside,) with everything in the compute type, once for each layer."""
     size = BYTES[precision]
     return Operation(
         name=name,
@@ -82,17 +99,18 @@ def gemm(
         read_bytes=rows * inside * size,
         write_bytes=rows * outside * size,
         held_bytes=held,
-        count=count,
+        count=len(layers),
+        weight=Weight(tuple(layers), inside, outside),
     )
 
 
 def cond_operations(config: ModelConfig, precision: str, labels: int) -> list[Operation]:
     """The `cond` graph for some labels: AdaLN vectors of all blocks and of the head."""
     sizes = config.transformer
-    blocks = 1 if sizes.shared_aln else sizes.depth
+    layers = ["cond/shared"] if sizes.shared_aln else [f"cond/linears.{block}" for block in range(sizes.depth)]
     return [
-        gemm("adaln", precision, labels, sizes.width, 6 * sizes.width, count=blocks),
-        gemm("head_adaln", precision, labels, sizes.width, 2 * sizes.width),
+        gemm("adaln", precision, labels, sizes.width, 6 * sizes.width, layers),
+        gemm("head_adaln", precision, labels, sizes.width, 2 * sizes.width, ["cond/head"]),
     ]
 
 
@@ -136,7 +154,8 @@ def _blocks(config: ModelConfig, precision: str, scale: int, rows: int) -> list[
     scores = rows * sizes.heads * L * (P + L)
 
     def part(name: str, inside: int, outside: int) -> Operation:
-        return gemm(f"block.{name}", precision, tokens, inside, outside, held=residual, count=sizes.depth)
+        layers = [f"step/blocks.{block}.{name}" for block in range(sizes.depth)]
+        return gemm(f"block.{name.rpartition('.')[2]}", precision, tokens, inside, outside, layers, held=residual)
 
     def attention(name: str, read: int, write: int) -> Operation:
         return Operation(
@@ -152,10 +171,10 @@ def _blocks(config: ModelConfig, precision: str, scale: int, rows: int) -> list[
         )
 
     return [
-        part("qkv", C, 3 * C),
+        part("attention.qkv", C, 3 * C),
         attention("scores", tokens * C + seen * C, scores),
         attention("values", scores + seen * C, tokens * C),
-        part("proj", C, C),
+        part("attention.proj", C, C),
         part("fc1", C, F),
         part("fc2", F, C),
     ]
@@ -165,7 +184,7 @@ def _head_and_sampler(config: ModelConfig, precision: str, tokens: int, max_top_
     V = config.vae.vocab_size
     scaled = tokens * V * BYTES["fp32"]  # logits over temperature: the listed draw and the whole one both read them
     return [
-        gemm("head", precision, tokens, config.transformer.width, V),
+        gemm("head", precision, tokens, config.transformer.width, V, ["step/head"]),
         *_prefix_sum("sampler.listed", tokens, min(max_top_k, V), scaled),
         *_prefix_sum("sampler.whole", tokens, V, 0),
     ]
@@ -210,7 +229,7 @@ def _quantizer(config: ModelConfig, precision: str, images: int, L: int, M: int)
     if M:
         operations += [
             resample("down", images, M, cells, Z),
-            gemm("word_embed", precision, images * M, Z, config.transformer.width),
+            gemm("word_embed", precision, images * M, Z, config.transformer.width, ["step/word_embed"]),
         ]
     return operations
 

@@ -7,7 +7,7 @@ exported graph. Convolutions are counted as the graph states them, k*k multiplic
 from __future__ import annotations
 
 from engines.config import ModelConfig
-from engines.planning.cost import ATTENTION, BYTES, CONVOLUTION, Operation
+from engines.planning.cost import ATTENTION, BYTES, CONVOLUTION, Operation, Weight
 
 KERNEL = 3  # side of every convolution but the 1x1 ones and post_quant_conv
 
@@ -36,6 +36,7 @@ class _Layers:
                 read_bytes=self.map_bytes(inside, side),
                 write_bytes=self.map_bytes(outside, side),
                 held_bytes=held,
+                weight=Weight((f"decode/{name}",), taps, outside),
             )
         )
 
@@ -92,7 +93,7 @@ def _layers(config: ModelConfig, precision: str, images: int) -> _Layers:
                 layers.attention(f"up.{level}.attn.{block}", width, side)
         if level:
             side *= 2
-            layers.conv(f"up.{level}.upsample", width, width, side)
+            layers.conv(f"up.{level}.upsample.conv", width, width, side)
     layers.norms += width
     layers.conv("conv_out", width, 3, side)
     return layers

@@ -1,7 +1,7 @@
 """Devices by name, from `engines/data/devices.json`: memory, bandwidth and dense peaks, each figure with its source.
 
 A peak is SM count x rated boost clock x FLOP a clock and SM, as vendors state theirs. A card that clocks higher than
-rated moves it by as much.
+rated moves it by as much. `cpu` is the machine at hand: its memory is known, its peaks are not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import UsageError
+from engines.machine import machine
 
+CPU = "cpu"
+CPU_PRECISIONS = ("fp32", "int8")  # ONNX Runtime computes the others in fp32 there
 FILE = Path(__file__).parent.parent / "data" / "devices.json"
 MIB = 2**20
 SUGGESTED = 4  # names in the message about an unknown one
@@ -53,7 +56,9 @@ class Device:
     cache_bytes: int
     """Last-level cache of the GPU."""
     peaks: Mapping[str, float]
-    """Dense FLOP or OP per second: fp32 (no TF32), fp16 and bf16 accumulated in FP32, fp16_fast in FP16, int8."""
+    """Dense FLOP or OP per second: fp32 (no TF32), fp16 and bf16 accumulated in FP32, fp16_fast in FP16, int8.
+    Empty for the CPU at hand.
+    """
     targets: tuple[str, ...]
     """Of this project, those that run there."""
     page: str | None
@@ -65,21 +70,32 @@ class Device:
         """What is left for a program."""
         return self.reported_bytes - self.system_bytes
 
+    @property
+    def is_cpu(self) -> bool:
+        """The machine at hand, without a GPU."""
+        return self.name == CPU
+
+    def check(self, precision: str) -> None:
+        """Raise `UsageError` where nothing is computed in a precision there."""
+        if self.is_cpu and precision not in CPU_PRECISIONS:
+            raise UsageError(f"a CPU computes {precision} graphs in fp32: plan for --precision fp32 or int8 there")
+        if not self.supports(precision):
+            raise UsageError(
+                f"{self.title} has no {precision.upper()} tensor cores; plan for --precision fp16, or another device"
+            )
+
     def peak(self, precision: str) -> float:
         """FLOP per second that no kernel exceeds. Raises `UsageError` where the device has no unit for the type.
 
         FP16 is taken with the faster accumulator: GeForce cards run twice as fast with an FP16 accumulator, and a
         runtime may choose it.
         """
-        if precision not in self.peaks:
-            raise UsageError(
-                f"{self.title} has no {precision.upper()} tensor cores; plan for --precision fp16, or another device"
-            )
+        self.check(precision)
         return max(self.peaks[precision], self.peaks.get(f"{precision}_fast", 0.0))
 
     def supports(self, precision: str) -> bool:
         """Whether it has units for a precision."""
-        return precision in self.peaks
+        return precision in (CPU_PRECISIONS if self.is_cpu else self.peaks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, every figure with its source."""
@@ -117,12 +133,37 @@ def find(name: str) -> Device:
     """The device of this name; case, spaces and underscores do not matter. Raises `UsageError` naming the nearest."""
     known = devices()
     wanted = "-".join(name.strip().lower().replace("_", " ").split())
+    if wanted == CPU:
+        return this_cpu()
     if wanted in known:
         return known[wanted]
     near = [key for key in known if wanted and key.startswith(wanted)]
     near = near or difflib.get_close_matches(wanted, known, SUGGESTED, 0.5)
     hint = f"did you mean {' or '.join(near[:SUGGESTED])}? " if near else ""
     raise UsageError(f"unknown device {name!r}; {hint}--list-devices shows all")
+
+
+def this_cpu() -> Device:
+    """The machine at hand. Raises `UsageError` where the system does not say how much memory it has."""
+    here = machine()
+    if not here.memory:
+        raise UsageError(f"{here.system} does not say how much memory this machine has; plans for --device cpu need it")
+    return Device(
+        name=CPU,
+        title=here.cpu,
+        mode=None,
+        compute_capability="",
+        memory_bytes=here.memory,
+        reported_bytes=here.memory,
+        system_bytes=here.memory - (here.available or here.memory),
+        shared_memory=True,
+        bandwidth=0.0,
+        cache_bytes=0,
+        peaks={},
+        targets=("onnxruntime",),
+        page=None,
+        sources={},
+    )
 
 
 def _device(

@@ -9,7 +9,7 @@ type. A runtime takes more. Two parts of that are known well enough for an allow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,15 @@ from engines.config import ModelConfig, num_phi
 from engines.planning import cost
 from engines.planning.cost import BYTES, CONVOLUTION, GEMM, PREFIX_SUM
 from engines.planning.decoder import decode_norm_bytes, decode_operations
+from engines.planning.quantised import FLOATS, Quantisation, weights_by_way
 from engines.planning.roofline import cache_bytes, tensor_bytes
 
 CONTEXT_BYTES = 300_000_000
 """Of a CUDA context whose kernels are loaded when used: github.com/pytorch/pytorch/issues/107667 (2023-08-28)."""
 PLAN_OVERHEAD = 0.2
 """Of the weights of `step`, in a TensorRT plan with a static profile per scale: d16 FP16 took 496 MB for 411 MB of
-weights (a trial of this project with TensorRT-RTX 1.7.1; one dynamic profile took 433 MB)."""
+weights (a trial of this project with TensorRT-RTX 1.7.1; one dynamic profile took 433 MB). It is kernels, which do not
+shrink with the weights (docs/tensorrt.md): in INT8 it counts from the weights in the high precision."""
 NOT_COUNTED = (
     "scratch memory of the kernels that a runtime chooses, beyond the activations counted",
     "the host's side of the program, where it shares the memory; the encoder; other programs",
@@ -50,6 +52,10 @@ class Memory:
     step_activations: int
     decoder_activations: int
     """Never needed at the same time as those of `step`."""
+    by_way: Mapping[str, int]
+    """Of the weights, those of layers, by the way these are computed (`engines.policy.METHODS`)."""
+    allowance: int
+    """For the CUDA context and what a plan holds beside its weights; none on the CPU."""
 
     @property
     def weights(self) -> int:
@@ -61,11 +67,6 @@ class Memory:
         """Together, with `step` and `decode` sharing one scratch area: no run needs less."""
         scratch = max(self.step_activations, self.decoder_activations)
         return self.weights + self.kv_cache + self.loop_buffers + scratch
-
-    @property
-    def allowance(self) -> int:
-        """For the CUDA context and what a plan holds beside its weights."""
-        return CONTEXT_BYTES + round(PLAN_OVERHEAD * self.transformer)
 
     @property
     def total(self) -> int:
@@ -89,26 +90,40 @@ class Memory:
                 "decoder": self.decoder,
                 "scale_constants": self.scale_constants,
             },
+            "layer_weights_by_way": dict(self.by_way),
         }
 
 
 def memory(
-    config: ModelConfig, precision: str, *, images: int, rows: int, max_top_k: int, form: str, tokens_only: bool
+    config: ModelConfig,
+    precision: str,
+    *,
+    images: int,
+    rows: int,
+    max_top_k: int,
+    form: str,
+    tokens_only: bool,
+    quantisation: Quantisation = FLOATS,
+    on_gpu: bool = True,
 ) -> Memory:
     """What B images in N rows need.
 
     Args:
         config: the model.
-        precision: `fp32`, `fp16` or `bf16`.
+        precision: `fp32`, `fp16` or `bf16`, of all that is not quantised.
         images: B.
         rows: N.
         max_top_k: longest sorted list of the sampler.
         form: `stepwise` or `fused`.
         tokens_only: leave the decoder out.
+        quantisation: which layers are in INT8.
+        on_gpu: add what a CUDA context and a plan take.
 
     """
     fused = form == "fused"
-    decode = [] if tokens_only else decode_operations(config, precision, images)
+    decode = [] if tokens_only else quantisation.apply(decode_operations(config, precision, images))
+    cond = quantisation.apply(cost.cond_operations(config, precision, 1))
+    step = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
     steps = (
         cost.step_operations(config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form)
         for scale in range(config.num_scales)
@@ -118,21 +133,23 @@ def memory(
     cached = cache_bytes(config, precision, config.scale_offsets[-1], rows)
     buffers: Callable[[ModelConfig, int, int, bool], int] = _fused_buffers if fused else _stepwise_buffers
     return Memory(
-        transformer=step_weights(config, precision, max_top_k),
-        conditioning=cond_weights(config, precision),
+        transformer=step_weights(config, precision, max_top_k, quantisation),
+        conditioning=cond_weights(config, precision, quantisation),
         decoder=cost.total_weights(decode) + decode_norm_bytes(config) if decode else 0,
         scale_constants=constant_bytes(config),
         kv_cache=cached if fused else cached + _unread(config, precision, rows),
         loop_buffers=buffers(config, images, rows, tokens_only),
-        step_activations=kept + max(op.live_bytes for step in steps for op in step),
+        step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
         decoder_activations=max((op.live_bytes for op in decode), default=0),
+        by_way=weights_by_way([*cond, *step, *decode]),
+        allowance=CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, max_top_k)) if on_gpu else 0,
     )
 
 
-def step_weights(config: ModelConfig, precision: str, max_top_k: int) -> int:
+def step_weights(config: ModelConfig, precision: str, max_top_k: int, quantisation: Quantisation = FLOATS) -> int:
     """Bytes of the constants of `step`."""
     sizes, vae = config.transformer, config.vae
-    operations = cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k)
+    operations = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
     products = cost.total_weights(operations, GEMM, CONVOLUTION, PREFIX_SUM)
     query_scales = sizes.depth * sizes.heads * _FLOAT if sizes.attn_l2_norm else 0
     codebook = vae.vocab_size * vae.z_channels * _FLOAT
@@ -140,14 +157,14 @@ def step_weights(config: ModelConfig, precision: str, max_top_k: int) -> int:
     return products + query_scales + codebook + ranks
 
 
-def cond_weights(config: ModelConfig, precision: str) -> int:
+def cond_weights(config: ModelConfig, precision: str, quantisation: Quantisation = FLOATS) -> int:
     """Bytes of the constants of `cond`."""
     sizes = config.transformer
     classes = (sizes.num_classes + 1) * sizes.width
     start = config.scale_lengths[0] * sizes.width
     offsets = 6 * sizes.width * (sizes.depth if sizes.shared_aln else 1)  # what is added to the vectors
     head_offsets = 2 * sizes.width
-    products = cost.total_weights(cost.cond_operations(config, precision, 1))
+    products = cost.total_weights(quantisation.apply(cost.cond_operations(config, precision, 1)))
     return products + (classes + start + offsets + head_offsets) * _FLOAT
 
 

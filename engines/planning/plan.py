@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from engines import contract
+from engines import contract, policy
 from engines.config import ModelConfig
 from engines.errors import UsageError
 from engines.planning.cost import BYTES
 from engines.planning.devices import Device
 from engines.planning.memory import NOT_COUNTED, Memory, memory
+from engines.planning.quantised import FLOATS, Quantisation, of_level
 from engines.planning.roofline import Bound, bound, cond_work, decode_work, slower_side, step_work
 
-PRECISIONS = tuple(BYTES)
+PRECISIONS = (*BYTES, contract.INT8)
+_SMALLER = {"fp32": ("fp16", "int8"), "fp16": ("int8",), "bf16": ("int8",)}  # which take less memory
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/export/trace.py`)
 MAX_TOP_K = 900  # longest sorted list of a bundle, unless it was built otherwise
 
@@ -32,6 +35,12 @@ class Workload:
     max_top_k: int = MAX_TOP_K
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
+    level: int = 2
+    """Of INT8: how much is quantised (`engines.policy`)."""
+    ways: Mapping[str, str] | None = None
+    """Of INT8: how each layer is computed, where a bundle says so; by the level otherwise."""
+    target: str = "tensorrt"
+    """Of INT8: `tensorrt` for GPUs, `onnxruntime` for the CPU, whose forms differ."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -40,6 +49,8 @@ class Workload:
             raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(contract.FORMS)}")
         if not 1 <= self.images <= MAX_BATCH:
             raise UsageError(f"the batch must be 1 to {MAX_BATCH} images, got {self.images}")
+        if self.level not in policy.LEVELS:
+            raise UsageError(f"the level must be 1 to {policy.LEVELS[-1]}, got {self.level}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
 
@@ -48,11 +59,35 @@ class Workload:
         """Rows N of the transformer: two per image with guidance."""
         return 2 * self.images if self.guidance else self.images
 
+    @property
+    def high(self) -> str:
+        """Precision of what is not quantised: all of it, except in INT8."""
+        return contract.HIGH_PRECISIONS[self.target] if self.precision == contract.INT8 else self.precision
+
+    @cached_property
+    def quantisation(self) -> Quantisation:
+        """Which layers are in INT8."""
+        if self.precision != contract.INT8:
+            return FLOATS
+        if self.ways is not None:
+            return Quantisation(self.target, self.ways)
+        return of_level(self.config, self.target, self.level)
+
+    def on(self, device: Device) -> Workload:
+        """This workload in the form that runs on `device`. Raises `UsageError` where a bundle has another."""
+        target = "onnxruntime" if device.is_cpu else "tensorrt"
+        if self.ways is not None and target != self.target:
+            where = "NVIDIA GPUs: leave out" if device.is_cpu else "the CPU: plan it with"
+            raise UsageError(f"{self.config.name} is an INT8 bundle for {where} --device cpu")
+        return dataclasses.replace(self, target=target)
+
     def memory(self) -> Memory:
         """What it needs."""
         return memory(
             self.config,
-            self.precision,
+            self.high,
+            quantisation=self.quantisation,
+            on_gpu=self.target != "onnxruntime",
             images=self.images,
             rows=self.rows,
             max_top_k=self.max_top_k,
@@ -66,6 +101,7 @@ class Workload:
             "model": self.config.name,
             "image_size": self.config.image_size,
             "precision": self.precision,
+            "level": self.level if self.precision == contract.INT8 and self.ways is None else None,
             "form": self.form,
             "batch": self.images,
             "guidance": self.guidance,
@@ -117,9 +153,8 @@ class Plan:
         found = [f"--batch {self.largest_batch}"] if self.largest_batch else []
         if self.workload.guidance and self._fits(guidance=False):
             found.append("--no-guidance")
-        if self.workload.precision == "fp32":
-            found += [f"--precision {name}" for name in ("fp16",) if self._fits(precision=name)]
-        return found
+        smaller = _SMALLER.get(self.workload.precision, ())
+        return found + [f"--precision {name}" for name in smaller if self._fits(precision=name)]
 
     def _fits(self, **changes: Any) -> bool:
         return dataclasses.replace(self.workload, **changes).memory().total <= self.usable_bytes
@@ -132,8 +167,9 @@ class Plan:
             bound(
                 step_work(
                     load.config,
-                    load.precision,
+                    load.high,
                     scale,
+                    quantisation=load.quantisation,
                     images=load.images,
                     rows=load.rows,
                     max_top_k=load.max_top_k,
@@ -147,14 +183,16 @@ class Plan:
     @cached_property
     def cond(self) -> Bound:
         """The conditioning of every row. The stepwise form keeps it per class: only the fused one repeats it."""
-        return bound(cond_work(self.workload.config, self.workload.precision, self.workload.rows), self.device)
+        load = self.workload
+        return bound(cond_work(load.config, load.high, load.rows, load.quantisation), self.device)
 
     @cached_property
     def decode(self) -> Bound | None:
         """The decoder, where it is wanted."""
-        if self.workload.tokens_only:
+        load = self.workload
+        if load.tokens_only:
             return None
-        return bound(decode_work(self.workload.config, self.workload.precision, self.workload.images), self.device)
+        return bound(decode_work(load.config, load.high, load.images, load.quantisation), self.device)
 
     @property
     def calls(self) -> list[Bound]:
@@ -179,7 +217,7 @@ class Plan:
         return slower_side(self.calls)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without the workload. Where the device has no unit for the precision, no bound."""
+        """Plain JSON types, without the workload. No bound on a CPU, nor where the device lacks a unit for it."""
         supported = self.device.supports(self.workload.precision)
         timed: dict[str, Any] = {
             "bound_images_per_s": None,
@@ -189,7 +227,7 @@ class Plan:
             "decode": None,
             "cond": None,
         }
-        if supported:
+        if supported and not self.device.is_cpu:
             timed = {
                 "bound_images_per_s": self.images_per_s,
                 "bound_seconds": self.seconds,

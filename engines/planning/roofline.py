@@ -1,24 +1,25 @@
 """Bytes and FLOPs of one graph call, and the least time a device needs for them.
 
 A call takes at least as long as the slowest of three: moving its bytes at the full bandwidth, its low-precision
-products at the peak of the tensor cores, its float32 ones at the peak of the other cores (Williams, Waterman and
-Patterson, "Roofline", CACM 2009). Bytes are those that must cross the memory bus: weights, the KV cache, inputs and
-outputs of the call. Activations inside a call may stay on the chip, so they are not among them; and what the
-last-level cache can hold when a call begins or ends is taken off.
+products at the peak of the tensor cores (INT8 and FP16 ones in turns: the cores are the same), its float32 ones at the
+peak of the other cores (Williams, Waterman and Patterson, "Roofline", CACM 2009). Bytes are those that must cross the
+memory bus: weights, the KV cache, inputs and outputs of the call. Activations inside a call may stay on the chip, so
+they are not among them; and what the last-level cache can hold when a call begins or ends is taken off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engines import contract
 from engines.config import ModelConfig
 from engines.planning import cost
-from engines.planning.cost import BYTES, Operation, next_tokens
+from engines.planning.cost import BYTES, next_tokens
 from engines.planning.decoder import decode_norm_bytes, decode_operations
 from engines.planning.devices import Device
+from engines.planning.quantised import FLOATS, Quantisation
 
 MEMORY, COMPUTE = "memory", "compute"
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
@@ -43,12 +44,14 @@ class Bound:
     work: Work
     memory_seconds: float
     compute_seconds: Mapping[str, float]
-    """By type: tensor cores and other cores work side by side."""
+    """By type: tensor cores and other cores work side by side, the types of the tensor cores in turns."""
 
     @property
     def seconds(self) -> float:
         """At least this long."""
-        return max(self.memory_seconds, *self.compute_seconds.values(), 0.0)
+        others = self.compute_seconds.get("fp32", 0.0)
+        tensor_cores = sum(time for dtype, time in self.compute_seconds.items() if dtype != "fp32")
+        return max(self.memory_seconds, others, tensor_cores)
 
     @property
     def bound_by(self) -> str:
@@ -102,11 +105,19 @@ def cache_bytes(config: ModelConfig, precision: str, tokens: int, rows: int) -> 
 
 
 def step_work(
-    config: ModelConfig, precision: str, scale: int, *, images: int, rows: int, max_top_k: int, form: str
+    config: ModelConfig,
+    precision: str,
+    scale: int,
+    *,
+    images: int,
+    rows: int,
+    max_top_k: int,
+    form: str,
+    quantisation: Quantisation = FLOATS,
 ) -> Work:
     """One scale: a call of `step`, or that part of the fused call."""
-    operations = cost.step_operations(
-        config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form
+    operations = quantisation.apply(
+        cost.step_operations(config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form)
     )
     read = {
         "weights": cost.total_weights(operations),
@@ -148,15 +159,15 @@ def _modulation_bytes(config: ModelConfig, rows: int) -> int:
     return rows * (6 * sizes.depth + 2) * sizes.width * BYTES["fp32"]
 
 
-def cond_work(config: ModelConfig, precision: str, labels: int) -> Work:
+def cond_work(config: ModelConfig, precision: str, labels: int, quantisation: Quantisation = FLOATS) -> Work:
     """The conditioning of so many labels, of which the fused graph does one per row in every call."""
-    operations = cost.cond_operations(config, precision, labels)
+    operations = quantisation.apply(cost.cond_operations(config, precision, labels))
     return Work("cond", cost.total_flops(operations), {"weights": cost.total_weights(operations)}, {})
 
 
-def decode_work(config: ModelConfig, precision: str, images: int) -> Work:
+def decode_work(config: ModelConfig, precision: str, images: int, quantisation: Quantisation = FLOATS) -> Work:
     """The decoder."""
-    operations: Sequence[Operation] = decode_operations(config, precision, images)
+    operations = quantisation.apply(decode_operations(config, precision, images))
     weights = cost.total_weights(operations) + decode_norm_bytes(config)
     inputs, outputs = contract.resolve(contract.DECODE, config, "fp32")
     sizes = {"B": images}

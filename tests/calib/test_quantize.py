@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calib.calibration import Calibration
 from calib.layers import find_layers
-from calib.policy import FLOAT, PER_TOKEN, STATIC, assign
 from calib.quantize import BLOCK, Ranges, quantize, quantize_blocks, quantize_weight
 from calib.statistics import Statistics
+from engines.policy import FLOAT, PER_TOKEN, STATIC, assign
 
 MINMAX = Ranges(method="minmax")
 FLOATS = {"Gemm", "Conv", "MatMul", "FusedConv", "FusedMatMul", "FusedGemm", "DequantizeLinear"}
@@ -274,7 +274,7 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     model = ir.load(tiny_fp32.graph_path(graph))
     layers = find_layers(model, graph)
     weights = {layer.name: layer.weight.name for layer in layers}
-    ways = assign(layers, "onnxruntime", level)
+    ways = assign(weights, "onnxruntime", level)
     count = collections.Counter(ways.values())
     quantize(model, layers, ways, calibrated, "onnxruntime")
     (tmp_path / "weights.bin").write_bytes((tiny_fp32.path / "weights.bin").read_bytes())

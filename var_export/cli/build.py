@@ -53,8 +53,8 @@ TARGETS = ("onnxruntime", *PLAN_TARGETS)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
 BUNDLES = Path("bundles")
-_OF_CHECKPOINTS = ("form", "vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k")
-_OF_BUILDS = ("precision", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
+_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k")
+_OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EPILOG = """\b
@@ -213,8 +213,7 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, f
         default_cfg=options.default_cfg,
         name=options.name,
     )
-    suffix = "" if options.form == "stepwise" else f"-{options.form}"
-    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{suffix}"
+    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{_form_suffix(options.form)}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}"
     settings = Options(precision=options.precision, form=options.form, max_top_k=options.max_top_k)
     with _disk_errors(out), torch_threads(options.threads):
@@ -230,13 +229,19 @@ def _build_int8(
     precision = wishes.options.base_precision
     if given is None:
         folder = options.out.parent if options.out is not None else BUNDLES
-        given = _build(replace(options, precision=precision, out=None), progress, interrupts, folder).bundle.path
+        plain = replace(options, precision=precision, form=FORMS[0], out=None)  # which calibration draws with
+        given = _build(plain, progress, interrupts, folder).bundle.path
     base = _opened(given, verify=True)
-    suffix = INT8 if wishes.options.target == TARGETS[0] else f"{INT8}-{wishes.options.target}"
-    out = options.out or BUNDLES / f"{base.name}-{suffix}"
+    target = "" if wishes.options.target == TARGETS[0] else f"-{wishes.options.target}"
+    out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_form_suffix(options.form)}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
     with _disk_errors(out):
         return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
+
+
+def _form_suffix(form: str) -> str:
+    """Of a bundle's default name."""
+    return "" if form == FORMS[0] else f"-{form}"
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,8 +20,9 @@ SHORT_HASH = 16
 @click.command(short_help="Show what is in a bundle.")
 @bundle_argument
 @click.option("--graphs", is_flag=True, help="Every input and output of every graph.")
+@click.option("--layers", is_flag=True, help="Of INT8: every layer, and how it is computed.")
 @json_option
-def inspect(bundle: Path | None, graphs: bool, as_json: bool) -> None:
+def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
     """Show what is in a bundle, and whether its files are what was built.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo.
@@ -35,6 +37,7 @@ def inspect(bundle: Path | None, graphs: bool, as_json: bool) -> None:
     else:
         _print(opened, states)
         _plan_table(opened)
+        _layer_table(opened, layers)
         (_graph_tables if graphs else _graph_summary)(opened)
     changed = [name for name, state in states.items() if state != OK]
     if changed:
@@ -50,6 +53,7 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
     total = sum(entry.size for entry in bundle.files.values())
     recorded = bundle.provenance.get("checkpoint") or {}
     versions = bundle.provenance.get("versions") or {}
+    quantised = bundle.provenance.get("quantisation") or {}
     labels = "no labels" if bundle.labels is None else f"{len(bundle.labels)} labels"
     lines = {
         "bundle": f"{bundle.path} ({mebibytes(total)})",
@@ -59,6 +63,7 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
         "scales": f"{', '.join(map(str, c.patch_nums))} ({c.num_tokens} tokens)",
         "classes": f"{t.num_classes}, {labels}",
         "precision": bundle.precision,
+        **({"quantised": _quantised(quantised)} if quantised else {}),
         "form": bundle.form,
         "target": bundle.target,
         "sampling": f"cfg {s.cfg:g}, top-k {s.top_k} (at most {bundle.max_top_k}), top-p {s.top_p:g}, "
@@ -91,6 +96,30 @@ def _plan_table(bundle: Bundle) -> None:
             for graph, plan in plans.graphs.items()
         ]
         print_table(rows, ("plan", "batch", "profiles", "bytes", "SHA-256", "state"))
+        show(to_stdout=True)
+
+
+def _quantised(recorded: Mapping[str, Any]) -> str:
+    options, images = recorded["options"], len(recorded["calibration"]["requests"]["seeds"])
+    patterns = [*options["include"], *(f"not {pattern}" for pattern in options["exclude"])]
+    return ", ".join(
+        (f"level {options['level']}", *patterns, f"{options['ranges']['method']} ranges of {images} images")
+    )
+
+
+def _layer_table(bundle: Bundle, every: bool) -> None:
+    from engines.inspection import grouped, quantised_layers
+
+    layers = quantised_layers(bundle)
+    if every:
+        if not layers:
+            show(f"no layer is quantised: all are in {bundle.precision}", to_stdout=True)
+        else:
+            print_table([(layer.name, layer.role, layer.way) for layer in layers], ("layer", "role", "computed"))
+    elif layers:
+        print_table(grouped(layers), ("graph", "role", "computed", "layers"))
+        show("(--layers lists them by name)", to_stdout=True)
+    if every or layers:
         show(to_stdout=True)
 
 

@@ -93,8 +93,6 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
         if given:
             raise UsageError(f"--{given[0]} needs --precision int8")
         return None
-    if values["form"] != "stepwise":
-        raise UsageError(f"INT8 bundles are stepwise in this version; leave out --form {values['form']}")
     with needs_export_packages("quantising"):
         from calib.quantize import Ranges
         from var_export.quantize import Int8Options
@@ -102,6 +100,7 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
     return Wishes(
         options=Int8Options(
             target="onnxruntime" if target == "onnxruntime" else "tensorrt",
+            form=values["form"],
             level=taken["level"],
             include=taken["quantize"],
             exclude=taken["keep"],

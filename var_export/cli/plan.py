@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from engines.planning.plan import Plan, Workload
     from engines.planning.roofline import Bound
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 FORMS = ("stepwise", "fused")
+LEVEL = 2  # of INT8, as for build
 TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit any more
 MIB = 2**20
 
@@ -38,6 +39,7 @@ class PlanOptions:
 
     model: str | None
     precision: str | None
+    level: int | None
     batch: int
     device: tuple[str, ...]
     cfg: float | None
@@ -58,8 +60,14 @@ class PlanOptions:
     metavar="NAME|CHECKPOINT|BUNDLE",
     help="d16, d20, d24, d30 (256 px), d36 (512 px), demo; a checkpoint, as for build; or a bundle folder.",
 )
-@click.option("--device", multiple=True, metavar="NAME", help="Such as orin-nano-8gb; repeatable. [default: all]")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, fp16 for everything else]")
+@click.option(
+    "--device",
+    multiple=True,
+    metavar="NAME",
+    help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
+@click.option("--level", type=click.IntRange(1, 3), help="Of int8, as for build. [default: of the bundle, else 2]")
 @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
@@ -82,17 +90,21 @@ def plan(**values: Any) -> None:
     if options.list_devices:
         _list_devices(options)
         return
-    from engines.planning.devices import devices, find
+    from engines.planning.devices import CPU, devices, find
     from engines.planning.plan import Plan
 
     if options.no_guidance and options.cfg:
         raise click.UsageError("--no-guidance and --cfg contradict each other")
-    chosen = {device.name: device for device in map(find, options.device)} or devices()
-    workload = _workload(options)
-    plans = [Plan(workload, device) for device in chosen.values()]
+    chosen = {device.name: device for device in map(find, options.device)}
+    if CPU in chosen and len(chosen) > 1:
+        raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
+    workload = _workload(options, CPU in chosen)
+    if not chosen:
+        chosen = {CPU: find(CPU)} if workload.target == "onnxruntime" else dict(devices())
+    plans = [Plan(workload.on(device), device) for device in chosen.values()]
     single = plans[0] if len(plans) == 1 else None
     if single is not None:
-        single.device.peak(workload.precision)  # one device that cannot is a mistake; in a table it is a row
+        single.device.check(workload.precision)  # one device that cannot is a mistake; in a table it is a row
     if options.as_json:
         entries = [each.to_dict() for each in plans]
         json_out(workload.to_dict() | (entries[0] if single is not None else {"devices": entries}))
@@ -117,12 +129,12 @@ def _list_devices(options: PlanOptions) -> None:
             round(device.memory_bytes / MIB),
             round(device.usable_bytes / MIB),
             Figure(device.bandwidth / 1e9, ".1f"),
-            *(_tera(device.peaks.get(kind)) for kind in ("fp32", "fp16", "fp16_fast", "bf16")),
+            *(_tera(device.peaks.get(kind)) for kind in ("fp32", "fp16", "fp16_fast", "bf16", "int8")),
             ", ".join(device.targets),
         )
         for device in known
     ]
-    headers = ("name", "device", "SM", "MiB", "usable", "GB/s", "fp32", "fp16", "fp16 fast", "bf16", "targets")
+    headers = ("name", "device", "SM", "MiB", "usable", "GB/s", "fp32", "fp16", "fp16 fast", "bf16", "int8", "targets")
     print_table(rows, headers)
     show(
         "\nTFLOP/s, dense, at rated clocks; fp16 fast: accumulated in FP16. --json has the source of each figure.",
@@ -138,29 +150,40 @@ def _titled(device: Device) -> str:
     return f"{device.title}, {device.mode}" if device.mode else device.title
 
 
-def _workload(options: PlanOptions) -> Workload:
+def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
     """What the options ask for, of a name, a bundle or a checkpoint."""
     from engines.bundle import Bundle, is_bundle_folder
     from engines.config import SamplingDefaults
+    from engines.contract import INT8
+    from engines.inspection import quantised_layers
     from engines.planning import models
     from engines.planning.plan import MAX_TOP_K, Workload
 
     name = options.model
     if name is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
-    precision, form, max_top_k, sampling = "fp16", FORMS[0], MAX_TOP_K, SamplingDefaults()
+    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", FORMS[0], MAX_TOP_K, SamplingDefaults()
+    target, ways = "onnxruntime" if on_cpu else "tensorrt", None
     if name in models.NAMES and not Path(name).exists():
         config = models.official(name)
     elif is_bundle_folder(Path(name)):
         bundle = Bundle.open(name, verify=False)
         config, precision, max_top_k, sampling = bundle.config, bundle.precision, bundle.max_top_k, bundle.sampling
         form = bundle.forms[0]
+        if precision == INT8 and options.precision in (None, INT8) and options.level is None:
+            target, ways = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
     else:
         config, sampling = _read_checkpoint(options, name)
+    precision = options.precision or precision
+    if options.level is not None and precision != INT8:
+        raise UsageError("--level needs --precision int8")
     guided = sampling.cfg > 0 if options.cfg is None else options.cfg > 0
     return Workload(
         config=config,
-        precision=options.precision or precision,
+        precision=precision,
+        level=options.level or LEVEL,
+        ways=ways,
+        target=target,
         form=options.form or form,
         images=options.batch,
         guidance=guided and not options.no_guidance,
@@ -186,22 +209,33 @@ def _headline(load: Workload) -> str:
     guided = "with guidance" if load.guidance else "without guidance"
     tail = ", tokens only" if load.tokens_only else ""
     return (
-        f"{load.config.name}, {size}x{size} pixels, {load.precision}, {load.form}, {images} at once {guided} "
+        f"{load.config.name}, {size}x{size} pixels, {_precision(load)}, {load.form}, {images} at once {guided} "
         f"({load.rows} {'row' if load.rows == 1 else 'rows'}){tail}"
     )
 
 
+def _precision(load: Workload) -> str:
+    if load.high == load.precision:
+        return load.precision
+    which = f"level {load.level}" if load.ways is None else "as the bundle"
+    return f"{load.precision} ({which}; the rest {load.high})"
+
+
 def _print(plan: Plan) -> None:
     load, device = plan.workload, plan.device
-    kinds = dict.fromkeys((load.precision, "fp32"))
-    peaks = ", ".join(f"{_tera(device.peak(kind))} TFLOP/s {kind}" for kind in kinds)
     show(_headline(load), to_stdout=True)
-    show(
-        f"on {_titled(device)}: {device.bandwidth / 1e9:.1f} GB/s, {peaks}; runs {', '.join(device.targets)}\n",
-        to_stdout=True,
-    )
+    figures = "this machine"
+    if not device.is_cpu:
+        kinds = dict.fromkeys((load.precision, load.high, "fp32"))
+        units = {"int8": "TOP/s"}
+        peaks = ", ".join(f"{_tera(device.peak(kind))} {units.get(kind, 'TFLOP/s')} {kind}" for kind in kinds)
+        figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
+    show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n", to_stdout=True)
     print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(plan)], ("memory", "MiB"))
     show(f"\n{_verdict(plan)}\n", to_stdout=True)
+    if device.is_cpu:
+        show("no bound: the peaks of this CPU are not known; var-export bench measures on it", to_stdout=True)
+        return
     sides = {f"scale {i}": f"{side}x{side}" for i, side in enumerate(load.config.patch_nums)}
     calls = [_call_row([call], call.work.name, sides.get(call.work.name, ""), call.bound_by) for call in plan.calls]
     total = _call_row(plan.calls, "all", "", plan.bound_by)
@@ -211,21 +245,24 @@ def _print(plan: Plan) -> None:
         "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks",
         to_stdout=True,
     )
-    exact = device.peaks[load.precision]
-    if device.peak(load.precision) > exact:
+    exact = device.peaks[load.high]
+    if device.peak(load.high) > exact:
         show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s", to_stdout=True)
     if load.form == "stepwise":
         show(f"classes not drawn before take {plan.cond.seconds * 1e3:.3f} ms more at least, once each", to_stdout=True)
 
 
 def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
-    memory, device = plan.memory, plan.device
+    memory, device, high = plan.memory, plan.device, plan.workload.high
+    ways = {"static": "int8, static ranges", "per-token": "int8, a range per token", "float": high}
+    by_way = memory.by_way.items() if high != plan.workload.precision else ()
     rows = [
         ("weights", memory.weights),
         ("  transformer", memory.transformer),
         ("  conditioning", memory.conditioning),
         ("  decoder", memory.decoder),
         ("  constants of the scales", memory.scale_constants),
+        *((f"  of these, layers in {ways[way]}", size) for way, size in by_way),
         ("KV cache", memory.kv_cache),
         ("buffers of the loop", memory.loop_buffers),
         ("activations of a step", memory.step_activations),

@@ -1,4 +1,4 @@
-"""The fused graph, stitched from the graphs that are traced already.
+"""The fused graph, stitched from the graphs that are there already: traced, or quantised. Torch-free.
 
     labels --> [cond] --> x, adaln
                             |
@@ -13,6 +13,7 @@
 
 Tracing all scales of d16 by torch.export takes minutes (160 blocks); stitching takes a second, and the fused form
 cannot differ from the stepwise one. Weights are shared by name: a block's are in the file once, used by every scale.
+INT8 graphs are stitched after they are quantised: each scale has the Q/DQ pairs and integer weights of `step`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from onnx_ir.passes import common
 
 from engines import contract
 from engines.config import ModelConfig, num_phi, phi_index
-from var_export.export.trace import OPSET
 
+STITCHED = ("cond", "step", "decode")
+"""What becomes part of the fused graph."""
 _EVERY_SCALE = ("temperature", "top_k", "top_p", "cond_row", "uncond_row", "image_row")
 Rule = Callable[[ir.Node, Mapping[ir.Value, ir.Value]], ir.Value | None]
 """Given a node and the copies made so far: what stands for its output instead of a copy, or None."""
@@ -122,11 +124,11 @@ def fuse(
     graphs: Mapping[str, ir.Model],
     constants: Mapping[str, NDArray[np.float32]],
 ) -> ir.Model:
-    """Stitch the traced `cond`, `step` and `decode` into one graph.
+    """Stitch `cond`, `step` and `decode` into one graph, which imports the operator sets that they import.
 
     Args:
         config: the model.
-        precision: of the graphs, which decides the type of the cache inside.
+        precision: what is not quantised computes in.
         graphs: the three models, by name.
         constants: up_s, down_s and pos_s of each scale s.
 
@@ -185,7 +187,7 @@ def fuse(
         [outputs[info.name] for info in result],
         nodes=stitch.nodes,
         initializers=list(stitch.initializers.values()),
-        opset_imports={"": OPSET},
+        opset_imports={domain: version for name in STITCHED for domain, version in graphs[name].opset_imports.items()},
         name="fused",
     )
     model = ir.Model(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,8 +225,6 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tm
     out = tmp_path / "out"
     base = tiny_build.path
     for more, words in {
-        ("--form", "fused"): ("--form fused",),
-        ("--form", "both"): ("--form both",),
         ("--smooth", "much"): ("--smooth",),
         ("--smooth", "1.5"): ("--smooth",),
         ("--classes", "3"): ("class 3 alone",),
@@ -258,7 +257,16 @@ def test_a_folder_of_somebody_else_is_refused_before_anything_is_drawn(call, tin
 
 
 def test_an_int8_bundle_is_no_base(call, made, tmp_path, no_drawing):
-    one_line(call(*arguments(made, tmp_path / "out")), "stepwise bundle in fp32", "is int8")
+    one_line(call(*arguments(made, tmp_path / "out")), "bundle in fp32 that has the stepwise form", "is int8")
+
+
+def test_a_base_without_the_stepwise_form_is_refused(call, tiny_checkpoint, tmp_path, no_drawing):
+    base = tmp_path / "fused-only"
+    assert call("build", tiny_checkpoint, "--precision", "fp32", "--form", "fused", "--out", base)[0] == 0
+    for form in ("stepwise", "fused", "both"):
+        answer = call(*arguments(base, tmp_path / "out", "--form", form))
+        one_line(answer, base, "that has the stepwise form", "is fp32, fused")
+    assert names(tmp_path) == ["fused-only"]
 
 
 def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
@@ -320,15 +328,41 @@ def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
     assert Bundle.open(made).provenance["quantisation"]["options"]["exclude"] == [*KEEP[1::2]]
 
 
+@pytest.mark.parametrize("form", ["fused", "both"])
+def test_the_fused_form(call, made, tiny_build, no_drawing, form):
+    """Of the same calibration; each form is checked."""
+    out = made.parent / f"tiny-{form}"
+    code, printed, err = call(*arguments(tiny_build.path, out, "--form", form))
+    assert code == 0, err
+    bundle = Bundle.open(out)
+    assert (bundle.precision, bundle.form) == ("int8", form)
+    assert ("fused" in bundle.graphs) and ("step" in bundle.graphs) is (form == "both")
+    checks = re.findall(r"check of the (\w+) form against PyTorch: passed", printed)
+    assert checks == list(bundle.forms)
+    assert bundle.build_key != Bundle.open(made).build_key
+    with Pipeline.load(out, threads=1) as pipeline, Pipeline.load(made, threads=1) as stepwise:
+        options = {"classes": [0, 4, 2], "seeds": [3, 1, 4], "cfg": [2.0, 0.0, 1.0]}
+        np.testing.assert_array_equal(pipeline.generate(**options).tokens, stepwise.generate(**options).tokens)
+
+
+def test_without_out_the_name_says_the_form(call, made, tiny_build, no_drawing, monkeypatch):
+    monkeypatch.chdir(made.parent)
+    args = [*arguments(tiny_build.path, "none", "--form", "fused", "--calibration", made.parent / CALIBRATION)]
+    at = args.index("--out")
+    code, _, err = call(*args[:at], *args[at + 2 :])
+    assert code == 0, err
+    assert names(made.parent / "bundles") == ["tiny-int8-fused"]
+
+
 @pytest.mark.slow
 def test_from_a_checkpoint_the_float_bundle_stays_beside(call, tiny_checkpoint, tmp_path):
-    args = arguments(tiny_checkpoint, tmp_path / "bundles" / "small", *FAST)
+    args = arguments(tiny_checkpoint, tmp_path / "bundles" / "small", *FAST, "--form", "both")
     code, out, err = call(*args)
     assert code == 0, err
     assert out.startswith(str(tmp_path / "bundles" / "small"))
     assert names(tmp_path / "bundles") == ["small", "tiny-fp32", CALIBRATION]
-    assert Bundle.open(tmp_path / "bundles" / "tiny-fp32").precision == "fp32"
-    assert Bundle.open(tmp_path / "bundles" / "small").precision == "int8"
+    bundles = [Bundle.open(tmp_path / "bundles" / name) for name in ("tiny-fp32", "small")]
+    assert [(bundle.precision, bundle.form) for bundle in bundles] == [("fp32", "stepwise"), ("int8", "both")]
     code, out, _ = call(*args)
     assert code == 0
     assert out.startswith("up to date: ")

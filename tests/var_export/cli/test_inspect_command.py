@@ -1,6 +1,7 @@
 """`var-export inspect`: what a bundle says about itself."""
 
 import json
+import re
 
 import pytest
 
@@ -52,6 +53,40 @@ def test_json(call, tiny_build):
     assert {entry["state"] for entry in document["files"].values()} == {"ok"}
     (image,) = document["graphs"]["encode"]["inputs"]
     assert image == {"name": "image", "dtype": "uint8", "shape": ["B", 8, 8, 3], "meaning": "RGB"}
+
+
+@pytest.mark.slow
+def test_int8_layers_by_role_and_by_name(call, demo_int8_bundle):
+    ways = Bundle.open(demo_int8_bundle).provenance["quantisation"]["layers"]
+    code, out, err = call("inspect", demo_int8_bundle)
+    assert (code, err) == (0, "")
+    assert re.search(r"^quantised: +level 2, mse ranges of 8 images$", out, re.MULTILINE)
+    table = out.split("graph   role        computed   layers\n")[1].split("\n(")[0]
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[:4] == [
+        ["cond", "adaln", "per-token", "5"],
+        ["step", "qkv", "static", "4"],
+        ["step", "proj", "static", "4"],
+        ["step", "fc1", "per-token", "4"],
+    ]
+    assert {("decode", "conv", "float"), ("decode", "conv", "static")} <= {tuple(row[:3]) for row in rows}
+    assert sum(int(row[3]) for row in rows) == len(ways)
+
+    code, listed, _ = call("inspect", demo_int8_bundle, "--layers")
+    assert code == 0
+    table = listed.split("\nlayer ")[1].split("\n\n")[0]
+    found = [line.split() for line in table.splitlines()[1:]]
+    assert {name: way for name, _, way in found} == ways
+    assert ["step/blocks.3.attention.qkv", "qkv", "static"] in found
+    layers = json.loads(call("inspect", demo_int8_bundle, "--json")[1])["layers"]
+    assert {layer["name"]: layer["way"] for layer in layers} == ways
+    assert {"name": "step/head", "graph": "step", "role": "head", "way": "per-token"} in layers
+
+
+def test_a_float_bundle_has_no_quantised_layers(call, tiny_build):
+    assert "no layer is quantised: all are in fp32" in call("inspect", tiny_build.path, "--layers")[1]
+    assert "quantised" not in call("inspect", tiny_build.path)[1]
+    assert json.loads(call("inspect", tiny_build.path, "--json")[1])["layers"] == []
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

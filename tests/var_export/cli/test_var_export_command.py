@@ -68,12 +68,12 @@ def test_version(call):
 
 
 def test_choices_are_those_of_the_library():
-    from calib.policy import LEVELS
     from calib.ranges import METHODS
     from engines import contract
     from engines.backends import BACKENDS
     from engines.contract import FORMS
     from engines.fidelity import THRESHOLDS
+    from engines.policy import LEVELS
     from var_export.graphs.precision import PRECISIONS
 
     assert build_module.PRECISIONS == contract.PRECISIONS == tuple(THRESHOLDS)

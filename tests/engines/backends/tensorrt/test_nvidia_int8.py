@@ -4,6 +4,8 @@ A plan cannot be opened without a driver, so the parsed network is looked at: a 
 out of DEQUANTIZE is what the builder turns into an INT8 kernel.
 """
 
+from collections import Counter
+
 import onnx
 import pytest
 from support import copy_bundle
@@ -12,12 +14,12 @@ from test_nvidia_network import Network
 from calib.calibration import Calibration
 from calib.collect import Requests, collect
 from calib.layers import GRAPHS
-from calib.policy import FLOAT, STATIC
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError
+from engines.policy import FLOAT, STATIC
 from var_export.quantize import Int8Options, quantize_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -34,42 +36,54 @@ def calibration(demo_both_bundle) -> Calibration:
 @pytest.fixture(scope="module", params=[2, 3])
 def built(request, demo_both_bundle, calibration, tmp_path_factory):
     out = tmp_path_factory.mktemp("int8") / "bundle"
-    options = Int8Options(target="tensorrt", level=request.param)
+    options = Int8Options(target="tensorrt", form="both", level=request.param)
     return quantize_bundle(Bundle.open(demo_both_bundle), out, options, lambda: calibration)
 
 
 def test_it_keeps_the_thresholds(built):
     """With FP16's rounding emulated: ONNX Runtime's CPU has none."""
-    report = built.reports["stepwise"]
+    report, fused = built.reports["stepwise"], built.reports["fused"]
     assert report.passed
+    assert fused.passed
+    assert (fused.draws, fused.image_psnr) == (report.total.draws, report.image_psnr)
     assert report.precision == "int8"
     assert report.total.kl < 0.01
     assert report.image_psnr > 33
 
 
-def test_integer_products_are_where_the_policy_says(built, rtx):
+def count_static(ways, graph):
+    return sum(way == STATIC for name, way in ways.items() if name.startswith(f"{graph}/"))
+
+
+@pytest.mark.parametrize("graph", [*GRAPHS, "fused"])
+def test_integer_products_are_where_the_policy_says(built, rtx, graph):
     ways = built.bundle.provenance["quantisation"]["layers"]
     assert set(ways.values()) == {STATIC, FLOAT}
-    for graph in GRAPHS:
-        network = Network(rtx, built.bundle.graph_path(graph))
-        integer, mixed = 0, []
-        for product in network.of(*PRODUCTS):
-            factors = network.inputs(product)[:2]
-            makers = [network.producer.get(tensor.name) for tensor in factors]
-            quantised = [maker is not None and network.kind(maker) == "DEQUANTIZE" for maker in makers]
-            integer += all(quantised)
-            if any(quantised) and not all(quantised):
-                mixed.append(product.name)
-        assert mixed == []
-        assert integer == sum(way == STATIC for name, way in ways.items() if name.startswith(f"{graph}/")), graph
-        quantizers = network.of("QUANTIZE")
-        assert {layer.get_input(0).dtype.name for layer in quantizers} <= {"HALF"}
-        assert {layer.get_output(0).dtype.name for layer in quantizers} <= {"INT8"}
-    assert integer > 30  # the encoder's convolutions, which came last
+    network = Network(rtx, built.bundle.graph_path(graph))
+    integer, mixed = Counter(), []
+    for product in network.of(*PRODUCTS):
+        factors = network.inputs(product)[:2]
+        makers = [network.producer.get(tensor.name) for tensor in factors]
+        quantised = [maker is not None and network.kind(maker) == "DEQUANTIZE" for maker in makers]
+        part = product.name.split(".")[0] if graph == "fused" else graph
+        integer[part] += all(quantised)
+        if any(quantised) and not all(quantised):
+            mixed.append(product.name)
+    assert mixed == []
+    if graph == "fused":
+        scales = {f"scale{scale}": "step" for scale in range(built.bundle.config.num_scales)}
+        wanted = {part: count_static(ways, source) for part, source in {**scales, "decode": "decode"}.items()}
+        assert {part: count for part, count in integer.items() if count} == wanted
+    else:
+        assert integer[graph] == count_static(ways, graph)
+        assert (integer[graph] > 10) is (graph != "cond")
+    quantizers = network.of("QUANTIZE")
+    assert {layer.get_input(0).dtype.name for layer in quantizers} <= {"HALF"}
+    assert {layer.get_output(0).dtype.name for layer in quantizers} <= {"INT8"}
 
 
 def test_ranges_are_symmetric(built):
-    for graph in GRAPHS:
+    for graph in built.bundle.graphs:
         model = onnx.load(built.bundle.graph_path(graph))
         zeros = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name.endswith(".zero_point")]
         assert all(not array.any() for array in zeros)

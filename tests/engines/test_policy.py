@@ -2,24 +2,26 @@ import onnx_ir as ir
 import pytest
 
 from calib.layers import find_layers
-from calib.policy import EDGES, FLOAT, LEVELS, METHODS, PER_TOKEN, STATIC, assign
+from engines.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import UsageError
+from engines.policy import EDGES, FLOAT, LEVELS, METHODS, PER_TOKEN, STATIC, assign, role_of
 
 
 @pytest.fixture(scope="module")
-def layers(tiny_fp32):
+def layers():
+    bundle = Bundle.open(DEMO_BUNDLE, verify=False)
     graphs = ("cond", "step", "decode", "encode")
-    return [layer for graph in graphs for layer in find_layers(ir.load(tiny_fp32.graph_path(graph)), graph)]
+    return [layer.name for graph in graphs for layer in find_layers(ir.load(bundle.graph_path(graph)), graph)]
 
 
 def by_role(layers, ways):
     """One way per role: all layers of a role are computed alike."""
     roles = {}
     for layer in layers:
-        if layer.name in EDGES:
-            assert ways[layer.name] == FLOAT
+        if layer in EDGES:
+            assert ways[layer] == FLOAT
             continue
-        assert roles.setdefault(layer.role, ways[layer.name]) == ways[layer.name]
+        assert roles.setdefault(role_of(layer), ways[layer]) == ways[layer]
     return roles
 
 
@@ -53,9 +55,12 @@ def test_patterns(layers, target):
     plain = assign(layers, target, 1)
     ways = assign(layers, target, 1, include=["step/blocks.?.fc2", "step/word_*"], exclude=["*conv1", "*.1.fc2"])
     changed = {name: way for name, way in ways.items() if way != plain[name]}
-    assert {name for name, way in changed.items() if way == STATIC} == {"step/blocks.0.fc2", "step/word_embed"}
+    assert {name for name, way in changed.items() if way == STATIC} == {
+        *(f"step/blocks.{block}.fc2" for block in (0, 2, 3)),
+        "step/word_embed",
+    }
     back = {name for name, way in changed.items() if way == FLOAT}
-    assert back == {layer.name for layer in layers if layer.name.endswith("conv1")}
+    assert back == {layer for layer in layers if layer.endswith("conv1")}
     assert set(ways.values()) <= set(METHODS)
 
 

@@ -1,13 +1,18 @@
-"""Which layers are quantised, and how: levels as TensorRT's users know them, and patterns."""
+"""Which layers of an INT8 bundle are quantised, and how: levels as TensorRT's users know them, and patterns.
+
+Layers are names here (`step/blocks.3.fc1`, see `calib.layers`): calibration, planning and inspection read this table.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-from calib.layers import ADALN, CONVOLUTION, Layer
 from engines.errors import UsageError
 
+LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
+"""Of the transformer's layers, by the last part of their names."""
+CONVOLUTION, ADALN, OTHER = "conv", "adaln", "other"
 FLOAT, STATIC, PER_TOKEN = "float", "static", "per-token"
 """Ways to compute a layer.
 
@@ -16,14 +21,27 @@ FLOAT, STATIC, PER_TOKEN = "float", "static", "per-token"
     per-token  8-bit activations whose range is each token's own, block by block; 8-bit weights per block
 """
 METHODS = (FLOAT, STATIC, PER_TOKEN)
+BLOCK = 32
+"""Weights that share a scale in a per-token layer."""
 LEVELS = (1, 2, 3)
 EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
 """Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
 _ROLES = {1: (CONVOLUTION,), 2: ("qkv", "proj", "fc1"), 3: ("fc2", "head")}
 
 
+def role_of(name: str) -> str:
+    """What a layer does: one of `LINEAR_ROLES`, `CONVOLUTION` (decoder and encoder), `ADALN` (`cond`), or `OTHER`."""
+    graph, _, path = name.partition("/")
+    if graph == "cond":
+        return ADALN
+    if graph in ("decode", "encode"):
+        return CONVOLUTION
+    role = path.rpartition(".")[2]
+    return role if role in LINEAR_ROLES else OTHER
+
+
 def assign(
-    layers: Iterable[Layer],
+    layers: Iterable[str],
     target: str,
     level: int,
     *,
@@ -33,7 +51,7 @@ def assign(
     """The way to compute each layer, by its name.
 
     Args:
-        layers: of all graphs.
+        layers: names, of all graphs.
         target: `onnxruntime` (CPU) or `tensorrt`.
         level: 1 the decoder's and the encoder's convolutions; 2 also qkv, proj and fc1; 3 also fc2 and head.
         include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges.
@@ -46,24 +64,23 @@ def assign(
     """
     layers = list(layers)
     for pattern in (*include, *exclude):
-        if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
+        if not any(fnmatch.fnmatchcase(layer, pattern) for layer in layers):
             raise UsageError(f"no layer is called like {pattern!r}; docs/int8.md says what they are called")
     wanted = {role for at in LEVELS if at <= level for role in _ROLES[at]}
     ways = {}
     for layer in layers:
-        way = STATIC if layer.role in wanted and layer.name not in EDGES else FLOAT
+        role = role_of(layer)
+        way = STATIC if role in wanted and layer not in EDGES else FLOAT
         if target == "onnxruntime":
-            if layer.role in (ADALN, "head") and way == FLOAT:
+            if role in (ADALN, "head") and way == FLOAT:
                 way = PER_TOKEN
-            if layer.role in ("fc1", "fc2") and level == 2:
+            if role in ("fc1", "fc2") and level == 2:
                 way = PER_TOKEN
-        if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in include):
-            if layer.role == ADALN:
-                raise UsageError(
-                    f"{layer.name} depends on the class alone and runs once: there is nothing to calibrate"
-                )
+        if any(fnmatch.fnmatchcase(layer, pattern) for pattern in include):
+            if role == ADALN:
+                raise UsageError(f"{layer} depends on the class alone and runs once: there is nothing to calibrate")
             way = STATIC
-        if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in exclude):
+        if any(fnmatch.fnmatchcase(layer, pattern) for pattern in exclude):
             way = FLOAT
-        ways[layer.name] = way
+        ways[layer] = way
     return ways
