@@ -55,7 +55,7 @@ class Bounds:
         return self.transformer or self.decoder
 
     def holds(self, kl: float | None = None, top1: float | None = None, psnr: float | None = None) -> bool:
-        """Whether these figures keep them; `top1` is the share that agrees. Figures that are not given are not judged."""
+        """Whether these figures keep them; `top1` is the share that agrees. What is not given is not judged."""
         return not (
             (self.kl is not None and kl is not None and not kl <= self.kl)
             or (self.top1 is not None and top1 is not None and not 1 - top1 <= self.top1)

@@ -7,13 +7,15 @@ made anew where one of them differs.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calib.layers import ADALN, CONVOLUTION, Layer
-from calib.policy import EDGES, PER_TOKEN, STATIC
+from calib.layers import Layer
+from engines.contract import DECODER, PART_OF, TRANSFORMER
 from engines.errors import UsageError
+from engines.policy import ADALN, CONVOLUTION, EDGES, OTHER, PER_TOKEN, STATIC
 
 FORMAT = "var-export sensitivity 1"
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -37,6 +39,23 @@ class Effect:
     reconstruction_loss: float | None = None
     """Of the encoder's layers, dB."""
 
+    @property
+    def part(self) -> str:
+        """Of the model, one of `engines.contract.PARTS`."""
+        return PART_OF[self.layer.partition("/")[0]]
+
+    @property
+    def loss(self) -> float:
+        """Larger is worse: KL, mean squared error of the image (of 1), or dB of the reconstruction."""
+        if self.part == DECODER:
+            return float(10 ** (-self.image_psnr / 10))
+        return self.kl if self.part == TRANSFORMER else self.reconstruction_loss or 0.0
+
+    @property
+    def image_psnr(self) -> float:
+        """`psnr`, infinite where the image is the same."""
+        return math.inf if self.psnr is None else self.psnr
+
 
 @dataclass
 class Sensitivity:
@@ -53,6 +72,10 @@ class Sensitivity:
     def find(self, layer: str, way: str) -> Effect | None:
         """The effect of one layer in one way, if it is known."""
         return next((effect for effect in self.effects if (effect.layer, effect.way) == (layer, way)), None)
+
+    def worst_first(self, part: str) -> list[Effect]:
+        """The effects on one part of the model, the largest losses first."""
+        return sorted((effect for effect in self.effects if effect.part == part), key=lambda effect: -effect.loss)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -83,7 +106,7 @@ class Sensitivity:
 
 def candidates(layer: Layer, target: str) -> tuple[str, ...]:
     """The ways in which a layer may be quantised, mildest first; none for those that always stay in float."""
-    if layer.name in EDGES or layer.role in ("word_embed", "other"):
+    if layer.name in EDGES or layer.role in ("word_embed", OTHER):
         return ()
     if layer.role == CONVOLUTION:
         return (STATIC,)

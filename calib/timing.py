@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
-from calib.policy import FLOAT
 from calib.quantize import quantize
 from calib.statistics import Statistics
 from engines.backends.onnxruntime.library import import_onnxruntime
 from engines.config import ModelConfig
+from engines.policy import FLOAT
 
 LEAST_RUNS, LEAST_SECONDS = 3, 0.02
 Shape = tuple[int, ...]
@@ -43,7 +43,7 @@ def multiply_adds(layer: Layer, config: ModelConfig, guided: bool = True) -> flo
     if layer.is_conv:
         *_, height, width = _resolved(shape, {"B": 1})
         return float(math.prod(weight.shape.numpy()) * height * width * len(inputs))
-    return float(sum(math.prod(shape) for shape in inputs) * weight.shape[1])
+    return float(sum(math.prod(shape) for shape in inputs) * weight.shape.numpy()[1])
 
 
 class Stopwatch:
@@ -126,7 +126,7 @@ def _alone(layer: Layer) -> tuple[ir.Model, Layer]:
     graph = ir.Graph(
         [x], [y], nodes=nodes, initializers=list(constants.values()), opset_imports={"": 20}, name=layer.graph
     )
-    return ir.Model(graph, ir_version=10), Layer(layer.graph, layer.name, layer.role, nodes[0])
+    return ir.Model(graph, ir_version=10), Layer(layer.graph, layer.name, nodes[0])
 
 
 def _statistics(layer: Layer, samples: Iterable[NDArray[np.float32]]) -> Calibration:

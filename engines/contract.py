@@ -172,6 +172,9 @@ FUSED = GraphSpec(
 GRAPHS = {graph.name: graph for graph in (COND, STEP, DECODE, ENCODE, ACCUMULATE, FUSED)}
 FORMS = {"stepwise": ("cond", "step"), "fused": ("fused",)}
 COMMON_GRAPHS = ("decode", "encode", "accumulate")
+PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
+PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
+"""Which part of the model a graph with trained layers belongs to."""
 
 
 # A run of the PyTorch reference over G images, which a bundle carries to check its engines against.

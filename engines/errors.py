@@ -14,6 +14,8 @@ with 1. Anything outside the tree is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class VarExportError(Exception):
     """Base of all errors that this project raises on purpose."""
@@ -45,3 +47,8 @@ class CheckFailedError(VarExportError, RuntimeError):
     """A fidelity check or self-test ran and did not pass."""
 
     exit_code = 1
+
+    def __init__(self, message: str, parts: Sequence[str] = ()) -> None:
+        """`parts`: of the model, those of `engines.contract.PARTS` that failed, where that is known."""
+        super().__init__(message)
+        self.parts = tuple(parts)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array
+from engines.contract import PARTS
 from engines.loop import ScaleView
 from engines.pipeline import OnScale, Pipeline, Result
 from engines.similarity import psnr, ssim
@@ -99,6 +100,11 @@ class Report:
     def passed(self) -> bool:
         """True where every figure keeps its threshold."""
         return not self.failures
+
+    @property
+    def failed_parts(self) -> tuple[str, ...]:
+        """Parts of the model, of `PARTS`, whose figures miss a threshold."""
+        return tuple(failures_by_part(self, THRESHOLDS[self.precision]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
@@ -267,10 +273,6 @@ def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded
     if np.array_equal(encoded, wanted):
         return 0.0
     return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
-
-
-PARTS = ("transformer", "decoder", "encoder")
-"""What a figure is about."""
 
 
 def failures(report: Report, limit: Thresholds) -> list[str]:

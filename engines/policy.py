@@ -40,6 +40,11 @@ def role_of(name: str) -> str:
     return role if role in LINEAR_ROLES else OTHER
 
 
+def matches(layer: str, patterns: Iterable[str]) -> bool:
+    """Whether one of these shell patterns fits a layer's name."""
+    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
+
+
 def assign(
     layers: Iterable[str],
     target: str,
@@ -64,7 +69,7 @@ def assign(
     """
     layers = list(layers)
     for pattern in (*include, *exclude):
-        if not any(fnmatch.fnmatchcase(layer, pattern) for layer in layers):
+        if not any(matches(layer, (pattern,)) for layer in layers):
             raise UsageError(f"no layer is called like {pattern!r}; docs/int8.md says what they are called")
     wanted = {role for at in LEVELS if at <= level for role in _ROLES[at]}
     ways = {}
@@ -76,11 +81,11 @@ def assign(
                 way = PER_TOKEN
             if role in ("fc1", "fc2") and level == 2:
                 way = PER_TOKEN
-        if any(fnmatch.fnmatchcase(layer, pattern) for pattern in include):
+        if matches(layer, include):
             if role == ADALN:
                 raise UsageError(f"{layer} depends on the class alone and runs once: there is nothing to calibrate")
             way = STATIC
-        if any(fnmatch.fnmatchcase(layer, pattern) for pattern in exclude):
+        if matches(layer, exclude):
             way = FLOAT
         ways[layer] = way
     return ways

@@ -47,7 +47,8 @@ def demo_both_bundle(tmp_path_factory) -> Path:
 def demo_int8_bundle(demo_fp32_bundle, tmp_path_factory) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples. Shared: copy it before a change."""
     from calib.collect import Requests, collect
-    from var_export.quantize import Int8Options, quantize_bundle
+    from var_export.int8.build import quantize_bundle
+    from var_export.int8.rewrite import Int8Options
 
     out = tmp_path_factory.mktemp("bundles") / "demo-int8"
     base = Bundle.open(demo_fp32_bundle)

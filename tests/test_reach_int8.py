@@ -14,8 +14,9 @@ from engines.fidelity import Report, verify
 from engines.pipeline import Pipeline
 from var_export.checkpoint import demo_checkpoint
 from var_export.golden import run_reference
+from var_export.int8.build import quantize_bundle
+from var_export.int8.rewrite import Int8Options
 from var_export.model.reference import Reference
-from var_export.quantize import Int8Options, quantize_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 IMAGES, SAMPLES = 16, 12

@@ -72,9 +72,11 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport
             with Pipeline(runnable, backend, form=form, max_batch=1) as pipeline:
                 judge = verify if form == "stepwise" else verify_fused
                 reports[form] = judge(pipeline, bundle.golden, bundle.precision)
-            if not reports[form].passed:
-                failures = "; ".join(reports[form].failures)
-                raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}")
+            report = reports[form]
+            if not report.passed:
+                parts = report.failed_parts if isinstance(report, Report) else ()
+                failures = "; ".join(report.failures)
+                raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}", parts)
     return reports
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
+PLOT_PACKAGES = ("matplotlib",)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 # Plain strings: a Path would squeeze the slashes of hf://owner/repo.
@@ -81,7 +82,10 @@ def needs_export_packages(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in EXPORT_PACKAGES:
+        missing = (error.name or "").partition(".")[0]
+        if missing in PLOT_PACKAGES:
+            raise BackendError(f'{what} needs {missing}: pip install "var-export[plot]"') from error
+        if missing not in EXPORT_PACKAGES:
             raise
         extras = "export" if importlib.util.find_spec("onnxruntime") else "cpu,export"
         raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error

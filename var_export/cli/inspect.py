@@ -101,9 +101,10 @@ def _plan_table(bundle: Bundle) -> None:
 
 def _quantised(recorded: Mapping[str, Any]) -> str:
     options, images = recorded["options"], len(recorded["calibration"]["requests"]["seeds"])
+    bounds = [f"{name} kept to {bound:g}" for name, bound in options["bounds"].items() if bound is not None]
     patterns = [*options["include"], *(f"not {pattern}" for pattern in options["exclude"])]
     return ", ".join(
-        (f"level {options['level']}", *patterns, f"{options['ranges']['method']} ranges of {images} images")
+        (f"level {options['level']}", *bounds, *patterns, f"{options['ranges']['method']} ranges of {images} images")
     )
 
 

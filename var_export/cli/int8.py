@@ -1,9 +1,9 @@
-"""The half of `var-export build --precision int8` that is about quantisation: its options, calibration, the build."""
+"""What `build --precision int8` and `sensitivity` share: the options of quantisation, calibration, the build."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,18 +13,20 @@ from engines.errors import UsageError
 from var_export.cli.common import POSITIVE, needs_export_packages
 
 if TYPE_CHECKING:
+    from calib.calibration import Calibration
     from engines.bundle import Bundle
     from var_export.assembly import Built
     from var_export.cli.progress import Progress
-    from var_export.quantize import Int8Options
+    from var_export.int8.rewrite import Int8Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 INT8 = "int8"
 RANGES = ("minmax", "percentile", "entropy", "mse")
 SAMPLES = 32
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-NAMES = ("level", "quantize", "keep", "ranges", "percentile", "smooth", "samples", "classes", "images", "calibration")
-_OPTIONS = (
+CALIBRATION_NAMES = ("ranges", "percentile", "smooth", "samples", "classes", "images", "calibration")
+NAMES = ("level", "max_loss", "quantize", "keep", *CALIBRATION_NAMES)
+_CHOICE_OPTIONS = (
     click.option(
         "--level",
         type=click.IntRange(1, 3),
@@ -32,8 +34,16 @@ _OPTIONS = (
         show_default=True,
         help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
     ),
+    click.option(
+        "--max-loss",
+        multiple=True,
+        metavar="FIGURE=BOUND",
+        help="Quantise as much as keeps kl=NATS, top1=SHARE, psnr=DB (at least); repeatable. [default: by --level]",
+    ),
     click.option("--quantize", multiple=True, metavar="PATTERN", help="Layers to quantise all the same; repeatable."),
     click.option("--keep", multiple=True, metavar="PATTERN", help="Layers to leave in float; repeatable."),
+)
+_CALIBRATION_OPTIONS = (
     click.option(
         "--ranges", type=click.Choice(RANGES), default="mse", show_default=True, help="How activation ranges are set."
     ),
@@ -80,7 +90,16 @@ class Wishes:
 
 def int8_options(command: Command) -> Command:
     """The options of an INT8 build, which `take_int8_values` collects."""
-    for option in reversed(_OPTIONS):
+    return _with(command, (*_CHOICE_OPTIONS, *_CALIBRATION_OPTIONS))
+
+
+def calibration_options(command: Command) -> Command:
+    """Those of them that are about ranges and calibration, which `calibration_wishes` collects."""
+    return _with(command, _CALIBRATION_OPTIONS)
+
+
+def _with(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -94,47 +113,92 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
             raise UsageError(f"--{given[0]} needs --precision int8")
         return None
     with needs_export_packages("quantising"):
-        from calib.quantize import Ranges
-        from var_export.quantize import Int8Options
+        from calib.selection import Bounds
+        from var_export.int8.rewrite import Int8Options
 
+    bounds = Bounds.parse(taken["max_loss"])
+    if bounds.transformer and "level" in given:
+        raise UsageError("--max-loss chooses the transformer's layers itself; leave out --level")
+    options = Int8Options(
+        target=_graphs_for(target),
+        form=values["form"],
+        level=taken["level"],
+        bounds=bounds,
+        include=taken["quantize"],
+        exclude=taken["keep"],
+    )
+    return calibration_wishes(context, taken, options)
+
+
+def calibration_wishes(context: click.Context, taken: Mapping[str, Any], options: Int8Options) -> Wishes:
+    """The values of `calibration_options`; ranges go into `options`. Raises `UsageError`."""
+    from calib.quantize import Ranges
+
+    default = click.core.ParameterSource.DEFAULT
+    requested = ("smooth", "samples", "classes", "images")
     return Wishes(
-        options=Int8Options(
-            target="onnxruntime" if target == "onnxruntime" else "tensorrt",
-            form=values["form"],
-            level=taken["level"],
-            include=taken["quantize"],
-            exclude=taken["keep"],
-            ranges=Ranges(method=taken["ranges"], percentile=taken["percentile"]),
-        ),
+        options=replace(options, ranges=Ranges(method=taken["ranges"], percentile=taken["percentile"])),
         smooth=_smoothing(taken["smooth"]),
         samples=taken["samples"],
         classes=taken["classes"],
         images=taken["images"],
         calibration=taken["calibration"],
-        chosen=any(name in given for name in ("smooth", "samples", "classes", "images")),
+        chosen=any(context.get_parameter_source(name) is not default for name in requested),
     )
+
+
+def _graphs_for(target: str) -> str:
+    """Both of NVIDIA's products take the same graphs."""
+    return "onnxruntime" if target == "onnxruntime" else "tensorrt"
+
+
+class CalibrationSource:
+    """Where a bundle's calibration comes from, by the user's wishes; called, it is read or made."""
+
+    def __init__(self, base: Bundle, wishes: Wishes, folder: Path, threads: int | None, progress: Progress) -> None:
+        """Args: folder: where the file is kept unless a wish says so. Raises `UsageError`."""
+        from calib.collect import Requests
+        from engines.labels import ClassNames
+
+        classes = ClassNames(base.config.transformer.num_classes, base.labels).parse(wishes.classes)
+        images = _images(wishes.images) if wishes.images else ()
+        self._requests = Requests.spread(base.config, wishes.samples, classes or None, images, wishes.smooth)
+        self.file = wishes.calibration or folder / f"{base.name}.calibration.json"
+        self._base, self._threads, self._progress = base, threads, progress
+        self._reuse_any = wishes.calibration is not None and not wishes.chosen
+
+    def __call__(self) -> Calibration:
+        """Raises `UsageError` where the file is of another model, or the activations cannot be calibrated with."""
+        from var_export.int8.build import calibrate
+
+        return calibrate(
+            self._base,
+            self._requests,
+            self.file,
+            reuse_any=self._reuse_any,
+            threads=self._threads,
+            progress=self._progress,
+        )
 
 
 def quantized(
     base: Bundle, out: Path, wishes: Wishes, *, force: bool, threads: int | None, progress: Progress
 ) -> Built:
     """Calibrate `base` and build the INT8 bundle at `out`."""
-    from calib.calibration import Calibration
-    from calib.collect import Requests
-    from engines.labels import ClassNames
-    from var_export.quantize import calibrate, quantize_bundle
+    from var_export.int8.build import quantize_bundle
+    from var_export.int8.sensitivity import sensitivity_file
 
-    classes = ClassNames(base.config.transformer.num_classes, base.labels).parse(wishes.classes)
-    requests = Requests.spread(
-        base.config, wishes.samples, classes or None, _images(wishes.images) if wishes.images else (), wishes.smooth
+    calibrated = CalibrationSource(base, wishes, out.parent, threads, progress)
+    return quantize_bundle(
+        base,
+        out,
+        wishes.options,
+        calibrated,
+        sensitivity=sensitivity_file(calibrated.file, wishes.options.target),
+        force=force,
+        threads=threads,
+        progress=progress,
     )
-    file = wishes.calibration or out.parent / f"{base.name}.calibration.json"
-    reuse_any = wishes.calibration is not None and not wishes.chosen
-
-    def calibrated() -> Calibration:
-        return calibrate(base, requests, file, reuse_any=reuse_any, threads=threads, progress=progress)
-
-    return quantize_bundle(base, out, wishes.options, calibrated, force=force, threads=threads, progress=progress)
 
 
 def _smoothing(text: str) -> str | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from engines.cli.common import json_out, print_table
-from engines.errors import CheckFailedError
+from engines.errors import BackendError, CheckFailedError
 from var_export.cli.common import (
     CHECKPOINT,
     POSITIVE,
@@ -26,6 +26,7 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
+from var_export.cli.int8 import INT8
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from engines.bundle import Bundle
     from engines.config import ModelConfig
     from engines.fidelity import Agreement, FusedReport, Report
+    from var_export.int8.attribution import Blame
 
 FRESH_SEED = 1000  # far from the golden run's seeds
 _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
@@ -79,6 +81,8 @@ class VerifyOptions:
 def verify(context: click.Context, /, **values: Any) -> None:
     """Check a bundle against the PyTorch reference; exit code 1 where it misses a threshold.
 
+    Of an INT8 bundle that does, the layers to blame are sought and listed, which takes some minutes for a large one.
+
     The reference is the run that was stored in the bundle when it was built: no PyTorch is needed. BUNDLE is
     the newest in bundles/ by default, else the embedded demo.
     """
@@ -92,13 +96,35 @@ def verify(context: click.Context, /, **values: Any) -> None:
         golden, note = (bundle.golden, None) if options.checkpoint is None else _live(options, bundle, progress)
         progress(f"checking {bundle.path}")
         report, runtime = _check(options, bundle, golden)
+        blamed = _blame(options, bundle, golden, report, progress)
     if options.as_json:
-        json_out(_document(options, bundle, report, runtime))
+        json_out(_document(options, bundle, report, runtime, blamed))
     else:
-        _print(options, bundle, report)
+        _print(options, bundle, report, blamed)
     if not report.passed:
         because = f" ({note})" if note else ""
         raise CheckFailedError(f"{bundle.path} misses the reference{because}: {'; '.join(report.failures)}")
+
+
+def _blame(
+    options: VerifyOptions,
+    bundle: Bundle,
+    golden: Mapping[str, NDArray[Any]],
+    report: Report | FusedReport,
+    progress: Progress,
+) -> list[Blame] | None:
+    """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
+    from engines.fidelity import Report
+
+    if report.passed or bundle.precision != INT8 or not isinstance(report, Report):
+        return None
+    try:
+        with needs_export_packages("telling which layers are to blame"):
+            from var_export.int8.attribution import blame
+    except BackendError as error:
+        show(f"note: {error}")
+        return None
+    return blame(bundle, report.failed_parts, golden=golden, threads=options.threads, progress=progress)
 
 
 def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[Mapping[str, NDArray[Any]], str | None]:
@@ -144,7 +170,7 @@ def _check(
         return judge(pipeline, golden), pipeline.describe_runtime()
 
 
-def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport) -> None:
+def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
     from engines.fidelity import Report
 
     against = "the run stored in it" if options.checkpoint is None else f"a new run of {options.checkpoint}"
@@ -174,6 +200,10 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport)
     show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED", to_stdout=True)
     for failure in report.failures:
         show(f"  {failure}", to_stdout=True)
+    if blamed:
+        show("\nwith the activations of some INT8 layers in float:\n", to_stdout=True)
+        rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
+        print_table(rows, ("layers", "figure", "is", "would be"))
 
 
 _HEADERS = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")
@@ -197,7 +227,11 @@ def _side(config: ModelConfig, scale: int) -> str:
 
 
 def _document(
-    options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, runtime: dict[str, Any]
+    options: VerifyOptions,
+    bundle: Bundle,
+    report: Report | FusedReport,
+    runtime: dict[str, Any],
+    blamed: list[Blame] | None,
 ) -> dict[str, Any]:
     return {
         "bundle": {"path": str(bundle.path), "name": bundle.name, "build_key": bundle.build_key},
@@ -205,6 +239,7 @@ def _document(
         "seed": None if options.checkpoint is None else options.seed,
         "runtime": runtime,
         **report.to_dict(),
+        **({} if blamed is None else {"attribution": [asdict(entry) for entry in blamed]}),
     }
 
 

@@ -53,7 +53,7 @@ def no_drawing(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr("var_export.quantize.collect", refuse)
+    monkeypatch.setattr("var_export.int8.build.collect", refuse)
 
 
 def names(folder):
@@ -320,7 +320,7 @@ def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
     def fail(*args):
         raise CheckFailedError("the exported stepwise engines miss the reference: KL")
 
-    monkeypatch.setattr("var_export.quantize.check", fail)
+    monkeypatch.setattr("var_export.int8.build.check", fail)
     code, out, err = call(*arguments(tiny_build.path, made, *FAST, "--force"))
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].endswith("miss the reference: KL")

@@ -17,6 +17,7 @@ from engines.errors import BackendError, CheckFailedError
 from engines.fidelity import THRESHOLDS, Thresholds, verify
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
+from engines.similarity import psnr
 from var_export.assembly import check as check_of_a_build
 from var_export.build import make_graph
 from var_export.export.emulate import emulate, emulated

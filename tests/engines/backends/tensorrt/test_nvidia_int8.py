@@ -20,7 +20,8 @@ from engines.backends.tensorrt.profiles import BatchRange
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError
 from engines.policy import FLOAT, STATIC
-from var_export.quantize import Int8Options, quantize_bundle
+from var_export.int8.build import quantize_bundle
+from var_export.int8.rewrite import Int8Options
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from calib.relief import find_quantized, relieve
 from engines.bundle import Bundle
-from var_export.variants import DECODER, ENCODER, TRANSFORMER, Figures, Variants
+from engines.contract import DECODER, ENCODER, TRANSFORMER
+from var_export.int8.variants import Figures, Variants
 
 FIGURES = {TRANSFORMER: "KL", DECODER: "PSNR", ENCODER: "reconstruction loss"}
 Progress = Callable[[str, float | None], None]
@@ -33,6 +34,8 @@ class Blame:
     """KL in nats, PSNR in dB, or the reconstruction's loss in dB."""
     before: float
     after: float
+    single: bool
+    """Whether it is one layer, not a group."""
 
     @property
     def gain(self) -> float:
@@ -67,19 +70,45 @@ def blame(
             for name in names:
                 groups.setdefault(_group(part, name), []).append(name)
 
-            def judged(what: Mapping[str, Sequence[str]], part: str = part, before: float = before) -> list[Blame]:
-                made = []
-                for number, (label, layers) in enumerate(what.items()):
-                    progress(f"who is to blame: {label}", number / len(what))
-                    after = _figure(part, variants.figures(part, _relieved(variants.models(part), layers)))
-                    made.append(Blame(part, label, FIGURES[part], before, after))
-                return sorted(made, key=lambda entry: -entry.gain)
-
-            worst = judged(groups)
+            worst = _judged(variants, part, before, groups, False, progress)
             found += worst
             if worst:
-                found += judged({name: [name] for name in groups[worst[0].layers]})
+                alone = {name: [name] for name in groups[worst[0].layers]}
+                found += _judged(variants, part, before, alone, True, progress)
     return found
+
+
+def _judged(
+    variants: Variants,
+    part: str,
+    before: float,
+    what: Mapping[str, Sequence[str]],
+    single: bool,
+    progress: Progress,
+) -> list[Blame]:
+    made = []
+    for number, (label, layers) in enumerate(what.items()):
+        progress(f"who is to blame: {label}", number / len(what))
+        after = _figure(part, variants.figures(part, _relieved(variants.models(part), layers)))
+        made.append(Blame(part, label, FIGURES[part], before, after, single))
+    return sorted(made, key=lambda entry: -entry.gain)
+
+
+def describe(found: Sequence[Blame]) -> str:
+    """One line for people."""
+    lines = []
+    for part in dict.fromkeys(entry.part for entry in found):
+        worst = [entry for entry in found if entry.part == part and entry.gain > 0]
+        group = next((entry for entry in worst if entry.single is False), None)
+        layer = next((entry for entry in worst if entry.single), None)
+        if group is None or layer is None:
+            lines.append(f"the {part}'s activations are not to blame, so its 8-bit weights are")
+            continue
+        lines.append(
+            f"most to blame in the {part}: {group.layers} ({group.figure} {group.before:.3g}, with its activations in "
+            f"float {group.after:.3g}), above all {layer.layers} ({layer.after:.3g}); --keep leaves layers in float"
+        )
+    return "; ".join(lines) or "no quantised layer can be told to be to blame"
 
 
 def _relieved(models: dict[str, ir.Model], layers: Sequence[str]) -> dict[str, ir.Model]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -14,44 +14,20 @@ import onnx_ir as ir
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.collect import Requests, collect
 from calib.layers import find_layers
-from calib.quantize import Ranges, quantize
-from calib.smooth import fold
 from engines import contract, policy
 from engines.bundle import Bundle
 from engines.bundle_writer import BundleWriter
-from engines.errors import UsageError
+from engines.errors import CheckFailedError, UsageError
 from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
 from var_export.assembly import Built, check, digest_of, existing_bundle, graph_table, source_digest
 from var_export.export.fuse import fuse
 from var_export.export.weights import WeightFile
+from var_export.int8.attribution import blame, describe
+from var_export.int8.rewrite import SOURCES, Int8Options, rewritten
+from var_export.int8.sensitivity import choose_ways
 
-# What decides the bytes of a bundle beside its base and its calibration.
-SOURCES = (
-    *(f"calib/{name}.py" for name in ("layers", "quantize", "ranges", "smooth", "statistics")),
-    "engines/policy.py",
-    "var_export/export/fuse.py",
-)
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8Options:
-    """What a user decides about an INT8 build."""
-
-    target: str = "onnxruntime"
-    """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
-    form: str = "stepwise"
-    """Of the result: `stepwise`, `fused` or `both`. The base has the stepwise one in any case."""
-    level: int = 2
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    ranges: Ranges = field(default_factory=Ranges)
-
-    @property
-    def base_precision(self) -> str:
-        """Of the float bundle that the graphs come from."""
-        return contract.HIGH_PRECISIONS[self.target]
 
 
 def calibrate(
@@ -79,22 +55,13 @@ def calibrate(
     return made
 
 
-def rewritten(
-    models: Mapping[str, ir.Model], ways: Mapping[str, str], calibration: Calibration, options: Int8Options
-) -> Iterator[tuple[str, ir.Model]]:
-    """Quantise float graphs in place, one after another; layers without a way stay as they are.
-
-    Only quantised layers are smoothed: what is not needed is not changed. `cond` must be among the graphs with `step`.
-    """
-    layers = {graph: find_layers(model, graph) for graph, model in models.items()}
-    chosen = {name for name, way in ways.items() if way != policy.FLOAT}
-    if "step" in models:
-        smoothing = {name: factors for name, factors in calibration.smoothing.items() if name in chosen}
-        fold(models, layers["step"], smoothing)
-    for graph, model in models.items():
-        here = [layer for layer in layers[graph] if layer.name in chosen]
-        quantize(model, here, ways, calibration, options.target, options.ranges)
-        yield graph, model
+def check_base(base: Bundle, options: Int8Options) -> None:
+    """Raises `UsageError` for a bundle that INT8 graphs cannot be made from."""
+    if base.precision != options.base_precision or "stepwise" not in base.forms:
+        raise UsageError(
+            f"INT8 for {options.target} is made from a bundle in {options.base_precision} that has the stepwise form; "
+            f"{base.path} is {base.precision}, {base.form}"
+        )
 
 
 def quantize_bundle(
@@ -103,6 +70,7 @@ def quantize_bundle(
     options: Int8Options,
     calibrated: Callable[[], Calibration],
     *,
+    sensitivity: Path | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = lambda line, done: None,
@@ -112,20 +80,18 @@ def quantize_bundle(
     Args:
         base: in the precision that `options.base_precision` names, with the stepwise form.
         out: folder of the bundle; it appears there whole or not at all.
-        options: target, form, level, patterns, ranges.
+        options: target, form, level, bounds, patterns, ranges.
         calibrated: gives the calibration; called once `out` is known to be free.
+        sensitivity: file of measured effects, for `options.bounds`; written there, and taken from there.
         force: replace a bundle made from something else.
         threads: of the engines that check the result.
         progress: called with a line and, where it is known, the share that is done.
 
-    Raises `UsageError`, and `CheckFailedError` where the engines miss a threshold: the bundle is not kept then.
+    Raises `UsageError`, and `CheckFailedError` where the engines miss a threshold, with the layers to blame: the bundle
+    is not kept then.
 
     """
-    if base.precision != options.base_precision or "stepwise" not in base.forms:
-        raise UsageError(
-            f"INT8 for {options.target} is made from a bundle in {options.base_precision} that has the stepwise form; "
-            f"{base.path} is {base.precision}, {base.form}"
-        )
+    check_base(base, options)
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
     graphs, wanted = contract.graphs_of("stepwise"), contract.graphs_of(options.form)
@@ -152,6 +118,8 @@ def quantize_bundle(
     if existing is not None and existing.build_key == build_key:
         return Built(existing, True, {})
 
+    if options.bounds:
+        ways = choose_ways(base, ways, calibration, options, file=sensitivity, threads=threads, progress=progress)
     static = [layer for layer in everything if ways[layer.name] == policy.STATIC]
     calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
     calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)
@@ -198,6 +166,11 @@ def quantize_bundle(
             }
         )
         progress("check: engines against the golden run", None)
-        reports = check(Bundle.open(writer.folder), threads)
+        made = Bundle.open(writer.folder)
+        try:
+            reports = check(made, threads)
+        except CheckFailedError as error:
+            blamed = blame(made, error.parts, threads=threads, progress=progress)
+            raise CheckFailedError(f"{error}; {describe(blamed)}") from error
         writer.publish()
     return Built(Bundle.open(out, verify=False), False, reports)

@@ -1,6 +1,6 @@
 """Engines of a bundle with a few graphs changed, to see what one change does to the figures. Torch-free.
 
-    base bundle --> models() --> changed in memory --> folder: GRAPH.onnx, GRAPH.bin (what is new), weights.bin (the base's)
+    base bundle --> models() --> changed in memory --> GRAPH.onnx, GRAPH.bin (new), weights.bin (the base's)
                                                           |
                     unchanged graphs: opened once  -------+--> Pipeline --> Figures
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,16 +25,13 @@ from engines.backends.onnxruntime import providers
 from engines.backends.onnxruntime.library import import_onnxruntime
 from engines.backends.onnxruntime.runner import OnnxRuntimeBackend, OnnxRuntimeEngine
 from engines.bundle import Bundle, second_name
-from engines.fidelity import PARTS, Agreement, logits_agreement, mean_agreement, reconstruction_loss
+from engines.contract import DECODER, PART_OF, TRANSFORMER
+from engines.fidelity import Agreement, logits_agreement, mean_agreement, reconstruction_loss
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
 from engines.similarity import psnr
 from var_export.export.emulate import emulate
 from var_export.export.weights import WeightFile
-
-TRANSFORMER, DECODER, ENCODER = PARTS
-PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
-"""Which part of the model a graph with layers belongs to."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,9 @@ class Variants:
         self._half = base.high_precision != "fp32"
 
     def __enter__(self) -> Variants:
-        name = self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix=".variants-", dir=self.base.path.parent, ignore_cleanup_errors=True)
-        )
-        self._folder = Path(name)
+        beside = self.base.path.parent  # where the weights take no copy
+        place = beside if os.access(beside, os.W_OK) else None
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".variants-", dir=place)))
         second_name(self.base.path / WEIGHTS, self._folder / WEIGHTS)
         return self
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from calib.calibration import Calibration
 from calib.layers import Layer, find_layers
-from calib.policy import FLOAT
-from calib.selection import Bounds, Option, after, most, order
+from calib.selection import Option, after, most, order
 from calib.sensitivity import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
 from calib.timing import Stopwatch, multiply_adds
 from engines.bundle import Bundle
-from engines.fidelity import PARTS
+from engines.contract import DECODER, PARTS, TRANSFORMER
+from engines.policy import FLOAT, matches
 from var_export.assembly import digest_of, source_digest
-from var_export.quantize import SOURCES, Int8Options, rewritten
-from var_export.variants import DECODER, TRANSFORMER, Figures, Variants
+from var_export.int8.rewrite import SOURCES, Int8Options, rewritten
+from var_export.int8.variants import Figures, Variants
 
 ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
 Progress = Callable[[str, float | None], None]
@@ -115,60 +115,62 @@ def choose_ways(
     ways: Mapping[str, str],
     calibration: Calibration,
     options: Int8Options,
-    bounds: Bounds,
     *,
-    fixed: frozenset[str] = frozenset(),
     file: Path | None = None,
     threads: int | None = None,
     progress: Progress = lambda line, done: None,
 ) -> dict[str, str]:
-    """As many layers in INT8 as keep the bounds on the golden run, most time saved per loss first.
+    """As many layers in INT8 as keep `options.bounds` on the golden run, most time saved per loss first.
 
     Args:
         base: the float bundle.
-        ways: by the level; they stay for parts of the model that no bound is about.
+        ways: by level and patterns; they stay for layers that a pattern names, and where no bound is about the part.
         calibration: of its model.
-        options: target and ranges.
-        bounds: on the figures that `verify` shows.
-        fixed: layers whose way the user chose.
+        options: target, ranges, bounds, patterns.
         file: of the sensitivity.
         threads: of ONNX Runtime.
         progress: called with a line and, where it is known, the share that is done.
 
     """
+    bounds = options.bounds
+    fixed = {name for name in ways if matches(name, (*options.include, *options.exclude))}
     parts = [part for part, bound in ((TRANSFORMER, bounds.transformer), (DECODER, bounds.decoder)) if bound]
     table = measure(base, calibration, options, file=file, parts=tuple(parts), threads=threads, progress=progress)
     chosen = dict(ways)
     with Variants(base, threads=threads) as variants:
         for part in parts:
-            names = [
-                layer.name for graph, model in variants.models(part).items() for layer in find_layers(model, graph)
-            ]
-            start = {name: ways[name] if name in fixed else FLOAT for name in names}
+            layers = [layer for graph, model in variants.models(part).items() for layer in find_layers(model, graph)]
+            start = {layer.name: ways[layer.name] if layer.name in fixed else FLOAT for layer in layers}
+            by_kl = bounds.kl is not None or part == DECODER
             steps = order(
-                Option(effect.layer, effect.way, effect.saved, _loss(effect, part, bounds))
+                Option(effect.layer, effect.way, effect.saved, effect.loss if by_kl else 1 - effect.top1)
                 for effect in table.effects
                 if effect.layer in start and effect.layer not in fixed
             )
-
-            def keeps(some: Sequence[tuple[str, str]]) -> bool:
-                figures = _with(variants, part, after(some, start), calibration, options)
-                progress(f"{part}: {len(some)} of {len(steps)} steps to INT8: {_text(figures)}", None)
-                return bounds.holds(
-                    kl=None if figures.total is None else figures.total.kl,
-                    top1=None if figures.total is None else figures.total.top1,
-                    psnr=figures.psnr,
-                )
-
-            chosen |= after(most(steps, keeps), start)
+            search = _Search(variants, part, start, len(steps), calibration, options, progress)
+            chosen |= after(most(steps, search.keeps), start)
     return chosen
 
 
-def _loss(effect: Effect, part: str, bounds: Bounds) -> float:
-    """What the order is by: squared error of the image, KL, or tokens that change."""
-    if part == DECODER:
-        return 0.0 if effect.psnr is None else 10 ** (-effect.psnr / 10)
-    return effect.kl if bounds.kl is not None else 1 - effect.top1
+@dataclass(frozen=True)
+class _Search:
+    """The measurement behind one part's choice."""
+
+    variants: Variants
+    part: str
+    start: Mapping[str, str]
+    steps: int
+    calibration: Calibration
+    options: Int8Options
+    progress: Progress
+
+    def keeps(self, some: Sequence[tuple[str, str]]) -> bool:
+        figures = _with(self.variants, self.part, after(some, self.start), self.calibration, self.options)
+        self.progress(f"{self.part}: {len(some)} of {self.steps} steps to INT8: {_text(figures)}", None)
+        total = figures.total
+        return self.options.bounds.holds(
+            kl=None if total is None else total.kl, top1=None if total is None else total.top1, psnr=figures.psnr
+        )
 
 
 def _text(figures: Figures) -> str:

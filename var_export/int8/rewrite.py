@@ -1,0 +1,63 @@
+"""What a user decides about an INT8 build, and float graphs rewritten by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from calib.calibration import Calibration
+from calib.layers import find_layers
+from calib.quantize import Ranges, quantize
+from calib.selection import Bounds
+from calib.smooth import fold
+from engines import contract, policy
+
+# What decides the bytes of a bundle beside its base and its calibration.
+SOURCES = (
+    *(f"calib/{name}.py" for name in ("layers", "quantize", "ranges", "selection", "smooth", "statistics")),
+    "engines/policy.py",
+    "var_export/int8/rewrite.py",
+    "var_export/int8/sensitivity.py",
+    "var_export/export/fuse.py",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """What a user decides about an INT8 build."""
+
+    target: str = "onnxruntime"
+    """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
+    form: str = "stepwise"
+    """Of the result: `stepwise`, `fused` or `both`. The base has the stepwise one in any case."""
+    level: int = 2
+    """What is quantised where no bound decides it."""
+    bounds: Bounds = field(default_factory=Bounds)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ranges: Ranges = field(default_factory=Ranges)
+
+    @property
+    def base_precision(self) -> str:
+        """Of the float bundle that the graphs come from."""
+        return contract.HIGH_PRECISIONS[self.target]
+
+
+def rewritten(
+    models: Mapping[str, ir.Model], ways: Mapping[str, str], calibration: Calibration, options: Int8Options
+) -> Iterator[tuple[str, ir.Model]]:
+    """Quantise float graphs in place, one after another; layers without a way stay as they are.
+
+    Only quantised layers are smoothed: what is not needed is not changed. `cond` must be among the graphs with `step`.
+    """
+    layers = {graph: find_layers(model, graph) for graph, model in models.items()}
+    chosen = {name for name, way in ways.items() if way != policy.FLOAT}
+    if "step" in models:
+        smoothing = {name: factors for name, factors in calibration.smoothing.items() if name in chosen}
+        fold(models, layers["step"], smoothing)
+    for graph, model in models.items():
+        here = [layer for layer in layers[graph] if layer.name in chosen]
+        quantize(model, here, ways, calibration, options.target, options.ranges)
+        yield graph, model
