@@ -24,6 +24,7 @@ PUBLISHED = {
     "a100-80gb": {"fp32": 19.5, "fp16": 312, "bf16": 312, "int8": 624},  # A100 data sheet
     "h100": {"fp32": 66.9, "fp16": 989.4, "bf16": 989.4, "int8": 1978.9},  # Hopper whitepaper, SXM5
     "rtx-3090": {"fp32": 35.6, "fp16": 71, "fp16_fast": 142, "int8": 284},  # GA102 whitepaper, appendix A
+    "rtx-3070": {"int8": 162.6},
     "rtx-3080": {"fp32": 29.8, "fp16": 59.5, "fp16_fast": 119, "int8": 238},
     "rtx-4090": {"fp32": 82.6, "fp16": 165.2, "fp16_fast": 330.3, "int8": 660.6},  # Ada whitepaper, appendix A
     "rtx-5090": {"fp32": 104.8, "fp16": 209.5, "fp16_fast": 419, "int8": 838},  # RTX Blackwell whitepaper
@@ -47,6 +48,13 @@ def test_every_figure_has_a_source_with_a_date(name):
             assert re.search(r"[Dd]erived|nominal|no address", source.says), source.name
     if any(source.name == "techpowerup" for source in device.sources.values()):
         assert device.page.startswith("https://www.techpowerup.com/gpu-specs/")
+
+
+@pytest.mark.parametrize("architecture", DATA["architectures"])
+def test_int8_rates_have_a_source_of_their_own(architecture):
+    entry = DATA["architectures"][architecture]
+    assert "int8" in entry["rates"]
+    assert any("INT8" in DATA["sources"][source]["says"] for source in entry["sources"])
 
 
 def test_no_source_is_left_over():

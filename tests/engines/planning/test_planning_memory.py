@@ -166,7 +166,7 @@ def test_every_remedy_helps_by_itself():
     workload = Workload(config=config, precision="fp32", images=8)
     room = Workload(config=config, precision="fp32", images=8, guidance=False).memory().total
     plan = Plan(workload, Box(room))
-    assert plan.remedies[1:] == ["--no-guidance", "--precision fp16"]
+    assert plan.remedies[1:] == ["--no-guidance", "--precision fp16", "--precision int8"]
     assert Workload(config=config, precision="fp16", images=8).memory().total <= room
 
 

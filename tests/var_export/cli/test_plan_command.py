@@ -182,6 +182,61 @@ def test_a_checkpoint_is_the_same_as_its_bundle(document, tiny_checkpoint, tiny_
     assert checkpoint["decode"] == bundle["decode"]
 
 
+def test_int8(call, document):
+    out = call("plan", "--model", "d16", "--precision", "int8", "--device", "orin-nano-8gb")[1]
+    for said in (
+        "d16, 256x256 pixels, int8 (level 2; the rest fp16), stepwise",
+        "33.4 TOP/s int8, 16.7 TFLOP/s fp16, 2.1 TFLOP/s fp32",
+        "of these, layers in int8, static ranges",
+        "of these, layers in fp16",
+    ):
+        assert said in out
+    assert "accumulates in FP32" in call("plan", "--model", "d16", "--precision", "int8", "--device", "rtx-4090")[1]
+    plans = [
+        document("--model", "d16", "--device", "l4", "--precision", *more)
+        for more in (("fp16",), ("int8", "--level", "1"), ("int8",), ("int8", "--level", "3"))
+    ]
+    assert [plan["level"] for plan in plans] == [None, 1, 2, 3]
+    speeds = [plan["bound_images_per_s"] for plan in plans]
+    assert speeds == sorted(speeds)
+    assert set(plans[2]["scales"][0]["flops"]) == {"int8", "fp16", "fp32"}
+    sizes = plans[2]["memory_bytes"]["layer_weights_by_way"]
+    assert set(sizes) == {"static", "float"}
+    assert sizes["static"] + sizes["float"] < plans[2]["memory_bytes"]["weights"]
+
+
+def test_the_cpu_has_memory_and_no_bound(call, document):
+    float32, int8 = (document("--model", "d16", "--device", "cpu", *more) for more in ((), ("--precision", "int8")))
+    assert (float32["precision"], int8["precision"]) == ("fp32", "int8")
+    assert 0.27 < int8["memory_bytes"]["weights"] / float32["memory_bytes"]["weights"] < 0.28
+    assert set(int8["memory_bytes"]["layer_weights_by_way"]) == {"static", "per-token", "float"}
+    for plan in (float32, int8):
+        assert plan["device"]["targets"] == ["onnxruntime"]
+        assert plan["bound_images_per_s"] is plan["bound_seconds"] is plan["decode"] is None
+        assert plan["memory_bytes"]["runtime_allowance"] == 0
+        assert plan["fits"] is (plan["memory_bytes"]["total"] <= plan["usable_bytes"])
+    out = call("plan", "--model", "d16", "--device", "cpu", "--precision", "int8")[1]
+    assert "int8 (level 2; the rest fp32)" in out
+    assert "layers in int8, a range per token" in out
+    assert "no bound: the peaks of this CPU are not known" in out
+
+
+@pytest.mark.slow
+def test_an_int8_bundle_is_planned_as_it_is(call, document, demo_int8_bundle):
+    plan = document("--model", demo_int8_bundle)
+    assert (plan["device"]["name"], plan["precision"], plan["level"]) == ("cpu", "int8", None)
+    assert plan == document("--model", demo_int8_bundle, "--device", "cpu") | {"usable_bytes": plan["usable_bytes"]} | {
+        "device": plan["device"]
+    }
+    by_level = document("--model", demo_int8_bundle, "--device", "cpu", "--level", "2")
+    assert by_level["memory_bytes"] == plan["memory_bytes"]
+    assert document("--model", demo_int8_bundle, "--device", "t4", "--level", "3")["level"] == 3
+    assert "int8 (as the bundle; the rest fp32)" in call("plan", "--model", demo_int8_bundle)[1]
+    code, out, err = call("plan", "--model", demo_int8_bundle, "--device", "t4")
+    assert (code, out) == (2, "")
+    assert err == "Error: var-emoji-demo is an INT8 bundle for the CPU: plan it with --device cpu\n"
+
+
 def test_the_names_of_models(document):
     assert document("--model", "demo", "--device", "l4")["model"] == "var-emoji-demo"
     assert document("--model", DEMO_BUNDLE, "--device", "l4")["precision"] == "fp16"
@@ -205,6 +260,10 @@ def test_the_names_of_models(document):
         (["--model", "d16", "--device", "gtx-970x"], "unknown device 'gtx-970x'"),
         (["--model", "d16", "--device", ""], "unknown device ''"),
         (["--model", "d16", "--precision", "int4"], "'int4' is not one of"),
+        (["--model", "d16", "--level", "2"], "--level needs --precision int8"),
+        (["--model", "d16", "--level", "4", "--precision", "int8"], "--level"),
+        (["--model", "d16", "--device", "cpu", "--device", "t4"], "--device cpu stands alone"),
+        (["--model", "d16", "--device", "cpu", "--precision", "bf16"], "plan for --precision fp32 or int8 there"),
         (["--model", "d16", "--batch", "0"], "--batch"),
         (["--model", "d16", "--batch", "5000"], "the batch must be 1 to 4096 images, got 5000"),
         (["--model", "d16", "--cfg", "-1"], "--cfg"),
@@ -227,6 +286,7 @@ def test_choices_are_those_of_the_library():
     assert plan_module.PRECISIONS == PRECISIONS
     assert tuple(FORMS) == plan_module.FORMS
     assert Workload(config=models.official("d16")).precision in PRECISIONS
+    assert Workload(config=models.official("d16")).level == plan_module.LEVEL
 
 
 def test_every_option_has_a_help():
