@@ -58,7 +58,7 @@ class Bounds:
         """Whether these figures keep them; `top1` is the share that agrees. What is not given is not judged."""
         return not (
             (self.kl is not None and kl is not None and not kl <= self.kl)
-            or (self.top1 is not None and top1 is not None and not 1 - top1 <= self.top1)
+            or (self.top1 is not None and top1 is not None and not top1 >= 1 - self.top1)
             or (self.psnr is not None and psnr is not None and not psnr >= self.psnr)
         )
 

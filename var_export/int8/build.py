@@ -170,6 +170,8 @@ def quantize_bundle(
         try:
             reports = check(made, threads)
         except CheckFailedError as error:
+            if not error.parts:
+                raise
             blamed = blame(made, error.parts, threads=threads, progress=progress)
             raise CheckFailedError(f"{error}; {describe(blamed)}") from error
         writer.publish()

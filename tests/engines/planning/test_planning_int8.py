@@ -71,7 +71,7 @@ def test_weights_are_those_of_quantised_graphs(base, graph, level):
         for chosen in (FLOATS, quantisation)
     ]
     assert constants(model) - before == planned[1] - planned[0]
-    unchanged = graph == "cond" and target == "tensorrt" or graph == "step" and target == "tensorrt" and level == 1
+    unchanged = (graph == "cond" and target == "tensorrt") or (graph == "step" and target == "tensorrt" and level == 1)
     assert (planned[1] == planned[0]) is unchanged
 
 

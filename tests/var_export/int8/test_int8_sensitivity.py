@@ -1,0 +1,145 @@
+"""Layers of a tiny model quantised alone, and the choice among them, on its golden run."""
+
+import dataclasses
+import math
+
+import pytest
+
+from calib.selection import Bounds
+from calib.sensitivity import MULTIPLY_ADDS, SECONDS
+from engines.contract import DECODER, TRANSFORMER
+from engines.policy import EDGES, FLOAT, PER_TOKEN, STATIC
+from var_export.int8 import sensitivity
+from var_export.int8.rewrite import Int8Options, rewritten
+from var_export.int8.sensitivity import choose_ways, measure
+from var_export.int8.variants import Variants
+
+
+@pytest.fixture(scope="module")
+def table(base, calibrated):
+    return measure(base, calibrated, Int8Options(), threads=1)
+
+
+@pytest.fixture
+def file(table, tmp_path):
+    """The table, as it is kept."""
+    table.save(tmp_path / "s.json")
+    return tmp_path / "s.json"
+
+
+def figures(base, calibrated, part, ways):
+    with Variants(base, threads=1) as variants:
+        return variants.figures(part, dict(rewritten(variants.models(part), ways, calibrated, Int8Options())))
+
+
+def test_every_layer_and_way_is_there(table, ways):
+    measured = {}
+    for effect in table.effects:
+        measured.setdefault(effect.layer, []).append(effect.way)
+    assert set(measured) == {name for name in ways if name not in EDGES and name != "step/word_embed"}
+    assert measured["step/blocks.0.fc2"] == [PER_TOKEN, STATIC]
+    assert measured["decode/conv_out"] == [STATIC]
+    assert table.unit == SECONDS
+    assert len({effect.saved for effect in table.effects}) > 5
+
+
+def test_effects_are_those_of_one_layer(table, base, calibrated):
+    effect = table.find("step/blocks.1.fc1", STATIC)
+    alone = figures(base, calibrated, TRANSFORMER, {"step/blocks.1.fc1": STATIC})
+    assert effect.kl == alone.total.kl > table.float_kl
+    assert effect.top1 == alone.total.top1
+    assert effect.psnr is None
+    effect = table.find("decode/conv_out", STATIC)
+    assert effect.psnr == figures(base, calibrated, DECODER, {"decode/conv_out": STATIC}).psnr
+    assert (effect.kl, effect.top1) == (0, 1)
+
+
+def test_per_token_loses_less_than_static(table):
+    """What the two ways are for."""
+    pairs = [(table.find(e.layer, PER_TOKEN), e) for e in table.effects if e.way == STATIC and e.part == TRANSFORMER]
+    assert sum(mild.kl for mild, _ in pairs) < sum(hard.kl for _, hard in pairs)
+
+
+def test_an_interrupted_measurement_goes_on(base, calibrated, table, tmp_path, monkeypatch):
+    file = tmp_path / "s.json"
+    half = dataclasses.replace(table, effects=table.effects[:-3])
+    half.save(file)
+    judged = []
+    figures_of = Variants.figures
+    monkeypatch.setattr(Variants, "figures", lambda self, *args: judged.append(args[0]) or figures_of(self, *args))
+    again = measure(base, calibrated, Int8Options(), file=file, threads=1)
+    assert len(judged) == 3
+    assert [e.layer for e in again.effects] == [e.layer for e in table.effects]
+    measure(base, calibrated, Int8Options(), file=file, threads=1)
+    assert len(judged) == 3
+
+
+def test_other_ranges_are_measured_anew(base, calibrated, table, file):
+    from calib.quantize import Ranges
+
+    other = measure(base, calibrated, Int8Options(ranges=Ranges(method="minmax")), file=file, parts=(DECODER,))
+    assert other.key != table.key
+    assert {effect.part for effect in other.effects} == {DECODER}
+
+
+def test_for_tensorrt_work_stands_for_time(base, calibrated):
+    """No GPU is there to time it."""
+    options = Int8Options(target="tensorrt")
+    table = measure(base, calibrated, options, parts=(DECODER,), threads=1)
+    assert table.unit == MULTIPLY_ADDS
+    assert all(effect.way == STATIC and effect.saved >= 1 for effect in table.effects)
+
+
+def test_a_bound_on_kl_is_kept_and_used(base, calibrated, ways, file):
+    everything = choose_ways(base, ways, calibrated, options(kl=1e9), file=file, threads=1)
+    most = figures(base, calibrated, TRANSFORMER, everything).total.kl
+    bound = most / 3
+    chosen = choose_ways(base, ways, calibrated, options(kl=bound), file=file, threads=1)
+    assert figures(base, calibrated, TRANSFORMER, chosen).total.kl <= bound
+    count = {way: sum(w == way for w in chosen.values()) for way in (FLOAT, STATIC, PER_TOKEN)}
+    assert count[FLOAT] > sum(way == FLOAT for way in everything.values())
+    assert chosen != dict.fromkeys(chosen, FLOAT)
+    assert {n: w for n, w in chosen.items() if n.startswith(("decode", "encode"))} == {
+        n: w for n, w in ways.items() if n.startswith(("decode", "encode"))
+    }
+
+
+def test_a_bound_of_nothing_leaves_float(base, calibrated, ways, file):
+    chosen = choose_ways(base, ways, calibrated, options(kl=0.0), file=file, threads=1)
+    assert {way for name, way in chosen.items() if name.startswith(("step", "cond"))} == {FLOAT}
+
+
+def test_a_bound_on_the_image_chooses_convolutions(base, calibrated, ways, file, table):
+    whole = figures(base, calibrated, DECODER, {n: w for n, w in ways.items() if n.startswith("decode")}).psnr
+    chosen = choose_ways(base, ways, calibrated, options(psnr=whole + 3), file=file, threads=1)
+    decoder = {name: way for name, way in chosen.items() if name.startswith("decode")}
+    assert figures(base, calibrated, DECODER, decoder).psnr >= whole + 3
+    assert {STATIC, FLOAT} == set(decoder.values())
+    assert {n: w for n, w in chosen.items() if not n.startswith("decode")} == {
+        n: w for n, w in ways.items() if not n.startswith("decode")
+    }
+
+
+def test_layers_that_the_user_named_stay(base, calibrated, ways, file):
+    ways = ways | {"step/blocks.0.fc1": STATIC, "step/blocks.0.fc2": FLOAT}
+    named = dataclasses.replace(options(kl=1e9), include=("step/blocks.0.fc1",), exclude=("step/blocks.0.fc2",))
+    chosen = choose_ways(base, ways, calibrated, named, file=file, threads=1)
+    assert (chosen["step/blocks.0.fc1"], chosen["step/blocks.0.fc2"]) == (STATIC, FLOAT)
+    strict = dataclasses.replace(named, bounds=Bounds(kl=0.0))
+    chosen = choose_ways(base, ways, calibrated, strict, file=file, threads=1)
+    assert chosen["step/blocks.0.fc1"] == STATIC
+
+
+def test_the_file_lies_beside_the_calibration(tmp_path):
+    assert sensitivity.sensitivity_file(tmp_path / "m.calibration.json", "tensorrt") == (
+        tmp_path / "m.calibration.sensitivity-tensorrt.json"
+    )
+
+
+def test_nothing_is_left_behind(base, table):
+    assert not [file for file in base.path.parent.iterdir() if file.name.startswith(".variants")]
+
+
+def options(**bounds):
+    assert all(math.isfinite(bound) for bound in bounds.values())
+    return Int8Options(bounds=Bounds(**bounds))
