@@ -62,10 +62,8 @@ def test_no_pair_stands_around_a_relieved_convolution(tiny_fp32, calibrated):
     for node in find_quantized(model, "decode").values():
         relieve(node)
         assert node.inputs[0].producer() is None or node.inputs[0].producer().op_type != "DequantizeLinear"
-        for use in node.outputs[0].uses():
-            assert use.node.op_type != "QuantizeLinear" or not list(
-                use.node.outputs[0].uses()[0].node.outputs[0].uses()
-            )
+        for pair in (use.node for use in node.outputs[0].uses() if use.node.op_type == "QuantizeLinear"):
+            assert not any(list(use.node.outputs[0].uses()) for use in pair.outputs[0].uses())
 
 
 def test_products_per_token_are_computed_in_float(tiny_fp32, calibrated):
