@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import UsageError
-from var_export.cli.common import POSITIVE, needs_export_packages
+from var_export.cli.common import POSITIVE, is_bundle, needs_export_packages
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
@@ -95,7 +95,7 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
         return None
     if values["form"] != "stepwise":
         raise UsageError(f"INT8 bundles are stepwise in this version; leave out --form {values['form']}")
-    with needs_export_packages("quantising"):
+    with needs_export_packages("quantising", INT8 if is_bundle(values["checkpoint"]) else "export"):
         from calib.quantize import Ranges
         from var_export.quantize import Int8Options
 
