@@ -19,7 +19,7 @@ test: $(VENV)/.test
 # NUMPY=1.26.4 installs that one. Bundles that only torch makes come from `make test-bundles`; without them, the tests
 # that need one are skipped, and pytest says how many.
 NUMPY ?=
-RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')$(addprefix -numpy,$(NUMPY))
 RUNTIME_PIP = $(subst $(BIN),$(RUNTIME)/bin,$(PIP))
 TEST_BUNDLES := build/test-bundles
 

@@ -1,6 +1,7 @@
 """The wheel with nothing but what it depends on, in an empty environment: it imports, helps, and says what to add."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,13 +26,17 @@ print(len(names), engines.__file__)
 def bare(tmp_path_factory):
     """Runs a program of an environment that has the wheel alone, in an empty folder."""
     base = tmp_path_factory.mktemp("bare")
-    checkout = clean_checkout(base / "checkout")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", base, checkout], check=True, timeout=240)
-    subprocess.run([sys.executable, "-m", "venv", base / "venv"], check=True)
-    (wheel,) = base.glob("*.whl")
     bin_dir, empty = base / "venv" / "bin", base / "empty"
     empty.mkdir()
-    subprocess.run([bin_dir / "python", "-m", "pip", "install", "--quiet", wheel], check=True, timeout=240)
+    # An editable install leaves its metadata in the checkout: pip must not take that for the package.
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def prepare(*command):
+        subprocess.run(command, cwd=empty, env=elsewhere, check=True, timeout=240)
+
+    prepare(sys.executable, "-m", "build", "--wheel", "--outdir", base, clean_checkout(base / "checkout"))
+    prepare(sys.executable, "-m", "venv", base / "venv")
+    prepare(bin_dir / "python", "-m", "pip", "install", "--quiet", *base.glob("*.whl"))
 
     def run(program, *args):
         command = [bin_dir / program, *args]
