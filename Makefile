@@ -7,13 +7,31 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types format clean demo-bundle gpu-check
+.PHONY: demo test test-runtime test-bundles lint types format clean demo-bundle gpu-check
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# The tests of what runs on a device, with the Python of one and without torch: make test-runtime PYTHON=python3.10
+# NUMPY=1.26.4 installs that one. Bundles that only torch makes come from `make test-bundles`; without them, the tests
+# that need one are skipped, and pytest says how many.
+NUMPY ?=
+RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')$(addprefix -numpy,$(NUMPY))
+RUNTIME_PIP = $(subst $(BIN),$(RUNTIME)/bin,$(PIP))
+TEST_BUNDLES := build/test-bundles
+
+test-runtime:
+	$(PYTHON) -m venv $(RUNTIME)
+	$(RUNTIME_PIP) --upgrade "pip>=25.1"
+	$(RUNTIME_PIP) --editable ".[cpu,int8,jetson]" --group test-runtime $(addprefix numpy==,$(NUMPY))
+	VAR_EXPORT_TEST_BUNDLES=$(TEST_BUNDLES) $(RUNTIME)/bin/python -m pytest tests/engines tests/calib \
+		tests/test_isolation.py tests/test_minimal_install.py
+
+test-bundles: $(VENV)/.test
+	$(BIN)/python -m tests.bundles $(TEST_BUNDLES)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -72,4 +90,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(GPU) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-runtime-* $(GPU) build dist *.egg-info

@@ -6,20 +6,13 @@ import pytest
 
 from engines.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
-
-
-def build_demo(out: Path, **options: object) -> Path:
-    """The embedded demo checkpoint as a bundle at `out`."""
-    from var_export.build import Options, build
-    from var_export.checkpoint import demo_checkpoint
-
-    return build(demo_checkpoint(), out, Options(**options)).bundle.path
+from tests.bundles import shared_bundle
 
 
 @pytest.fixture(scope="session")
 def demo_fp32_bundle(tmp_path_factory) -> Path:
     """The demo model in FP32, stepwise. Shared: copy it before changing a file."""
-    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-fp32", precision="fp32")
+    return shared_bundle("demo-fp32", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -28,24 +21,25 @@ def demo_fp16_bundle(tmp_path_factory) -> Path:
     try:
         return Bundle.open(DEMO_BUNDLE).path
     except BundleError:
-        return build_demo(tmp_path_factory.mktemp("bundles") / "demo-fp16", precision="fp16")
+        return shared_bundle("demo-fp16", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def demo_bf16_bundle(tmp_path_factory) -> Path:
     """The demo model in BF16, stepwise; no CPU runs it. Shared: copy it before changing a file."""
-    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-bf16", precision="bf16")
+    return shared_bundle("demo-bf16", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def demo_both_bundle(tmp_path_factory) -> Path:
     """The demo model in FP16, stepwise and fused. Shared: copy it before changing a file."""
-    return build_demo(tmp_path_factory.mktemp("bundles") / "demo-both", precision="fp16", form="both")
+    return shared_bundle("demo-both", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def demo_int8_bundle(demo_fp32_bundle, tmp_path_factory) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples. Shared: copy it before a change."""
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
     from calib.collect import Requests, collect
     from var_export.int8.build import quantize_bundle
     from var_export.int8.rewrite import Int8Options

@@ -9,15 +9,22 @@ import hashlib
 import itertools
 import json
 import shutil
+import subprocess
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from engines.config import ModelConfig, TransformerConfig, VaeConfig
 
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).parents[1] / "var_export" / "data" / "demo"
+
+
+def need_torch():
+    """Skip the test that asks for what only PyTorch makes, where there is none; otherwise the module."""
+    return pytest.importorskip("torch", reason="PyTorch is not installed here, and this test needs what it makes")
 
 
 def tiny_config(name="tiny", *, patch_nums=(1, 2, 3), vae=None, **transformer):
@@ -77,8 +84,7 @@ def random_weights(shapes, seed=0):
 
 def tiny_state(config, seed=0):
     """State dicts of the transformer and the VQ-VAE."""
-    import torch
-
+    torch = need_torch()
     from var_export.model.transformer import VAR
     from var_export.model.vqvae import VQVAE
 
@@ -113,18 +119,23 @@ def tiny_checkpoint(config, seed=0, **fields):
     return Checkpoint(**known | fields)
 
 
-def demo_reference():
+def demo_checkpoint():
+    need_torch()
     from var_export.checkpoint import demo_checkpoint
+
+    return demo_checkpoint()
+
+
+def demo_reference():
+    checkpoint = demo_checkpoint()
     from var_export.model.reference import Reference
 
-    checkpoint = demo_checkpoint()
     return Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
 
 
 def settings(count, *, cfg=0.0, temperature=1.0, top_k=0, top_p=0.0):
     """Sampling arrays of `count` images, as the reference takes them."""
-    import torch
-
+    torch = need_torch()
     return {
         "cfg": torch.full((count,), cfg),
         "temperature": torch.full((count,), temperature),
@@ -137,7 +148,7 @@ def eager(module):
     """A traced graph's module as a function: named arrays of the contract in, arrays in its order out."""
     import inspect
 
-    import torch
+    torch = need_torch()
 
     def run(feeds):
         arguments = {name: None for name in inspect.signature(module.forward).parameters if name == "phi_index"}
@@ -154,6 +165,18 @@ def eager(module):
     return run
 
 
+def clean_checkout(folder):
+    """The checkout as git sees it, without what a run has left in it, copied into `folder`."""
+    root = Path(__file__).parents[1]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
+    return folder
+
+
 def copy_bundle(source, target):
     return Path(shutil.copytree(source, target))
 
@@ -167,16 +190,8 @@ def reseal(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-_BUILT = {}
+def built_tiny(tmp_path_factory, precision="fp32"):
+    """Folder of a tiny random bundle of 8-pixel images, both forms. Copy it before changing a file."""
+    from tests.bundles import shared_bundle
 
-
-def built_tiny(tmp_path_factory, form="both", **options):
-    """Folder of a tiny random bundle of 8-pixel images, built once a session. Copy it before changing a file."""
-    from var_export.build import Options, build
-
-    key = (form, *sorted(options.items()))
-    if key not in _BUILT:
-        out = tmp_path_factory.mktemp("bundles") / "tiny"
-        checkpoint = tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4)))
-        _BUILT[key] = build(checkpoint, out, Options(form=form, **{"precision": "fp32"} | options)).bundle.path
-    return _BUILT[key]
+    return shared_bundle(f"tiny-{precision}", tmp_path_factory)

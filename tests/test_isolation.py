@@ -6,8 +6,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from support import need_torch
+
+from engines import backends
+from engines.errors import BackendError
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
@@ -106,7 +111,40 @@ def test_a_missing_runtime_is_an_error_with_the_remedy():
     assert 'pip install "var-export[cpu]"' in message
 
 
+def test_without_plans_and_runtime_the_error_names_both_ways():
+    message = run(
+        """
+        import json
+        from engines import BackendError, Bundle, backends
+        from engines.bundle import DEMO_BUNDLE
+        try:
+            backends.for_bundle(Bundle.open(DEMO_BUNDLE, verify=False))
+        except BackendError as error:
+            print(json.dumps(str(error)))
+        """,
+        blocked=("onnxruntime",),
+    )
+    assert 'pip install "var-export[cpu]"; or, for a GPU: var-export build ' in message
+    assert message.endswith(" --target tensorrt")
+
+
+def test_without_a_runtime_the_error_says_why_the_plans_do_not_run(monkeypatch):
+    """On a device that has nothing but TensorRT, that is what matters."""
+
+    def create(name, **_):
+        raise BackendError(f"no {name} here")
+
+    monkeypatch.setattr(backends, "create", create)
+    plans = SimpleNamespace(built_on=SimpleNamespace(target="tensorrt"))
+    told = []
+    with pytest.raises(BackendError) as caught:
+        backends.for_bundle(SimpleNamespace(path="b", plans=[plans]), tell=told.append)
+    assert str(caught.value) == "not using the plans of b (no tensorrt here), and no onnxruntime here"
+    assert told == []
+
+
 def test_every_module_of_the_exporter_imports():
+    need_torch()
     modules = modules_of("var_export")
     assert len(modules) > 20
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)")

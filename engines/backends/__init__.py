@@ -76,9 +76,16 @@ def for_bundle(
             return backend
         backend.close()
         problems.append(problem)
+    unfit = f"not using the plans of {bundle.path} ({'; '.join(problems)})"
+    try:
+        backend = create("onnxruntime", provider=provider, threads=threads)
+    except BackendError as error:
+        if problems:
+            raise BackendError(f"{unfit}, and {error}") from error
+        raise BackendError(f"{error}; or, for a GPU: var-export build {bundle.path} --target tensorrt") from error
     if problems:
-        tell(f"not using the plans of {bundle.path} ({'; '.join(problems)}): running ONNX Runtime on the CPU")
-    return create("onnxruntime", provider=provider, threads=threads)
+        tell(f"{unfit}: running ONNX Runtime on the CPU")
+    return backend
 
 
 __all__ = ["BACKENDS", "Backend", "Buffer", "Call", "Engine", "create", "for_bundle"]

@@ -63,6 +63,9 @@ class Cuda:
             self.version = _dotted(self.call("cudaRuntimeGetVersion", doing="reading the CUDA version"))
         name = properties.name
         self.name = name.decode() if isinstance(name, bytes) else str(name)
+        self.integrated = bool(properties.integrated)
+        if self.integrated:  # every Jetson Orin is called Orin, from 4 SM to 16; power modes switch some off
+            self.name = f"{self.name} ({properties.multiProcessorCount} SM)"
         self.compute_capability = f"{properties.major}.{properties.minor}"
         self.total_memory = int(properties.totalGlobalMem)
 
@@ -198,10 +201,14 @@ class Memory:
                 self.address = int(cuda.call("cudaMalloc", self.size, doing=doing))
             except OutOfMemoryError as error:
                 free, total = cuda.call("cudaMemGetInfo", doing="asking for free memory")
+                more = (
+                    "close other programs on the GPU, or build with --weight-streaming"
+                    if not cuda.integrated
+                    else "or close other programs: the GPU has no memory but the system's"
+                )
                 raise OutOfMemoryError(
                     f"the GPU is out of memory: {self.size / 2**20:.1f} MiB were needed, {free / 2**20:.0f} of "
-                    f"{total / 2**20:.0f} MiB are free; lower --batch, close other programs on the GPU, "
-                    "or build with --weight-streaming"
+                    f"{total / 2**20:.0f} MiB are free; lower --batch, {more}"
                 ) from error
 
     def free(self) -> None:

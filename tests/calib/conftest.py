@@ -3,10 +3,11 @@
 import shutil
 
 import pytest
-from support import built_tiny, tiny_checkpoint, tiny_config
+from support import built_tiny
 
 from calib.collect import Requests, collect
 from engines.bundle import Bundle
+from tests.bundles import shared_bundle
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +19,7 @@ def tiny_fp32(tmp_path_factory) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_shared_adaln(tmp_path_factory) -> Bundle:
     """In FP32, with one AdaLN for all blocks, and attention whose scale is fixed."""
-    from var_export.build import Options, build
-
-    config = tiny_config("shared", patch_nums=(1, 2, 3), heads=1, shared_aln=True, attn_l2_norm=False)
-    out = tmp_path_factory.mktemp("bundles") / "shared"
-    return build(tiny_checkpoint(config), out, Options(form="stepwise", precision="fp32")).bundle
+    return Bundle.open(shared_bundle("tiny-shared", tmp_path_factory))
 
 
 @pytest.fixture(scope="session")

@@ -77,9 +77,18 @@ class HostCuda:
     cudaError_t = cudaError_t
 
     def __init__(
-        self, *, devices=1, memory=1 << 34, name="Emulated GPU", capability=(8, 6), capture=True, driver=12060
+        self,
+        *,
+        devices=1,
+        memory=1 << 34,
+        name="Emulated GPU",
+        capability=(8, 6),
+        capture=True,
+        driver=12060,
+        integrated=False,
+        processors=16,
     ):
-        self.driver = driver
+        self.driver, self.integrated, self.processors = driver, integrated, processors
         self.devices, self.memory, self.name, self.capability = devices, memory, name, capability
         self.capture_works = capture
         self.allocations = {}
@@ -113,7 +122,13 @@ class HostCuda:
     def cudaGetDeviceProperties(self, ordinal):
         major, minor = self.capability
         return OK, SimpleNamespace(
-            name=self.name.encode(), major=major, minor=minor, totalGlobalMem=self.memory, ordinal=ordinal
+            name=self.name.encode(),
+            major=major,
+            minor=minor,
+            totalGlobalMem=self.memory,
+            integrated=int(self.integrated),
+            multiProcessorCount=self.processors,
+            ordinal=ordinal,
         )
 
     def cudaRuntimeGetVersion(self):

@@ -52,6 +52,17 @@ def test_the_device_is_described(cuda):
     }
 
 
+def test_a_jetson_is_told_by_its_processors_and_gets_other_advice():
+    """Every Orin has the name and compute capability of the others, and no memory of its own to spare."""
+    cuda = Cuda(runtime=HostCuda(name="Orin", capability=(8, 7), integrated=True, processors=8, memory=1 << 20))
+    assert cuda.describe()["gpu"] == "Orin (8 SM)"
+    with pytest.raises(OutOfMemoryError) as caught:
+        cuda.allocate(1 << 21)
+    assert "lower --batch, or close other programs" in one_line(caught)
+    assert "--weight-streaming" not in str(caught.value)
+    cuda.close()
+
+
 def test_without_a_gpu_one_line_says_where_to_look():
     with pytest.raises(BackendError) as caught:
         Cuda(runtime=HostCuda(devices=0))

@@ -3,8 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
-from support import built_tiny, demo_reference
+from support import built_tiny, demo_reference, need_torch
 
 from engines.errors import BackendError, BundleError, UsageError, VarExportError
 from engines.pipeline import Pipeline
@@ -135,7 +134,7 @@ def test_no_class_is_the_same_with_any_guidance(pipeline):
 
 def test_the_reference_draws_the_same(pipeline, mixed):
     """FP32 on the CPU: another order of summation, and the same tokens."""
-    some = [0, 1, 2, 3]
+    torch, some = need_torch(), [0, 1, 2, 3]
     settings = {name: torch.tensor(values) for name, values in pick(MIXED, some).items()}
     table = torch.from_numpy(uniforms([SEEDS[i] for i in some], pipeline.config.num_tokens))
     drawn = demo_reference().generate(torch.tensor([CLASSES[i] for i in some]), table, **settings, max_top_k=900)
@@ -204,7 +203,7 @@ def test_previews_end_in_the_image_of_generate(pipeline, base):
 
 
 def test_previews_show_the_tokens_so_far(pipeline, base):
-    config, quantizer = pipeline.config, demo_reference().vae.quantize
+    torch, config, quantizer = need_torch(), pipeline.config, demo_reference().vae.quantize
     f_hat = torch.zeros(2, 16, 8, 8)
     for preview in pipeline.stream(**BASE):
         tokens = preview.tokens

@@ -155,6 +155,11 @@ def test_the_newest_that_fits_is_taken(path, machine):
     assert machine(name="RTX 3060").load(path).max_batch == 2
 
 
+# CUDA calls both Orin.
+AGX_ORIN = {"name": "Orin", "capability": (8, 7), "integrated": True, "processors": 16}
+ORIN_NANO = AGX_ORIN | {"processors": 8}
+
+
 @pytest.mark.parametrize(
     ("built_on", "here", "reason"),
     [
@@ -163,6 +168,7 @@ def test_the_newest_that_fits_is_taken(path, machine):
         ({}, {"version": "10.13.0"}, "it was built by tensorrt 10.3.0, here is 10.13.0"),
         ({}, {"name": "Other GPU"}, "it is for Emulated GPU of compute capability 8.6"),
         ({}, {"capability": (8, 9)}, "it is for Emulated GPU of compute capability 8.6"),
+        (AGX_ORIN, ORIN_NANO, "it is for Orin (16 SM) of compute capability 8.7"),
         ({"rtx": True}, {"rtx": True, "capability": (8, 9)}, "it is for GPUs of compute capability 8.6"),
         ({"rtx": True}, {"rtx": True, "version": "1.8"}, "it was built by tensorrt-rtx 1.7.1.116, here is 1.8"),
     ],

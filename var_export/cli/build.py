@@ -21,6 +21,7 @@ from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
     POSITIVE,
+    is_bundle,
     json_option,
     mebibytes,
     needs_export_packages,
@@ -137,7 +138,7 @@ def build(context: click.Context, /, **values: Any) -> None:
     plans = parse_plan_options(options.target, plan_values) if options.target in PLAN_TARGETS else None
     if plans is None:
         refuse_plan_options(context, options.target)
-    bundle = _given_bundle(context, options, wishes)
+    bundle = _given_bundle(context, options, wishes, no_plans)
     built: Built | None = None
     with Progress() as progress, _Interrupts() as interrupts:
         if bundle is None or wishes is not None:
@@ -172,9 +173,9 @@ def _opened(path: str | Path, *, verify: bool = False) -> Bundle:
     return Bundle.open(path, verify=verify)
 
 
-def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes | None) -> Path | None:
+def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes | None, no_plans: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
-    if options.checkpoint is None or not (Path(options.checkpoint) / "manifest.json").is_file():
+    if options.checkpoint is None or not is_bundle(options.checkpoint):
         return None
     bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS and wishes is None:
@@ -182,6 +183,10 @@ def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes 
         raise UsageError(
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
+        )
+    if no_plans and wishes is None:
+        raise UsageError(
+            f"{options.checkpoint} is a bundle already: --no-plans leaves nothing to build; copy it as it is"
         )
     default = click.core.ParameterSource.DEFAULT
     refused = _OF_CHECKPOINTS if wishes is not None else (*_OF_CHECKPOINTS, *_OF_BUILDS)

@@ -66,6 +66,11 @@ def show(message: str = "", *, to_stdout: bool = False) -> None:
     click.echo(message, err=not to_stdout)
 
 
+def is_bundle(path: str | None) -> bool:
+    """Whether a bundle was given where a checkpoint may stand."""
+    return path is not None and (Path(path) / "manifest.json").is_file()
+
+
 def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
     """The named bundle, or the default one, saying which."""
     from engines.bundle import Bundle, default_bundle
@@ -77,8 +82,8 @@ def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
 
 
 @contextmanager
-def needs_export_packages(what: str) -> Iterator[None]:
-    """Around the imports of what needs PyTorch: one line where a package is missing."""
+def needs_export_packages(what: str, extra: str = "export") -> Iterator[None]:
+    """Around the imports of what needs the packages of an extra: one line where one is missing."""
     try:
         yield
     except ImportError as error:
@@ -87,7 +92,7 @@ def needs_export_packages(what: str) -> Iterator[None]:
             raise BackendError(f'{what} needs {missing}: pip install "var-export[plot]"') from error
         if missing not in EXPORT_PACKAGES:
             raise
-        extras = "export" if importlib.util.find_spec("onnxruntime") else "cpu,export"
+        extras = extra if importlib.util.find_spec("onnxruntime") else f"cpu,{extra}"
         raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error
 
 

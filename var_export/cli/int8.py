@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import UsageError
-from var_export.cli.common import POSITIVE, needs_export_packages
+from var_export.cli.common import POSITIVE, is_bundle, needs_export_packages
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
@@ -112,7 +112,7 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
         if given:
             raise UsageError(f"--{given[0]} needs --precision int8")
         return None
-    with needs_export_packages("quantising"):
+    with needs_export_packages("quantising", INT8 if is_bundle(values["checkpoint"]) else "export"):
         from calib.selection import Bounds
         from var_export.int8.rewrite import Int8Options
 

@@ -11,7 +11,7 @@ import click
 from engines.cli.common import json_out, print_table
 from engines.errors import UsageError
 from var_export.cli.common import FOLDER, Figure, json_option, needs_export_packages, open_bundle, show, threads_option
-from var_export.cli.int8 import CALIBRATION_NAMES, CalibrationSource, calibration_options, calibration_wishes
+from var_export.cli.int8 import CALIBRATION_NAMES, INT8, CalibrationSource, calibration_options, calibration_wishes
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def sensitivity(
     """
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
         raise UsageError(f"--plot writes {', '.join(PLOT_SUFFIXES)}, not {plot.name}")
-    with needs_export_packages("sensitivity"):
+    with needs_export_packages("sensitivity", INT8):
         from var_export.int8.build import check_base
         from var_export.int8.rewrite import Int8Options
         from var_export.int8.sensitivity import measure, sensitivity_file

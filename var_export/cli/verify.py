@@ -119,7 +119,7 @@ def _blame(
     if report.passed or bundle.precision != INT8 or not isinstance(report, Report):
         return None
     try:
-        with needs_export_packages("telling which layers are to blame"):
+        with needs_export_packages("telling which layers are to blame", INT8):
             from var_export.int8.attribution import blame
     except BackendError as error:
         show(f"note: {error}")

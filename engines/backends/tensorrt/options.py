@@ -88,7 +88,12 @@ def read_options(file: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        try:
+            import tomli as tomllib
+        except ImportError as error:
+            raise UsageError(
+                f'--builder-config needs tomli on Python 3.10 ({error}): pip install "tomli>=2"'
+            ) from error
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -2,7 +2,7 @@
 
 import pytest
 from graph_costs import Counter, count, load, planned
-from support import architectures, built_tiny, tiny_config, tiny_reference
+from support import architectures, built_tiny, need_torch, tiny_config, tiny_reference
 
 from engines.bundle import DEMO_BUNDLE, Bundle
 from engines.config import num_phi
@@ -36,6 +36,7 @@ def demo():
 @pytest.fixture(scope="module", params=RANDOM)
 def traced(request):
     """Configuration, precision, longest sorted list, and the graphs that a run needs, of a random model."""
+    need_torch()
     import onnx_ir as ir
 
     from var_export.build import make_graph

@@ -113,6 +113,7 @@ def test_without_a_gpu(bundle, call, emulate):
         (("--target", "tensorrt-rtx", "--timing-cache", "cache"), "timing-cache"),
         (("--target", "tensorrt", "--builder-config", "missing.toml"), "missing.toml"),
         (("--target", "tensorrt", "--precision", "fp32"), "--precision is for checkpoints"),
+        (("--target", "tensorrt", "--no-plans"), "--no-plans leaves nothing to build"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_built(options, words, bundle, call, emulate):

@@ -91,7 +91,7 @@ def test_ranges_are_symmetric(built):
         assert not [node for node in model.graph.node if node.domain]
 
 
-def test_the_builder_takes_every_graph(built, demo_both_bundle, tmp_path):
+def test_the_builder_takes_every_graph(built, rtx, demo_both_bundle, tmp_path):
     path = copy_bundle(built.bundle.path, tmp_path / "bundle")
     plans = build_plans(path, "tensorrt-rtx", OPTIONS).plans
     assert set(plans.graphs) == set(built.bundle.graphs)
@@ -100,7 +100,7 @@ def test_the_builder_takes_every_graph(built, demo_both_bundle, tmp_path):
     assert (path / "weights.bin").stat().st_size < 0.8 * half
 
 
-def test_what_cannot_run_it_says_so(built, demo_int8_bundle, tmp_path):
+def test_what_cannot_run_it_says_so(built, rtx, demo_int8_bundle, tmp_path):
     from engines import backends
 
     with backends.create("onnxruntime") as backend, pytest.raises(BackendError, match="INT8 and FP16 for TensorRT"):

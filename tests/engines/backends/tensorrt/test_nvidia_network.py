@@ -122,11 +122,12 @@ def both(test):
 def decoder_and_encoder():
     """Convolutions, group norms and attention blocks of the two halves of the VQ-VAE."""
     from support import demo_reference
+
+    vae = demo_reference().vae
     from torch import nn
 
     from var_export.model.autoencoder import AttnBlock, Norm
 
-    vae = demo_reference().vae
     halves = {"decode": (vae.post_quant_conv, vae.decoder), "encode": (vae.encoder, vae.quant_conv)}
     return {
         graph: tuple(
