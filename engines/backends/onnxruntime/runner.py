@@ -93,7 +93,9 @@ class OnnxRuntimeBackend(Backend):
         providers.check_provider(self._ort, provider)
         self.cuda: Cuda | None = None
         self._compiler: dict[str, str] = {}
-        if provider != "cpu":
+        if provider == "cpu":
+            providers.share_arena(self._ort)
+        else:
             self.cuda = cuda or Cuda(device)
             try:
                 self._compiler = providers.prepare(self._ort, provider)
@@ -122,6 +124,8 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
+        if self.cuda is None:
+            providers.save_memory(options)
         shapes = providers.shape_ranges(self.provider, bundle, graph)
         engine: dict[str, str] = {}
         if self.cuda is not None:
@@ -164,7 +168,9 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """See `Backend`: on a GPU frees every buffer too."""
-        if self.cuda is not None:
+        if self.cuda is None:
+            providers.share_arena(self._ort)  # takes the place of the old one, which goes with its last session
+        else:
             for engine in list(self._engines):
                 engine.close()
             self.cuda.close()
