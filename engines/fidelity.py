@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from engines.backends.base import Array
 from engines.loop import ScaleView
-from engines.pipeline import OnScale, Pipeline, Result
+from engines.pipeline import OnScale, Pipeline
+from engines.results import Result
 
 SAMPLING = ("cfg", "temperature", "top_k", "top_p")
 
