@@ -23,6 +23,8 @@ from engines.triton.forward import Forwarder
 from engines.triton.service import INTERNAL, METRICS, Service
 from engines.triton.tensors import CANCEL
 
+METRICS_SECONDS = 1.0
+
 
 class _Model:
     """What both models share: settings, the log, errors at load."""
@@ -68,12 +70,14 @@ class StreamModel(_Model):
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Answer a batch of Triton's."""
-        self.service.run([_Streamed(self.pb, request, self.flags) for request in requests])
+        """Take requests; waits while the engines have enough, so that Triton's queue fills and refuses."""
+        for request in requests:
+            self.service.take(_Streamed(self.pb, request, self.flags))
 
     def finalize(self) -> None:
-        """Free the engines."""
+        """Answer what is there, and free the engines."""
         self.service.close()
+        self.metrics.close()
 
 
 class UnaryModel(_Model):
@@ -185,7 +189,10 @@ class _Unary(_Request):
 
 
 class _Metrics:
-    """`engines.triton.service.METRICS` as counters of Triton's own page."""
+    """`engines.triton.service.METRICS` as counters of Triton's own page.
+
+    Each increment is a question to the server, a dozen per batch: they are added up here and sent once a second.
+    """
 
     def __init__(self, pb: Any, labels: Mapping[str, str]) -> None:
         self._labels = dict(labels)
@@ -194,12 +201,30 @@ class _Metrics:
             for name, text in METRICS.items()
         }
         self._metrics: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
+        self._sums: dict[tuple[str, str], float] = {}
+        self._ended = threading.Event()
+        self._sender = threading.Thread(target=self._send, name="metrics", daemon=True)
+        self._sender.start()
 
     def count(self, name: str, labels: Mapping[str, str], value: float) -> None:
         key = (name, json.dumps(labels))
-        if key not in self._metrics:
-            self._metrics[key] = self._families[name].Metric(labels={**self._labels, **labels})
-        self._metrics[key].increment(value)
+        with self._lock:
+            self._sums[key] = self._sums.get(key, 0.0) + value
+
+    def close(self) -> None:
+        self._ended.set()
+        self._sender.join()
+
+    def _send(self) -> None:
+        while not self._ended.wait(METRICS_SECONDS):
+            with self._lock:
+                sums, self._sums = self._sums, {}
+            for (name, labels), value in sums.items():
+                if (name, labels) not in self._metrics:
+                    all_labels = {**self._labels, **json.loads(labels)}
+                    self._metrics[name, labels] = self._families[name].Metric(labels=all_labels)
+                self._metrics[name, labels].increment(value)
 
 
 class _TritonLog(logging.Handler):

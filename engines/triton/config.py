@@ -11,9 +11,6 @@ from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims
 
 HEADER = "# Written by var-export"
 SPARE_WORKERS = 8  # of the unary model, beyond what the streaming model holds: they bring the refusals
-JOIN_MICROSECONDS = 2000
-"""How long a batch that is not full waits for more: clients that got one batch's images send their next requests within
-that time, and the engines would start with the first of them alone."""
 
 
 class Word(str):
@@ -45,8 +42,8 @@ class Serving:
 
 def unary_config(serving: Serving, model: ModelConfig) -> str:
     """Of the model that answers with one response."""
-    # All that the streaming model may hold, queued and running, plus some: it is the one that refuses.
-    workers = serving.queue_size + serving.instances * serving.max_batch + SPARE_WORKERS
+    # More than the streaming model holds in Triton's queue, in batches on their way and in the engines: it refuses.
+    workers = serving.queue_size + 6 * serving.instances * serving.max_batch + SPARE_WORKERS
     return pbtxt(
         {
             "name": serving.name,
@@ -89,7 +86,6 @@ def stream_config(serving: Serving, model: ModelConfig, bundle: str) -> str:
 def dynamic_batching(serving: Serving) -> dict[str, Any]:
     """Joined batches from a bounded queue, whose requests do not wait for ever."""
     return {
-        "max_queue_delay_microseconds": JOIN_MICROSECONDS,
         "default_queue_policy": {
             "timeout_action": Word("REJECT"),
             "default_timeout_microseconds": round(serving.queue_seconds * 1e6),

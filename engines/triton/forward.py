@@ -103,6 +103,8 @@ class Forwarder:
         """Ask a few of the requests under way at a time, in turns, whether they were cancelled."""
         asked: set[str] = set()
         while True:
+            self._arrived.wait()
+            time.sleep(POLL_SECONDS)  # first: a request on its way in has no time for questions
             with self._lock:
                 if self._closed:
                     return
@@ -116,8 +118,6 @@ class Forwarder:
                 asked.add(token)
                 if waiting.cancelled():
                     self._cancel(token)
-            time.sleep(POLL_SECONDS)
-            self._arrived.wait()
 
     def _cancel(self, token: str) -> None:
         with self._lock:

@@ -185,7 +185,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _staging(repository: Path) -> Iterator[Path]:
-    """A folder on the same file system; not inside the repository if it can be: Triton takes all in there for models."""
+    """A folder on the same file system; not in the repository if it can be: Triton takes all in it for models."""
     parent = repository.parent
     parent.mkdir(parents=True, exist_ok=True)
     if repository.exists() and repository.stat().st_dev != parent.stat().st_dev:

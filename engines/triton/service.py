@@ -7,7 +7,7 @@ more images, and the batch stops within a scale when nobody waits for it any mor
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from engines.backends.base import Array
+from engines.batcher import Batcher
 from engines.bundle import Bundle
 from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExportError
 from engines.pipeline import Pipeline
 from engines.request import Request
 from engines.results import Preview
 from engines.triton.request import read_preview_scales, read_request
+from engines.triton.tensors import PREVIEW_SCALES
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ INVALID, CANCELLED, UNAVAILABLE, INTERNAL = "INVALID_ARG", "CANCELLED", "UNAVAIL
 """Triton's error codes."""
 Count = Callable[[str, Mapping[str, str], float], None]
 METRICS = {
-    "var_images_total": "Images by result: drawn, cancelled, refused (a wrong request) or failed",
+    "var_images_total": "Images by result: drawn, cancelled or failed",
     "var_batches_total": "Batches that the engines ran; images drawn per batch are their fill",
     "var_scale_seconds_total": "Seconds that the engines took for each scale, summed over batches",
     "var_decode_seconds_total": "Seconds that the decoder took for the final images",
@@ -77,6 +79,7 @@ class Service:
     def __init__(self, pipeline: Pipeline, count: Count) -> None:
         """Args: pipeline: closed by `close`; count: adds to one of `METRICS`, by name and labels."""
         self._pipeline, self._count = pipeline, count
+        self._batcher: Batcher[Member] = Batcher(self._run, limit=pipeline.max_batch)
 
     @classmethod
     def load(cls, bundle: Path, count: Count, *, max_batch: int, **runtime: Any) -> Service:
@@ -98,13 +101,26 @@ class Service:
         """What it draws with."""
         return self._pipeline.bundle
 
-    def run(self, batch: Iterable[Incoming]) -> None:
-        """Answer every request of a batch; raises nothing."""
-        members = [member for member in map(self._accept, batch) if member is not None]
-        if not members:
-            return
+    def take(self, incoming: Incoming) -> None:
+        """Answer a request, later and from another thread. Its inputs are read now; raises nothing."""
         try:
-            self._draw(members)
+            request = read_request(incoming.tensor, self.bundle)
+            scales = read_preview_scales(incoming.parameter(PREVIEW_SCALES), self.bundle.config.num_scales)
+        except UsageError as error:
+            incoming.fail(INVALID, str(error))
+            return
+        self._batcher.put(Member(incoming, request, scales), len(request))
+
+    def close(self) -> None:
+        """Answer what is there, and free the engines."""
+        self._batcher.close()
+        self._pipeline.close()
+
+    def _run(self, batch: Sequence[Member]) -> None:
+        members = [member for member in batch if not member.is_gone()]  # those gone take no place in the batch
+        try:
+            if members:
+                self._draw(members)
         except CancelledError:
             pass  # each member says so below
         except OutOfMemoryError as error:
@@ -114,33 +130,14 @@ class Service:
         except Exception:
             log.exception("a batch failed")
             self._fail(members, INTERNAL, "internal error; the server's log has it")
-        for member in members:
+        for member in batch:
             if member.gone:
                 self._images("cancelled", member)
                 member.incoming.fail(CANCELLED, "the request was cancelled")
 
-    def close(self) -> None:
-        """Free the engines."""
-        self._pipeline.close()
-
-    def _accept(self, incoming: Incoming) -> Member | None:
-        try:
-            request = read_request(incoming.tensor, self.bundle)
-            scales = read_preview_scales(incoming.parameter("preview_scales"), self.bundle.config.num_scales)
-        except UsageError as error:
-            self._count("var_images_total", {"result": "refused"}, 1)
-            incoming.fail(INVALID, str(error))
-            return None
-        member = Member(incoming, request, scales)
-        if member.is_gone():  # in the queue already: it takes no place in the batch
-            self._images("cancelled", member)
-            incoming.fail(CANCELLED, "the request was cancelled")
-            return None
-        return member
-
     def _draw(self, members: Sequence[Member]) -> None:
         requests = [member.request for member in members]
-        joined = {
+        joined: dict[str, Any] = {
             name: np.concatenate([getattr(request, name) for request in requests])
             for name in ("classes", "seeds", "cfg", "temperature", "top_k", "top_p")
         }
@@ -165,7 +162,7 @@ class Service:
         if not len(at) or member.is_gone():
             return
         own = slice(int(at[0]), int(at[0]) + images)
-        outputs = {
+        outputs: dict[str, Array] = {
             "image": preview.images[own],
             "tokens": preview.tokens[own],
             "scale": np.full((images, 1), preview.scale, np.int32),

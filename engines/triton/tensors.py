@@ -43,8 +43,15 @@ PREVIEW_SCALES = "preview_scales"
 CANCEL = "cancel_token"
 """Request parameter between the two models of a repository; see `engines.triton.flags`."""
 
-NUMPY = {"INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "UINT8": np.uint8, "INT32": np.int32}
+NUMPY: dict[str, type[np.generic]] = {
+    "INT64": np.int64,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+    "UINT8": np.uint8,
+    "INT32": np.int32,
+}
 NUMPY |= {"BOOL": np.bool_, "BYTES": np.object_}
+"""Triton's types as numpy has them."""
 
 
 def dims_of(tensor: Tensor, config: ModelConfig) -> list[int]:
