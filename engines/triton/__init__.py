@@ -4,7 +4,8 @@
     request.py      tensors of a request -> checked values         config.py      their config.pbtxt
     service.py      one batch over many requests, with previews    stock.py       the fused graph, no Python
     forward.py      the unary model: hands requests on             adapter.py     Triton's Python interface
-    client.py       `var-run --url`: the same images from a server
+    flags.py        cancellation, from one to the other            client.py      `var-run --url`: images from a server
+    facts.py        what a configuration says of its bundle
 
 Only `adapter.py` knows `triton_python_backend_utils`, and only `client.py` knows `tritonclient`.
 """

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle import Bundle
 from engines.errors import VarExportError
-from engines.manifest import MANIFEST, parse_manifest, read_manifest
+from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.flags import Flags
 from engines.triton.forward import Forwarder
 from engines.triton.service import INTERNAL, METRICS, Service
@@ -85,7 +84,7 @@ class UnaryModel(_Model):
 
     def start(self) -> None:
         """Read the facts of the model."""
-        bundle = Bundle(path=self.folder, **parse_manifest(read_manifest(self.folder), self.folder / MANIFEST))
+        bundle = unpack_facts(self.setting(FACTS), f"the configuration of {self.name}")
         self.stream = self.setting("stream_model")
         flags = Flags(self.name, own=True)
         self.forwarder = Forwarder(bundle, flags, self.call, workers=int(self.setting("workers")))

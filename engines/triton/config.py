@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engines.bundle import Bundle
 from engines.config import ModelConfig
+from engines.triton.facts import FACTS, pack_facts
 from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims_of
 
 HEADER = "# Written by var-export"
@@ -40,7 +42,7 @@ class Serving:
         return f"{self.name}_stream"
 
 
-def unary_config(serving: Serving, model: ModelConfig) -> str:
+def unary_config(serving: Serving, bundle: Bundle) -> str:
     """Of the model that answers with one response."""
     # More than the streaming model holds in Triton's queue, in batches on their way and in the engines: it refuses.
     workers = serving.queue_size + 6 * serving.instances * serving.max_batch + SPARE_WORKERS
@@ -49,31 +51,31 @@ def unary_config(serving: Serving, model: ModelConfig) -> str:
             "name": serving.name,
             "backend": "python",
             "max_batch_size": serving.max_batch,
-            "input": _tensors(INPUTS, model, optional=True),
-            "output": _tensors(OUTPUTS, model),
+            "input": _tensors(INPUTS, bundle.config, optional=True),
+            "output": _tensors(OUTPUTS, bundle.config),
             "instance_group": {"count": 1, "kind": Word("KIND_CPU")},
             **({"response_cache": {"enable": True}} if serving.cache else {}),
-            "parameters": _parameters(stream_model=serving.stream_name, workers=workers),
+            "parameters": _parameters(stream_model=serving.stream_name, workers=workers, **{FACTS: pack_facts(bundle)}),
         }
     )
 
 
-def stream_config(serving: Serving, model: ModelConfig, bundle: str) -> str:
-    """Of the model that holds the engines. `bundle`: its folder, absolute or from the version's folder."""
+def stream_config(serving: Serving, bundle: Bundle, place: str) -> str:
+    """Of the model that holds the engines. `place`: the bundle's folder, absolute or from the version's folder."""
     return pbtxt(
         {
             "name": serving.stream_name,
             "backend": "python",
             "max_batch_size": serving.max_batch,
             "model_transaction_policy": {"decoupled": True},
-            "input": _tensors(INPUTS, model, optional=True),
-            "output": _tensors(STREAM_OUTPUTS, model),
+            "input": _tensors(INPUTS, bundle.config, optional=True),
+            "output": _tensors(STREAM_OUTPUTS, bundle.config),
             "instance_group": {"count": serving.instances, "kind": Word("KIND_CPU")},
             "dynamic_batching": dynamic_batching(serving),
             "model_warmup": [_warmup(batch) for batch in sorted({1, serving.max_batch})],
             "parameters": _parameters(
                 unary_model=serving.name,
-                bundle=bundle,
+                bundle=place,
                 backend=serving.backend or "",
                 provider=serving.provider,
                 device=serving.device,

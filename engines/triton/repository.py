@@ -73,15 +73,14 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
     )
     place = f"../{BUNDLE}" if embed else str(bundle.path.resolve())
     stream = {
-        CONFIG: stream_config(serving, bundle.config, place),
+        CONFIG: stream_config(serving, bundle, place),
         "requirements.txt": REQUIREMENTS + runtime,
         f"{VERSION}/model.py": _MODEL.format(kind="StreamModel"),
     }
     unary = {
-        CONFIG: unary_config(serving, bundle.config),
+        CONFIG: unary_config(serving, bundle),
         "requirements.txt": REQUIREMENTS,
         f"{VERSION}/model.py": _MODEL.format(kind="UnaryModel"),
-        f"{VERSION}/{MANIFEST}": (bundle.path / MANIFEST).read_text(encoding="utf-8"),
     }
     return [
         Model(serving.name, unary | code),
