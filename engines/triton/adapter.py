@@ -69,12 +69,11 @@ class StreamModel(_Model):
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Take requests; waits while the engines have enough, so that Triton's queue fills and refuses."""
-        for request in requests:
-            self.service.take(_Streamed(self.pb, request, self.flags))
+        """Answer a batch of Triton's."""
+        self.service.run([_Streamed(self.pb, request, self.flags) for request in requests])
 
     def finalize(self) -> None:
-        """Answer what is there, and free the engines."""
+        """Free the engines."""
         self.service.close()
         self.metrics.close()
 

@@ -44,8 +44,8 @@ class Serving:
 
 def unary_config(serving: Serving, bundle: Bundle) -> str:
     """Of the model that answers with one response."""
-    # More than the streaming model holds in Triton's queue, in batches on their way and in the engines: it refuses.
-    workers = serving.queue_size + 6 * serving.instances * serving.max_batch + SPARE_WORKERS
+    # More than the streaming model holds in Triton's queue, in formed batches and in the engines: it is what refuses.
+    workers = serving.queue_size + 4 * serving.instances * serving.max_batch + SPARE_WORKERS
     return pbtxt(
         {
             "name": serving.name,

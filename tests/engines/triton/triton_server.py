@@ -163,9 +163,7 @@ def _link_stub(root):
 
 
 if __name__ == "__main__":  # by hand: python triton_server.py REPOSITORY [OPTIONS OF TRITONSERVER]
-    with Server(sys.argv[1], Path("."), *sys.argv[2:]) as server:
-        print(
-            f"HTTP {server.http}, gRPC {server.grpc}, metrics port {server.metrics_port}, log {server.log}, process {server.process.pid}",
-            flush=True,
-        )
+    with Server(sys.argv[1], Path(), *sys.argv[2:]) as server:
+        where = f"HTTP {server.http}, gRPC {server.grpc}, metrics port {server.metrics_port}"
+        print(f"{where}, log {server.log}, process {server.process.pid}", flush=True)
         server.process.wait()
