@@ -19,10 +19,11 @@ from engines.errors import VarExportError
 from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.flags import Flags
 from engines.triton.forward import Forwarder
-from engines.triton.service import INTERNAL, METRICS, Service
+from engines.triton.service import INTERNAL, METRICS, UNAVAILABLE, Service
 from engines.triton.tensors import CANCEL
 
 METRICS_SECONDS = 1.0
+QUEUE_FULL = "Exceeds maximum queue size"  # of Triton's message: between models, the code of this error is lost
 
 
 class _Model:
@@ -175,6 +176,8 @@ class _Unary(_Request):
     def answer(self, response: Any) -> None:
         if response is None:
             self.fail(INTERNAL, "the streaming model sent nothing")
+        elif response.has_error() and QUEUE_FULL in response.error().message():
+            self.fail(UNAVAILABLE, "the queue is full; try again later")
         elif response.has_error():
             self.finish(self.pb.InferenceResponse(output_tensors=[], error=response.error()))
         else:

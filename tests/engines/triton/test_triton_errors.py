@@ -123,13 +123,19 @@ def test_a_wrong_request_does_not_fail_its_batch_mates(server, local):
     np.testing.assert_array_equal(shown[0].result()[-1]["tokens"], local.generate(3, seeds=1, cfg=1.0).tokens)
 
 
+def settled(server):
+    """Counts, once all that happened has been counted."""
+    time.sleep(1.5)
+    return counts(server)
+
+
 def counts(server):
     return {result: server.metric("var_images_total", result=result) for result in ("drawn", "cancelled")}
 
 
 def test_a_cancelled_request_is_not_drawn(server, local):
     """One that waits behind another: it is told before it gets a place in a batch."""
-    before = counts(server)
+    before = settled(server)
     with grpc.InferenceServerClient(server.grpc) as client, Stream(server, class_=[1] * 8) as blocker:
         responses = iter(blocker)
         next(responses)  # it has the engines to itself: a batch holds 8 images
@@ -149,7 +155,7 @@ def test_a_cancelled_request_is_not_drawn(server, local):
 
 def test_a_cancelled_stream_stops_the_engine(server, local):
     """Eight images, cancelled after the first of seven scales: they are never finished."""
-    before = counts(server)
+    before = settled(server)
     stream = Stream(server, class_=[1] * 8)
     assert int(next(iter(stream))["scale"][0, 0]) == 0
     stream.cancel()
@@ -159,7 +165,7 @@ def test_a_cancelled_stream_stops_the_engine(server, local):
 
 
 def test_a_time_limit_of_the_client_cancels(server):
-    before = counts(server)
+    before = settled(server)
     with grpc.InferenceServerClient(server.grpc) as client, pytest.raises(InferenceServerException, match="Deadline"):
         client.infer("var", inputs(class_=[1] * 8), client_timeout=0.05)
     assert eventually(lambda: counts(server)["cancelled"] == before["cancelled"] + 8)
