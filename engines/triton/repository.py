@@ -39,6 +39,8 @@ REQUIREMENTS = """# For the python3 that Triton's stub processes find, or for an
 numpy>=1.26
 """
 _RUNTIMES = {
+    "onnxruntime": "onnxruntime>=1.23\n",
+    "onnxruntime-gpu": "onnxruntime-gpu>=1.27\ncuda-bindings>=12.8\n",
     "tensorrt": "tensorrt>=10.3\ncuda-bindings>=12.8\n",
     "tensorrt-rtx": "tensorrt-rtx>=1.7\ncuda-bindings>=12.8\n",
 }
@@ -60,21 +62,23 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
 
     Raises `UsageError` on a bundle that cannot be served so.
     """
-    _check(bundle, serving)
+    check_name(serving.name)
+    if bundle.for_gpus and not bundle.plans:
+        raise UsageError(
+            f"{bundle.path} is for TensorRT and has no plans: on the server, run `var-export build {bundle.path} "
+            "--target tensorrt`, then this command"
+        )
     if "stepwise" not in bundle.forms:
         raise UsageError(
             f"{bundle.path} has the fused graph alone, which cannot show scales nor stop: "
             "build with --form both, or serve that graph with --stock"
         )
     code = _code()
-    runtime = _RUNTIMES.get(
-        serving.backend or "",
-        "onnxruntime>=1.23\n" if serving.provider == "cpu" else "onnxruntime-gpu>=1.27\ncuda-bindings>=12.8\n",
-    )
+    runtime = serving.backend or ("onnxruntime" if serving.provider == "cpu" else "onnxruntime-gpu")
     place = f"../{BUNDLE}" if embed else str(bundle.path.resolve())
     stream = {
         CONFIG: stream_config(serving, bundle, place),
-        "requirements.txt": REQUIREMENTS + runtime,
+        "requirements.txt": REQUIREMENTS + _RUNTIMES[runtime],
         f"{VERSION}/model.py": _MODEL.format(kind="StreamModel"),
     }
     unary = {
@@ -120,14 +124,10 @@ def write(models: list[Model], repository: Path, *, overwrite: bool = False) -> 
     return [repository / model.name for model in models]
 
 
-def _check(bundle: Bundle, serving: Serving) -> None:
-    if not _NAME.fullmatch(serving.name):
-        raise UsageError(f"{serving.name!r:.60} is no name for a model: letters, digits, dots, dashes and underscores")
-    if bundle.for_gpus and not bundle.plans:
-        raise UsageError(
-            f"{bundle.path} is for TensorRT and has no plans: on the server, run `var-export build {bundle.path} "
-            "--target tensorrt`, then this command"
-        )
+def check_name(name: str) -> None:
+    """Raises `UsageError` on what Triton or a file system would not take for a model's name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r:.60} is no name for a model: letters, digits, dots, dashes and underscores")
 
 
 def _code() -> dict[str, str]:

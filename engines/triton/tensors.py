@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from engines.config import ModelConfig
 
 
@@ -42,16 +40,6 @@ PREVIEW_SCALES = "preview_scales"
 """Request parameter of the streaming model: the scales to show, as `0,3,6`, or `none` but the last; all by default."""
 CANCEL = "cancel_token"
 """Request parameter between the two models of a repository; see `engines.triton.flags`."""
-
-NUMPY: dict[str, type[np.generic]] = {
-    "INT64": np.int64,
-    "UINT64": np.uint64,
-    "FP32": np.float32,
-    "UINT8": np.uint8,
-    "INT32": np.int32,
-}
-NUMPY |= {"BOOL": np.bool_, "BYTES": np.object_}
-"""Triton's types as numpy has them."""
 
 
 def dims_of(tensor: Tensor, config: ModelConfig) -> list[int]:

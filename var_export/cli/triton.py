@@ -19,6 +19,8 @@ from var_export.cli.common import (
     threads_option,
 )
 
+_PYTHON_ONLY = ("max_batch", "queue_size", "queue_timeout", "instances", "cache", "link", "backend", "threads")
+
 
 @click.command("triton", short_help="Write a model repository for Triton.")
 @bundle_argument
@@ -39,24 +41,58 @@ from var_export.cli.common import (
 @click.option("--instances", type=POSITIVE, default=1, show_default=True, help="Processes with engines of their own.")
 @click.option("--cache", is_flag=True, help="Let Triton answer repeated requests from its response cache.")
 @click.option("--link", is_flag=True, help="Refer to the bundle where it lies, instead of holding its files.")
+@click.option(
+    "--stock",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    help="Only the fused graph, for this backend of Triton's own, without Python.",
+)
 @runtime_options
 @threads_option
 @click.option("--overwrite", is_flag=True, help="Replace models of this command that were edited since.")
 @json_option
-def triton(bundle: Path | None, repository: Path, link: bool, overwrite: bool, as_json: bool, **values: Any) -> None:
+@click.pass_context
+def triton(
+    context: click.Context,
+    /,
+    bundle: Path | None,
+    repository: Path,
+    link: bool,
+    stock: str | None,
+    overwrite: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Write a model repository that `tritonserver --model-repository DIR` serves.
 
     Two models: NAME answers with the image, NAME_stream with an image after each scale. They hold the runtime's
     code and the bundle; the server's Python needs numpy and ONNX Runtime (or TensorRT).
     """
+    if stock is not None:
+        _check_stock(context, stock)
     from engines.triton.config import Serving
     from engines.triton.repository import plan_python, write
+    from engines.triton.stock import plan_stock
 
     opened = open_bundle(bundle)
-    serving = Serving(queue_seconds=values.pop("queue_timeout"), **values)
-    folders = write(plan_python(opened, serving, embed=not link), repository, overwrite=overwrite)
+    if stock is None:
+        models = plan_python(opened, Serving(queue_seconds=values.pop("queue_timeout"), **values), embed=not link)
+    else:
+        gpu = None if stock == "onnxruntime" and values["provider"] == "cpu" else values["device"]
+        models = [plan_stock(opened, stock, name=values["name"], gpu=gpu)]
+    folders = write(models, repository, overwrite=overwrite)
     if as_json:
         json_out({"bundle": str(opened.path), "models": [str(folder) for folder in folders]})
         return
     for folder in folders:
         show(str(folder), to_stdout=True)
+
+
+def _check_stock(context: click.Context, stock: str) -> None:
+    """Raises `click.UsageError` on options of the Python models."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
+        if given and parameter.name in _PYTHON_ONLY:
+            raise click.UsageError(f"{parameter.opts[0]} is for the Python models and cannot be combined with --stock")
+    provider = context.params["provider"]
+    if provider not in ("cpu", "cuda") or (stock == "tensorrt" and provider != "cpu"):
+        raise click.UsageError(f"--provider {provider} cannot be combined with --stock {stock}")

@@ -69,6 +69,7 @@ class Server:
             *(f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")),
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
+            "--exit-timeout-secs=5",
             *options,
         ]
         env = {
