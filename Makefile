@@ -7,13 +7,19 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint types format clean demo-bundle gpu-check
+# A real Triton server for the tests (docs/triton.md), in a venv of its own: 560 MB. It exists for Linux on x86-64, and
+# its numpy for Python up to 3.12; elsewhere `make test` goes without, and the tests that need it say so.
+TRITON_VENV ?= $(VENV)-triton
+TRITON_HERE = $(shell $(PYTHON) -c "import platform as p, sys; print(p.system(), p.machine(), sys.version_info < (3, 13))")
+TRITON_TEST := $(if $(filter Linux-x86_64-True,$(subst $() ,-,$(TRITON_HERE))),$(TRITON_VENV)/.ready)
+
+.PHONY: demo test lint types format clean demo-bundle gpu-check triton-env
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test $(TRITON_TEST)
+	TRITON_VENV="$(TRITON_VENV)" $(BIN)/python -m pytest
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -54,6 +60,16 @@ $(GPU_READY): pyproject.toml
 	$(GPU_PIP) "cuda-bindings$(addsuffix .*,$(addprefix ==,$(CUDA)))" $(addsuffix $(addprefix -cu,$(CUDA)),$(GPU_PRODUCTS))
 	@touch $@
 
+triton-env: $(TRITON_VENV)/.ready
+
+# ONNX Runtime as in the tests' own venv: they compare tokens bit for bit.
+$(TRITON_VENV)/.ready: $(VENV)/.test
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group triton-server \
+		"onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
@@ -72,4 +88,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(GPU) build dist *.egg-info
+	rm -rf $(VENV) $(GPU) $(TRITON_VENV) build dist *.egg-info

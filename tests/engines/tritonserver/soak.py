@@ -1,6 +1,6 @@
 """Mixed load for minutes, by hand: is memory flat, is every answer right?
 
-    python tests/engines/triton/soak.py [MINUTES]
+    PYTHONPATH=. python tests/engines/tritonserver/soak.py [MINUTES]
 
 Unary and streaming requests of mixed settings and sizes, wrong ones, cancelled ones and streams that are dropped, by
 eight clients. Prints the memory of the server's processes every 30 s, and what the answers were.
@@ -13,8 +13,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[3])]
 
 import tritonclient.grpc as grpc
 from triton_calls import Stream, inputs
