@@ -65,7 +65,8 @@ def service(counted, monkeypatch):
 def test_every_request_gets_one_end(service):
     batch = [
         Asked(class_=88, seed=1), Asked(class_=999), Asked(label=b"frog", preview_scales="none"),
-        Asked(class_=3, cfg=np.nan), Asked(class_=3, gone_after=0), Asked(class_=[4, 5], preview_scales="2"), Asked(class_=6, preview_scales="nine"),
+        Asked(class_=3, cfg=np.nan), Asked(class_=3, gone_after=0),
+        Asked(class_=[4, 5], preview_scales="2"), Asked(class_=6, preview_scales="nine"),
     ]  # fmt: skip
     service.run(batch)
     assert [asked.finals for asked in batch] == [1] * 7
