@@ -23,7 +23,11 @@ from engines.triton.service import INTERNAL, METRICS, UNAVAILABLE, Service
 from engines.triton.tensors import CANCEL
 
 METRICS_SECONDS = 1.0
-QUEUE_FULL = "Exceeds maximum queue size"  # of Triton's message: between models, the code of this error is lost
+LATER = {
+    "Exceeds maximum queue size": "the queue is full; try again later",
+    "Request timeout expired": "the request waited too long in the queue; try again later",
+}
+"""Triton's messages that mean UNAVAILABLE: between models, their code is lost."""
 
 
 class _Model:
@@ -176,10 +180,12 @@ class _Unary(_Request):
     def answer(self, response: Any) -> None:
         if response is None:
             self.fail(INTERNAL, "the streaming model sent nothing")
-        elif response.has_error() and QUEUE_FULL in response.error().message():
-            self.fail(UNAVAILABLE, "the queue is full; try again later")
         elif response.has_error():
-            self.finish(self.pb.InferenceResponse(output_tensors=[], error=response.error()))
+            error = response.error()
+            later = next((ours for theirs, ours in LATER.items() if theirs in error.message()), None)
+            if later is not None:
+                error = self.pb.TritonError(later, getattr(self.pb.TritonError, UNAVAILABLE))
+            self.finish(self.pb.InferenceResponse(output_tensors=[], error=error))
         else:
             self.finish(self.pb.InferenceResponse(output_tensors=response.output_tensors()))
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.grpc as grpc
-from triton_calls import eventually, inputs, unary
+from triton_calls import Stream, eventually, inputs, unary
 from triton_server import Server
 from tritonclient.utils import InferenceServerException
 
@@ -75,6 +75,18 @@ def test_the_cache_answers_what_was_asked_before(needs_triton, own_repository, l
         np.testing.assert_array_equal(got[1], local.generate(88, seeds=7).tokens)
     np.testing.assert_array_equal(other[1], local.generate(88, seeds=8).tokens)
     assert hits == 1
+
+
+def test_a_request_that_waited_too_long_is_refused(needs_triton, own_repository, tmp_path):
+    with Server(own_repository(queue_seconds=0.05), tmp_path) as server:
+        with Stream(server, class_=[1] * 8) as blocker:
+            responses = iter(blocker)
+            next(responses)  # the engines are busy now, for longer than that
+            with grpc.InferenceServerClient(server.grpc) as client, pytest.raises(InferenceServerException) as caught:
+                client.infer("var", inputs(class_=2))
+            assert len(list(responses)) == 6
+        assert str(caught.value.status()) == "StatusCode.UNAVAILABLE", caught.value.message()
+        unary(server, class_=2)
 
 
 @pytest.mark.parametrize(("victim", "words"), [("var_stream", {"healthy"}), ("var", {"healthy", "Deadline"})])
