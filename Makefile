@@ -7,13 +7,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-runtime test-bundles lint types format clean demo-bundle gpu-check
+	rm -rf $(VENV) $(VENV)-runtime-* $(GPU) $(TRITON_VENV) build dist *.egg-info
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest
+test: $(VENV)/.test $(TRITON_TEST)
+	TRITON_VENV="$(TRITON_VENV)" $(BIN)/python -m pytest
 
 # The tests of what runs on a device, with the Python of one and without torch: make test-runtime PYTHON=python3.10
 # NUMPY=1.26.4 installs that one. Bundles that only torch makes come from `make test-bundles`; without them, the tests
@@ -72,6 +72,16 @@ $(GPU_READY): pyproject.toml
 	$(GPU_PIP) "cuda-bindings$(addsuffix .*,$(addprefix ==,$(CUDA)))" $(addsuffix $(addprefix -cu,$(CUDA)),$(GPU_PRODUCTS))
 	@touch $@
 
+triton-env: $(TRITON_VENV)/.ready
+
+# ONNX Runtime as in the tests' own venv: they compare tokens bit for bit.
+$(TRITON_VENV)/.ready: $(VENV)/.test
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group triton-server \
+		"onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
@@ -90,4 +100,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-runtime-* $(GPU) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-runtime-* $(GPU) $(TRITON_VENV) build dist *.egg-info

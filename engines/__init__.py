@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from engines.errors import (
         BackendError,
         BundleError,
+        CancelledError,
         CheckFailedError,
         CheckpointError,
         OutOfMemoryError,
         UsageError,
         VarExportError,
     )
-    from engines.pipeline import Pipeline, Preview, Result
+    from engines.pipeline import Pipeline
+    from engines.results import Preview, Result
 
 _HOME = {
     "Bundle": "bundle",
     "Pipeline": "pipeline",
-    "Preview": "pipeline",
-    "Result": "pipeline",
+    "Preview": "results",
+    "Result": "results",
     "BackendError": "errors",
     "BundleError": "errors",
+    "CancelledError": "errors",
     "CheckFailedError": "errors",
     "CheckpointError": "errors",
     "OutOfMemoryError": "errors",
@@ -43,6 +46,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "CancelledError",
     "CheckFailedError",
     "CheckpointError",
     "OutOfMemoryError",

@@ -6,6 +6,7 @@
     │   └── BundleError         a bundle that is missing, damaged, foreign or incomplete
     ├── BackendError        a runtime that is not installed, or cannot do what was asked
     │   └── OutOfMemoryError    the device has too little memory for the batch
+    ├── CancelledError      the caller's own `stop` ended the work
     └── CheckFailedError    a check ran to its end and did not pass
 
 The commands print a `UsageError` or `BackendError` as one line and exit with 2, a `CheckFailedError`
@@ -41,6 +42,10 @@ class BackendError(VarExportError, RuntimeError):
 
 class OutOfMemoryError(BackendError):
     """The device has too little memory; the message says what to lower."""
+
+
+class CancelledError(VarExportError):
+    """The `stop` of `Pipeline.generate` or `stream` said so; the pipeline is as good as before."""
 
 
 class CheckFailedError(VarExportError, RuntimeError):

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.contract import PARTS
 from engines.loop import ScaleView
-from engines.pipeline import OnScale, Pipeline, Result
+from engines.pipeline import OnScale, Pipeline
+from engines.results import Result
 from engines.similarity import psnr, ssim
 
 SAMPLING = ("cfg", "temperature", "top_k", "top_p")

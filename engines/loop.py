@@ -16,7 +16,7 @@ image then writes a few small inputs and starts the calls. It does not know whic
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ import numpy as np
 from engines.backends.base import Array, Backend, Buffer, Call, Engine
 from engines.config import ModelConfig, num_phi, phi_index
 from engines.contract import CACHE_DTYPES, TensorInfo
+from engines.errors import CancelledError
 
 SAMPLING_INPUTS = {"temperature": "float32", "top_k": "int64", "top_p": "float32"}
+Stop = Callable[[], bool]
 ROW_INPUTS = {"cond_row": "int64", "uncond_row": "int64", "image_row": "int64"}
 
 
@@ -264,6 +266,10 @@ class Workspace:
         self.calls[scale].run()
         self._done[scale].record()
 
+    def wait(self, scale: int) -> None:
+        """Until the work of `scale` is done; at once on a backend whose calls return when theirs is."""
+        self._done[scale].since(self._started[scale])
+
     def decode(self, scale: int) -> Array:
         """The image (B, h, w, 3) uint8 as it stands after `scale`."""
         self._started[-1].record()
@@ -280,6 +286,20 @@ class Workspace:
     def read_maps(maps: Sequence[Buffer]) -> Array:
         """Token maps of some scales, from `tokens` or `drawn`, side by side: int64 (B, tokens)."""
         return np.concatenate([buffer.read() for buffer in maps], axis=1)
+
+
+def ask(stop: Stop | None) -> None:
+    """Raises `CancelledError` where the caller wants no more."""
+    if stop is not None and stop():
+        raise CancelledError("stopped: the caller wants no more")
+
+
+def advance(space: Workspace, scale: int, stop: Stop | None) -> None:
+    """Start one scale, unless the caller wants no more."""
+    if stop is not None and scale > 1:
+        space.wait(scale - 2)  # a GPU would take the calls of all scales at once, and the question come too early
+    ask(stop)
+    space.advance(scale)
 
 
 class GraphWorkspace:

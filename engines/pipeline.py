@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,38 +17,23 @@ from engines.backends.base import Array, Engine
 from engines.bundle import Bundle, default_bundle
 from engines.conditioning import Conditioning
 from engines.errors import UsageError
-from engines.loop import Batch, Constants, GraphWorkspace, ScaleView, Timings, Workspace, fused_inputs
+from engines.loop import (
+    Batch,
+    Constants,
+    GraphWorkspace,
+    ScaleView,
+    Stop,
+    Timings,
+    Workspace,
+    advance,
+    ask,
+    fused_inputs,
+)
 from engines.pool import Pool
-from engines.request import Forced, PerImage, Request, check_tokens, make_request
+from engines.request import Forced, PerImage, PreviewScales, Request, check_tokens, make_request, preview_sets
+from engines.results import Preview, Result
 
 OnScale = Callable[[ScaleView], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Images of one call, in the order of its classes."""
-
-    images: NDArray[np.uint8]
-    """(B, h, w, 3) RGB."""
-    tokens: NDArray[np.int64]
-    """(B, T), token maps of all scales, coarse to fine."""
-    drawn: NDArray[np.int64]
-    """(B, T), what the sampler drew; differs from `tokens` only where tokens were forced."""
-    classes: NDArray[np.int64]
-    seeds: NDArray[np.uint64]
-    timings: Timings
-    """Seconds, summed over the batches."""
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The images as they stand after one scale."""
-
-    scale: int
-    images: NDArray[np.uint8]
-    tokens: NDArray[np.int64]
-    """(B, tokens so far)."""
-    final: bool
 
 
 class Pipeline:
@@ -125,6 +109,7 @@ class Pipeline:
         top_p: PerImage = None,
         forced: Forced | None = None,
         on_scale: OnScale | None = None,
+        stop: Stop | None = None,
     ) -> Result:
         """Draw one image per class.
 
@@ -137,9 +122,10 @@ class Pipeline:
             top_p: probability mass kept; 0 keeps all.
             forced: tokens int (B, T), or a pair of tokens and bool mask (B, T): taken instead of drawn.
             on_scale: called after each scale with its logits and draws.
+            stop: asked before each scale, in the thread that called; where it says true, no more is computed.
 
         Each of cfg to top_p is a value or one per image; the bundle recommends one where None is given.
-        Raises `UsageError` on values that cannot be.
+        Raises `UsageError` on values that cannot be, `CancelledError` where `stop` said so.
 
         """
         request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
@@ -150,9 +136,9 @@ class Pipeline:
             began = time.perf_counter()
             batch = request.batch(self.config, part)
             if self.form == "fused":
-                drawn = self._run_fused(batch, timings, on_scale)
+                drawn = self._run_fused(batch, timings, on_scale, stop)
             else:
-                drawn = self._run_stepwise(batch, timings, part, on_scale)
+                drawn = self._run_stepwise(batch, timings, part, on_scale, stop)
             parts.append({name: value[: len(batch.cfg)] for name, value in drawn.items()})
             timings.total += time.perf_counter() - began
         joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
@@ -168,12 +154,13 @@ class Pipeline:
         top_k: PerImage = None,
         top_p: PerImage = None,
         forced: Forced | None = None,
-        preview_scales: Sequence[int] | None = None,
+        preview_scales: PreviewScales = None,
+        stop: Stop | None = None,
     ) -> Iterator[Preview]:
         """Draw one batch and yield the images after each scale.
 
-        Args: as `generate`; preview_scales: the scales to decode after (each costs a decode), all by default;
-        the last scale is always among them.
+        Args: as `generate`; preview_scales: the scales to decode after (each costs a decode), or one such list per
+        image, all by default; the last scale is always among them.
 
         Raises `UsageError` for more than `max_batch` images, and for a bundle without the stepwise form.
         """
@@ -182,11 +169,8 @@ class Pipeline:
         request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
         if len(request) > self.max_batch:
             raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
-        last = self.config.num_scales - 1
-        wanted = set(range(last + 1)) if preview_scales is None else {int(s) for s in preview_scales} | {last}
-        if not wanted <= set(range(last + 1)):
-            raise UsageError(f"preview_scales must lie in 0 to {last}, got {sorted(wanted)}")
-        return self._previews(request.batch(self.config, slice(None)), wanted)
+        wanted = preview_sets(preview_scales, len(request), self.config.num_scales)
+        return self._previews(request.batch(self.config, slice(None)), wanted, stop)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
@@ -271,12 +255,13 @@ class Pipeline:
         timings: Timings,
         part: slice,
         on_scale: OnScale | None,
+        stop: Stop | None,
     ) -> dict[str, Array]:
         last = self.config.num_scales - 1
         with self._stepwise_space(batch) as space:
             timings.cond += self._begin(space, batch)
             for scale in range(last + 1):
-                space.advance(scale)
+                advance(space, scale, stop)
                 if on_scale is not None:
                     on_scale(ScaleView(scale, part, space.logits[scale]))
             image = space.decode(last)
@@ -286,9 +271,10 @@ class Pipeline:
             timings.decode += decode
         return {"image": image, "tokens": tokens, "drawn": drawn}
 
-    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object) -> dict[str, Array]:
+    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object, stop: Stop | None) -> dict[str, Array]:
         if on_scale is not None:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
+        ask(stop)
         start = time.perf_counter()
         engine = self._engine("fused")
         batch = batch.padded(engine.shape_for(*batch.shape))
@@ -299,15 +285,28 @@ class Pipeline:
         timings.scales[0] += time.perf_counter() - start
         return result
 
-    def _previews(self, batch: Batch, wanted: set[int]) -> Iterator[Preview]:
+    def _previews(self, batch: Batch, wanted: Sequence[set[int]], stop: Stop | None) -> Iterator[Preview]:
         last, images = self.config.num_scales - 1, len(batch.cfg)
+        began = time.perf_counter()
+        paused = 0.0
         with self._stepwise_space(batch) as space:
-            self._begin(space, batch)
+            cond = self._begin(space, batch)
             for scale in range(last + 1):
-                space.advance(scale)
-                if scale in wanted:
-                    image, tokens = space.decode(scale), space.read_maps(space.tokens[: scale + 1])
-                    yield Preview(scale, image[:images], tokens[:images], scale == last)
+                advance(space, scale, stop)
+                which = np.array([i for i in range(images) if scale in wanted[i]], np.int64)
+                if not len(which) or scale == last:
+                    continue
+                shown = time.perf_counter()
+                if len(which) == images:
+                    image = space.decode(scale)[:images]
+                else:  # the others did not ask for it, and a decode costs as much as it has images
+                    image = self.decode_features(space.f_hat[scale].read()[which])
+                yield Preview(scale, image, space.read_maps(space.tokens[: scale + 1])[which], False, which)
+                paused += time.perf_counter() - shown
+            image, tokens = space.decode(last)[:images], space.read_maps(space.tokens)[:images]
+            scales, decode = space.seconds()
+            timings = Timings(cond, scales, decode, time.perf_counter() - began - paused)
+        yield Preview(last, image, tokens, True, which, timings)
 
     def _begin(self, space: Workspace, batch: Batch) -> float:
         start = time.perf_counter()

@@ -21,6 +21,7 @@ MAX_CFG = 1000  # beyond, differences of logits leave what float32 can tell apar
 MIN_TEMPERATURE = 1e-4  # below, quotients of logits overflow
 PerImage = float | Sequence[float] | NDArray[Any] | None
 Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
+PreviewScales = Sequence[int] | Sequence[Sequence[int]] | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,23 @@ def make_request(
         return request
     tokens, mask = _forced(forced, config, B)
     return Request(**{**vars(request), "forced_tokens": tokens, "forced_mask": mask})
+
+
+def preview_sets(given: PreviewScales, images: int, scales: int) -> list[set[int]]:
+    """The scales after which each image is shown, the last one always. Raises `UsageError`."""
+    last = scales - 1
+    listed: list[Any] = list(range(scales)) if given is None else list(given)
+    lists = listed if any(np.ndim(entry) for entry in listed) else [listed] * images
+    if len(lists) != images:
+        raise UsageError(f"{len(lists)} lists of preview_scales for {images} images; give one list per image, or one")
+    try:
+        wanted = [{operator.index(scale) for scale in entry} | {last} for entry in lists]
+    except TypeError as error:
+        raise UsageError(f"preview_scales must be whole numbers, got {given!r}") from error
+    for entry in wanted:
+        if not 0 <= min(entry) <= max(entry) <= last:
+            raise UsageError(f"preview_scales must lie in 0 to {last}, got {sorted(entry)}")
+    return wanted
 
 
 def _fitting(defaults: SamplingDefaults, max_top_k: int) -> int:

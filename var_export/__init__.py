@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         BackendError,
         Bundle,
         BundleError,
+        CancelledError,
         CheckFailedError,
         CheckpointError,
         OutOfMemoryError,

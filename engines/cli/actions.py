@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +26,15 @@ from engines.uniforms import uniforms
 
 if TYPE_CHECKING:
     from engines.cli.options import Options
+    from engines.triton.client import RemotePipeline
 
 NO_CLASS = -1  # of an image that was not drawn from a class
 
 
 def list_classes(options: Options) -> None:
     """Print index and label of every class."""
-    bundle = _open(options)
-    names = _names(bundle)
+    with _source(options) as (bundle, _):
+        names = _names(bundle)
     if options.as_json:
         classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
         json_out({"bundle": bundle.name, "classes": classes, "unconditional": names.unconditional})
@@ -43,25 +45,25 @@ def list_classes(options: Options) -> None:
 
 
 def generate(options: Options) -> None:
-    """Draw images of classes."""
-    bundle = _open(options)
-    names = _names(bundle)
-    classes = names.parse(options.classes)
-    job = make_job(classes, seed=options.seed, count=options.count, settings=_settings(options, bundle))
-    target = _target(options, bundle, job, class_naming(names))
-    sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
+    """Draw images of classes, here or on a server."""
+    with _source(options) as (bundle, remote):
+        names = _names(bundle)
+        classes = names.parse(options.classes)
+        job = make_job(classes, seed=options.seed, count=options.count, settings=_settings(options, bundle))
+        target = _target(options, bundle, job, class_naming(names))
+        sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
 
-    def produce(items: Sequence[Item]) -> Made:
-        of_items, seeds = [item.class_id for item in items], [item.seed for item in items]
-        if not options.preview:
-            result = execution.pipeline.generate(of_items, seeds=seeds, **sampling)
-            execution.add_timings(result.timings)
-            return Made(result.images, result.tokens)
-        previews = list(execution.pipeline.stream(of_items, seeds=seeds, **sampling))
-        return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
+        def produce(items: Sequence[Item]) -> Made:
+            of_items, seeds = [item.class_id for item in items], [item.seed for item in items]
+            if not options.preview:
+                result = execution.source.generate(of_items, seeds=seeds, **sampling)
+                execution.add_timings(result.timings)
+                return Made(result.images, result.tokens)
+            previews = list(execution.source.stream(of_items, seeds=seeds, **sampling))
+            return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
 
-    execution = Execution(options, bundle, job, produce)
-    execution.run(lambda: _sinks(options, bundle, job, target, names))
+        execution = Execution(options, bundle, job, produce, remote)
+        execution.run(lambda: _sinks(options, bundle, job, target, names))
 
 
 def decode_tokens(options: Options, path: Path) -> None:
@@ -114,6 +116,18 @@ def reconstruct(options: Options, path: Path) -> None:
     execution.run(lambda: _sinks(options, bundle, job, target, names))
 
 
+@contextmanager
+def _source(options: Options) -> Iterator[tuple[Bundle, RemotePipeline | None]]:
+    """The bundle, and the server where one was named."""
+    if options.url is None:
+        yield _open(options), None
+        return
+    from engines.triton.client import RemotePipeline
+
+    with RemotePipeline(options.url) as remote:
+        yield remote.bundle, remote
+
+
 def _open(options: Options) -> Bundle:
     """The bundle, its files not verified yet: `Pipeline.load` does that if there is something to make."""
     if options.engine is not None:
@@ -137,7 +151,9 @@ def _runtime_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
 
 
 def _computes_on(options: Options, bundle: Bundle) -> str:
-    """What pixels may depend on beside the bundle: ONNX Runtime's provider, or whose plans are run."""
+    """What pixels may depend on beside the bundle: ONNX Runtime's provider, whose plans are run, or a server."""
+    if options.url is not None:
+        return "triton"
     provider = options.provider.lower()
     if options.backend == "onnxruntime" or provider != "cpu":
         return provider

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.cli.options import Options
     from engines.loop import Timings
     from engines.pipeline import Pipeline
+    from engines.triton.client import RemotePipeline
 
 SHOWN_FILES = 4
 PLAIN_PROGRESS_SECONDS = 10.0
@@ -37,11 +38,20 @@ class Execution:
         options: of the command.
         bundle: what to load, when the first image is due.
         job: the items.
-        produce: makes a batch of them with `self.pipeline`.
+        produce: makes a batch of them with `self.pipeline`, or with `self.source`.
+        remote: a server that draws instead of engines here.
     """
 
-    def __init__(self, options: Options, bundle: Bundle, job: Job, produce: Callable[[Sequence[Item]], Made]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        bundle: Bundle,
+        job: Job,
+        produce: Callable[[Sequence[Item]], Made],
+        remote: RemotePipeline | None = None,
+    ) -> None:
         self._options, self._bundle, self._job, self._produce = options, bundle, job, produce
+        self._remote = remote
         self._pipeline: Pipeline | None = None
         self._timings: Timings | None = None
         self._load_seconds = self._total_seconds = 0.0
@@ -70,8 +80,19 @@ class Execution:
             self._load_seconds = time.perf_counter() - start
         return self._pipeline
 
+    @property
+    def source(self) -> Pipeline | RemotePipeline:
+        """What draws: the engines, or a server."""
+        if self._remote is None:
+            return self.pipeline
+        if self._runtime is None:
+            self._runtime = self._remote.describe_runtime()
+        return self._remote
+
     def add_timings(self, timings: Timings) -> None:
-        """Sum the timings of a batch."""
+        """Sum the timings of a batch; a server's are its own."""
+        if self._remote is not None:
+            return
         if self._timings is None:
             self._timings = timings
             return
@@ -99,7 +120,7 @@ class Execution:
             _list(group)
 
     def _timed(self, items: Sequence[Item]) -> Made:
-        _ = self.pipeline  # loading has its own figure
+        _ = self.source  # loading has its own figure
         start = time.perf_counter()
         made = self._produce(items)
         self._total_seconds += time.perf_counter() - start
@@ -134,7 +155,7 @@ class Execution:
             },
             "peak_memory_bytes": peak_memory(),
             "bundle": {
-                "path": str(self._bundle.path),
+                "path": self._options.url or str(self._bundle.path),
                 "name": self._bundle.name,
                 "precision": self._bundle.precision,
                 "build_key": self._bundle.build_key,

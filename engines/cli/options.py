@@ -18,6 +18,7 @@ class Options:
     top_p: float | None
     temperature: float | None
     engine: Path | None
+    url: str | None
     form: str | None
     batch: int
     out: str | None

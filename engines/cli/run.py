@@ -23,6 +23,7 @@ _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider", "backend", "device"),
     ),
     ("npz", ("out", "grid", "preview")),
+    ("url", ("engine", "form", "tokens", "reconstruct", "threads", "provider", "backend", "device")),
 )
 _EPILOG = """\b
 Examples:
@@ -30,6 +31,7 @@ Examples:
   var-run --class parrot --seed 7 --count 4 --grid
   var-run --class 0-9,none --out "samples/{class}/{seed}.png"
   var-run --class all --count 50 --npz samples.npz
+  var-run --class 88 --url triton://localhost:8001
 """
 
 
@@ -71,6 +73,7 @@ _POSITIVE = click.IntRange(min=1)
     metavar="BUNDLE",
     help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",
 )
+@click.option("--url", metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
 @click.option("--form", type=click.Choice(["stepwise", "fused"]), help="Scale by scale, or all in one graph.")
 @click.option("--batch", type=_POSITIVE, default=8, show_default=True, help="Images at once, at most.")
 @click.option(

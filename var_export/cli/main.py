@@ -15,6 +15,7 @@ from var_export.cli.gpu_check import gpu_check
 from var_export.cli.inspect import inspect
 from var_export.cli.plan import plan
 from var_export.cli.sensitivity import sensitivity
+from var_export.cli.triton import triton
 from var_export.cli.verify import verify
 
 _EPILOG = """\b
@@ -57,7 +58,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (plan, build, sensitivity, verify, inspect, bench, doctor, gpu_check):
+for _command in (plan, build, sensitivity, verify, inspect, bench, triton, doctor, gpu_check):
     group.add_command(_command)
 
 main = guarded(group, "var-export")

@@ -15,7 +15,8 @@ import numpy as np
 from engines.bundle import Bundle
 from engines.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
 from engines.loop import Timings
-from engines.pipeline import Pipeline, Preview, Result
+from engines.pipeline import Pipeline
+from engines.results import Preview, Result
 
 SIDE = 8
 LABELS = ("parrot", "crane", "t-shirt", "great white shark, white shark", "crane", "7-up")
@@ -90,7 +91,7 @@ class FakePipeline:
         result = self.generate(classes, seeds=seeds, **sampling)
         for scale in range(3):
             images = result.images if scale == 2 else np.full_like(result.images, 50 * scale)
-            yield Preview(scale, images, result.tokens, scale == 2)
+            yield Preview(scale, images, result.tokens, scale == 2, np.arange(len(images)))
 
     def decode(self, tokens):
         return np.stack([np.full((SIDE, SIDE, 3), row[0], np.uint8) for row in tokens])

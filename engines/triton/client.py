@@ -1,0 +1,180 @@
+"""A server as if it were a `Pipeline`: what `var-run --url` draws with."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from engines.backends.base import Array
+from engines.errors import BackendError, UsageError, VarExportError
+from engines.loop import Timings
+from engines.request import PerImage, make_request
+from engines.results import Preview, Result
+from engines.triton.facts import FACTS, unpack_facts
+from engines.triton.request import full_inputs
+from engines.triton.tensors import INPUTS
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
+
+SCHEME = "triton"
+GRPC_PORT = 8001
+_TYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
+_YOURS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
+
+
+class RemotePipeline:
+    """The models of a repository that `var-export triton` wrote, over gRPC.
+
+    `generate` and `stream` take and give what those of `Pipeline` do; `bundle` has its facts, without files.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Args: url: `triton://HOST[:PORT][/MODEL]`. Raises `UsageError`, and `BackendError` where nobody answers."""
+        host, self.model = _parse(url)
+        try:
+            import tritonclient.grpc as grpc
+        except ImportError as error:
+            raise BackendError(f'--url needs a package ({error}): pip install "var-export[triton]"') from error
+        self._grpc, self.url = grpc, url
+        self._client = grpc.InferenceServerClient(host)
+        try:
+            config = self._asked(lambda: self._client.get_model_config(self.model)).config
+        except BaseException:
+            self._client.close()
+            raise
+        self.max_batch = int(config.max_batch_size)
+        self._stream_model = config.parameters["stream_model"].string_value
+        self.bundle: Bundle = unpack_facts(config.parameters[FACTS].string_value, url)
+
+    def generate(
+        self,
+        classes: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        cfg: PerImage = None,
+        temperature: PerImage = None,
+        top_k: PerImage = None,
+        top_p: PerImage = None,
+    ) -> Result:
+        """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them."""
+        parts = []
+        for start in range(0, len(classes), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            inputs = self._inputs(classes[part], seeds[part], cfg, temperature, top_k, top_p)
+            parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
+        images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
+        return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), Timings())
+
+    def stream(
+        self,
+        classes: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        cfg: PerImage = None,
+        temperature: PerImage = None,
+        top_k: PerImage = None,
+        top_p: PerImage = None,
+    ) -> Iterator[Preview]:
+        """The images after each scale. Raises as `generate`, and for more images than the server takes at once."""
+        if len(classes) > self.max_batch:
+            raise UsageError(f"{len(classes)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
+        inputs = self._inputs(classes, seeds, cfg, temperature, top_k, top_p)
+        arrived: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
+        self._client.start_stream(lambda result, error: arrived.put((result, error)))
+        finished = False
+        try:
+            self._client.async_stream_infer(self._stream_model, inputs)
+            while not finished:
+                result, error = arrived.get()
+                if error is not None:
+                    finished = True
+                    raise self._translated(error)
+                scale, finished = int(result.as_numpy("scale")[0, 0]), bool(result.as_numpy("final")[0, 0])
+                which = np.arange(len(classes), dtype=np.int64)
+                yield Preview(scale, result.as_numpy("image"), result.as_numpy("tokens"), finished, which)
+        finally:
+            self._client.stop_stream(cancel_requests=not finished)
+
+    def describe_runtime(self) -> dict[str, Any]:
+        """What the server says of itself, for reports."""
+        server = self._asked(self._client.get_server_metadata)
+        return {"url": self.url, "model": self.model, "server": server.name, "version": server.version}
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def __enter__(self) -> RemotePipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _inputs(
+        self,
+        classes: Sequence[int],
+        seeds: Sequence[int],
+        cfg: PerImage,
+        temperature: PerImage,
+        top_k: PerImage,
+        top_p: PerImage,
+    ) -> list[Any]:
+        bundle = self.bundle
+        request = make_request(
+            bundle.config,
+            bundle.labels,
+            bundle.sampling,
+            bundle.max_top_k,
+            classes,
+            seeds=seeds,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            forced=None,
+        )
+        return self._tensors(full_inputs(request))
+
+    def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
+        tensors = []
+        for name, array in arrays.items():
+            tensors.append(self._grpc.InferInput(name, list(array.shape), _TYPES[name]))
+            tensors[-1].set_data_from_numpy(np.ascontiguousarray(array))
+        return tensors
+
+    def _asked(self, question: Any) -> Any:
+        try:
+            return question()
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> Exception:
+        """As an error of ours: what the request is to blame for, or the server."""
+        from tritonclient.utils import InferenceServerException
+
+        if not isinstance(error, InferenceServerException):
+            return error
+        kind: type[VarExportError] = UsageError if error.status() in _YOURS else BackendError
+        return kind(f"{self.url}: {error.message()}")
+
+
+def _parse(url: str) -> tuple[str, str]:
+    """Host with port, and model."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or GRPC_PORT
+    except ValueError as error:
+        raise UsageError(f"{url!r:.100} is no address: {error}") from error
+    model = parts.path.strip("/")
+    if parts.scheme != SCHEME or not parts.hostname or "/" in model or parts.query or parts.fragment:
+        raise UsageError(f"{url!r:.100} is no address such as {SCHEME}://localhost:{GRPC_PORT} or .../MODEL")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}", model or "var"

@@ -1,0 +1,145 @@
+"""The `config.pbtxt` of the two models, as protobuf text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.bundle import Bundle
+from engines.config import ModelConfig
+from engines.triton.facts import FACTS, pack_facts
+from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims_of
+
+HEADER = "# Written by var-export"
+SPARE_WORKERS = 8  # of the unary model, beyond what the streaming model holds: they bring the refusals
+
+
+class Word(str):
+    """An enumeration value: written without quotes."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How the models serve."""
+
+    name: str = "var"
+    max_batch: int = 8
+    queue_size: int = 64
+    queue_seconds: float = 60.0
+    instances: int = 1
+    cache: bool = False
+    backend: str | None = None
+    provider: str = "cpu"
+    device: int = 0
+    threads: int | None = None
+
+    @property
+    def stream_name(self) -> str:
+        """Name of the streaming model."""
+        return f"{self.name}_stream"
+
+
+def unary_config(serving: Serving, bundle: Bundle) -> str:
+    """Of the model that answers with one response."""
+    # More than the streaming model holds in Triton's queue, in formed batches and in the engines: it is what refuses.
+    workers = serving.queue_size + 4 * serving.instances * serving.max_batch + SPARE_WORKERS
+    return pbtxt(
+        {
+            "name": serving.name,
+            "backend": "python",
+            "max_batch_size": serving.max_batch,
+            "input": _tensors(INPUTS, bundle.config, optional=True),
+            "output": _tensors(OUTPUTS, bundle.config),
+            "instance_group": {"count": 1, "kind": Word("KIND_CPU")},
+            **({"response_cache": {"enable": True}} if serving.cache else {}),
+            "parameters": _parameters(stream_model=serving.stream_name, workers=workers, **{FACTS: pack_facts(bundle)}),
+        }
+    )
+
+
+def stream_config(serving: Serving, bundle: Bundle, place: str) -> str:
+    """Of the model that holds the engines. `place`: the bundle's folder, absolute or from the version's folder."""
+    return pbtxt(
+        {
+            "name": serving.stream_name,
+            "backend": "python",
+            "max_batch_size": serving.max_batch,
+            "model_transaction_policy": {"decoupled": True},
+            "input": _tensors(INPUTS, bundle.config, optional=True),
+            "output": _tensors(STREAM_OUTPUTS, bundle.config),
+            "instance_group": {"count": serving.instances, "kind": Word("KIND_CPU")},
+            "dynamic_batching": dynamic_batching(serving),
+            "model_warmup": [_warmup(batch) for batch in sorted({1, serving.max_batch})],
+            "parameters": _parameters(
+                unary_model=serving.name,
+                bundle=place,
+                backend=serving.backend or "",
+                provider=serving.provider,
+                device=serving.device,
+                threads=serving.threads or "",
+            ),
+        }
+    )
+
+
+def dynamic_batching(serving: Serving) -> dict[str, Any]:
+    """Joined batches from a bounded queue, whose requests do not wait for ever."""
+    return {
+        "default_queue_policy": {
+            "timeout_action": Word("REJECT"),
+            "default_timeout_microseconds": round(serving.queue_seconds * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": serving.queue_size,
+        },
+    }
+
+
+def tensor_entry(tensor: Tensor, dims: Sequence[int], *, optional: bool = False) -> dict[str, Any]:
+    """An input or output of a configuration."""
+    kind = "STRING" if tensor.dtype == "BYTES" else tensor.dtype
+    entry = {"name": tensor.name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
+    return entry | {"optional": True} if optional else entry
+
+
+def pbtxt(message: Mapping[str, Any]) -> str:
+    """A message in protobuf's text format, under our header."""
+    return "\n".join([HEADER, *_lines(message, "")]) + "\n"
+
+
+def _tensors(tensors: Sequence[Tensor], model: ModelConfig, *, optional: bool = False) -> list[dict[str, Any]]:
+    return [tensor_entry(tensor, dims_of(tensor, model), optional=optional) for tensor in tensors]
+
+
+def _parameters(**values: object) -> list[dict[str, Any]]:
+    return [{"key": key, "value": {"string_value": str(value)}} for key, value in values.items()]
+
+
+def _warmup(batch: int) -> dict[str, Any]:
+    zero = {"data_type": Word("TYPE_INT64"), "dims": [1], "zero_data": True}
+    return {"name": f"class_0_times_{batch}", "batch_size": batch, "inputs": {"key": "class", "value": zero}}
+
+
+def _lines(message: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for name, value in message.items():
+        repeated = value if isinstance(value, list) and value and isinstance(value[0], Mapping) else [value]
+        for item in repeated:
+            if isinstance(item, Mapping):
+                yield f"{indent}{name} {{"
+                yield from _lines(item, indent + "  ")
+                yield f"{indent}}}"
+            else:
+                yield f"{indent}{name}: {_scalar(item)}"
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_scalar, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Word) or not isinstance(value, str):
+        return str(value)
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

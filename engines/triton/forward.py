@@ -1,0 +1,125 @@
+"""What the unary model does: hands a request on to the streaming model and its last response back.
+
+So the engines exist once, and requests of both models share batches. Defaults are filled in here: Triton joins only
+requests that have the same inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from engines.backends.base import Array
+from engines.bundle import Bundle
+from engines.errors import UsageError
+from engines.triton.flags import Flags
+from engines.triton.request import full_inputs, read_request
+from engines.triton.service import INTERNAL, INVALID
+from engines.triton.tensors import CANCEL, PREVIEW_SCALES
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.005
+ASKED_PER_POLL = 4  # a question to the server takes about 0.1 ms
+
+
+class Waiting(Protocol):
+    """A request of the unary model."""
+
+    def tensor(self, name: str) -> Array | None:
+        """An input, or None."""
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone or asked to stop."""
+
+    def answer(self, response: Any) -> None:
+        """The one response: that of the streaming model, as it is."""
+
+    def fail(self, code: str, message: str) -> None:
+        """The one response: an error."""
+
+
+Call = Callable[[Any, Mapping[str, Array], Mapping[str, str]], Any]
+
+
+class Forwarder:
+    """Requests on their way.
+
+    Args:
+        bundle: the facts of the model; its files are not needed.
+        flags: which tell the streaming model of cancellations.
+        call: runs the streaming model: a request, its full inputs and parameters -> its last response.
+        workers: requests at once: more than the streaming model takes, so that it is the one that refuses.
+    """
+
+    def __init__(self, bundle: Bundle, flags: Flags, call: Call, *, workers: int) -> None:
+        self._bundle, self._flags, self._call = bundle, flags, call
+        self._lock = threading.Lock()
+        self._under_way: dict[str, Waiting] = {}
+        self._arrived = threading.Event()
+        self._closed = False
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="forward")
+        self._watcher = threading.Thread(target=self._watch, name="cancellations", daemon=True)
+        self._watcher.start()
+
+    def take(self, waiting: Waiting) -> None:
+        """Start one request; it is answered later, from another thread. Its inputs are read now."""
+        try:
+            inputs = full_inputs(read_request(waiting.tensor, self._bundle))
+        except UsageError as error:
+            waiting.fail(INVALID, str(error))
+            return
+        self._workers.submit(self._handle, waiting, inputs)
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._workers.shutdown()
+        with self._lock:
+            self._closed = True
+            self._arrived.set()
+        self._watcher.join()
+        self._flags.close()
+
+    def _handle(self, waiting: Waiting, inputs: Mapping[str, Array]) -> None:
+        token = self._flags.new()
+        try:
+            with self._lock:
+                self._under_way[token] = waiting
+                self._arrived.set()
+            waiting.answer(self._call(waiting, inputs, {CANCEL: token, PREVIEW_SCALES: "none"}))
+        except Exception:
+            log.exception("a request could not be handed on")
+            waiting.fail(INTERNAL, "internal error; the server's log has it")
+        finally:
+            with self._lock:
+                self._under_way.pop(token, None)
+            self._flags.clear(token)
+
+    def _watch(self) -> None:
+        """Ask a few of the requests under way at a time, in turns, whether they were cancelled."""
+        asked: set[str] = set()
+        while True:
+            self._arrived.wait()
+            time.sleep(POLL_SECONDS)  # first: a request on its way in has no time for questions
+            with self._lock:
+                if self._closed:
+                    return
+                if not self._under_way:
+                    self._arrived.clear()
+                asked &= set(self._under_way)
+                if len(asked) == len(self._under_way):
+                    asked.clear()
+                turn = [item for item in self._under_way.items() if item[0] not in asked][:ASKED_PER_POLL]
+            for token, waiting in turn:
+                asked.add(token)
+                if waiting.cancelled():
+                    self._cancel(token)
+
+    def _cancel(self, token: str) -> None:
+        with self._lock:
+            if token in self._under_way:  # else nobody would clear the flag
+                self._flags.set(token)

@@ -1,0 +1,200 @@
+"""What the streaming model does with requests: one batch over all of them, each with settings of its own.
+
+It knows no Triton. `Incoming` is what it needs of a request; a wrong request fails alone, a cancelled one gets no
+more images, and the batch stops within a scale when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from engines.backends.base import Array
+from engines.bundle import Bundle
+from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExportError
+from engines.pipeline import Pipeline
+from engines.request import Request
+from engines.results import Preview
+from engines.triton.request import read_preview_scales, read_request
+from engines.triton.tensors import PREVIEW_SCALES
+
+log = logging.getLogger(__name__)
+
+INVALID, CANCELLED, UNAVAILABLE, INTERNAL = "INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL"
+"""Triton's error codes."""
+JOIN_SHARE, JOIN_SECONDS = 1 / 20, 0.01
+"""After a batch of several requests: the part of its time, and the most, that its clients get to come back. Else the
+next batch starts with whoever waits already: eight clients in turn got 3.7 images a batch, and 5.2 with this."""
+Count = Callable[[str, Mapping[str, str], float], None]
+METRICS = {
+    "var_images_total": "Images by result: drawn, cancelled or failed",
+    "var_batches_total": "Batches that the engines ran; images drawn per batch are their fill",
+    "var_scale_seconds_total": "Seconds that the engines took for each scale, summed over batches",
+    "var_decode_seconds_total": "Seconds that the decoder took for the final images",
+}
+
+
+class Incoming(Protocol):
+    """A request, as a server hands it over."""
+
+    def tensor(self, name: str) -> Array | None:
+        """An input (images, ...), or None where it is not given."""
+
+    def parameter(self, name: str) -> str | None:
+        """A request parameter as text, or None where it is not given."""
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone or asked to stop."""
+
+    def send(self, outputs: Mapping[str, Array], *, final: bool) -> None:
+        """One response; the last one where `final`."""
+
+    def fail(self, code: str, message: str) -> None:
+        """The last response: an error with one of Triton's codes."""
+
+
+@dataclass
+class Member:
+    """One request of a batch."""
+
+    incoming: Incoming
+    request: Request
+    scales: tuple[int, ...]
+    first: int = 0
+    """Place of its first image in the batch."""
+    gone: bool = False
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits for it any more; once gone, always gone."""
+        self.gone = self.gone or self.incoming.cancelled()
+        return self.gone
+
+
+class Service:
+    """A pipeline that answers requests."""
+
+    def __init__(self, pipeline: Pipeline, count: Count) -> None:
+        """Args: pipeline: closed by `close`; count: adds to one of `METRICS`, by name and labels."""
+        self._pipeline, self._count = pipeline, count
+
+    @classmethod
+    def load(cls, bundle: Path, count: Count, *, max_batch: int, **runtime: Any) -> Service:
+        """Open a bundle for batches of `max_batch` images. `runtime`: as of `Pipeline.load`.
+
+        Raises `BundleError`, `BackendError`, and `UsageError` where the engines hold smaller batches only.
+        """
+        pipeline = Pipeline.load(bundle, form="stepwise", max_batch=max_batch, **runtime)
+        if pipeline.max_batch < max_batch:
+            pipeline.close()
+            raise UsageError(
+                f"the engines of {bundle} hold {pipeline.max_batch} images, the configuration allows {max_batch}: "
+                f"write the repository again with --max-batch {pipeline.max_batch}"
+            )
+        return cls(pipeline, count)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it draws with."""
+        return self._pipeline.bundle
+
+    def run(self, batch: Sequence[Incoming]) -> None:
+        """Answer every request of a batch; raises nothing.
+
+        It returns when all are answered: Triton fails the requests of a process that died in the middle, but would wait
+        for ever for those that a thread of that process was to answer later.
+        """
+        began = time.monotonic()
+        members = [member for member in map(self._accept, batch) if member is not None]
+        if members:
+            self._answer(members)
+        if len(members) > 1:
+            time.sleep(min(JOIN_SECONDS, JOIN_SHARE * (time.monotonic() - began)))
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._pipeline.close()
+
+    def _accept(self, incoming: Incoming) -> Member | None:
+        try:
+            request = read_request(incoming.tensor, self.bundle)
+            scales = read_preview_scales(incoming.parameter(PREVIEW_SCALES), self.bundle.config.num_scales)
+        except UsageError as error:
+            incoming.fail(INVALID, str(error))
+            return None
+        member = Member(incoming, request, scales)
+        if member.is_gone():  # while it waited: it takes no place in the batch
+            self._cancel(member)
+            return None
+        return member
+
+    def _answer(self, members: Sequence[Member]) -> None:
+        try:
+            self._draw(members)
+        except CancelledError:
+            pass  # each member says so below
+        except OutOfMemoryError as error:
+            self._fail(members, UNAVAILABLE, str(error))
+        except VarExportError as error:
+            self._fail(members, INTERNAL, str(error))
+        except Exception:
+            log.exception("a batch failed")
+            self._fail(members, INTERNAL, "internal error; the server's log has it")
+        for member in members:
+            if member.gone:
+                self._cancel(member)
+
+    def _draw(self, members: Sequence[Member]) -> None:
+        requests = [member.request for member in members]
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(request, name) for request in requests])
+            for name in ("classes", "seeds", "cfg", "temperature", "top_k", "top_p")
+        }
+        scales = [member.scales for member in members for _ in range(len(member.request))]
+        for first, member in zip(np.cumsum([0, *map(len, requests)]), members, strict=False):
+            member.first = int(first)
+        self._count("var_batches_total", {}, 1)
+        previews = self._pipeline.stream(
+            **joined, preview_scales=scales, stop=lambda: all(member.is_gone() for member in members)
+        )
+        for preview in previews:
+            if preview.timings is not None:
+                for scale, seconds in enumerate(preview.timings.scales):
+                    self._count("var_scale_seconds_total", {"scale": str(scale)}, seconds)
+                self._count("var_decode_seconds_total", {}, preview.timings.decode)
+            for member in members:
+                self._show(member, preview)
+
+    def _show(self, member: Member, preview: Preview) -> None:
+        images = len(member.request)
+        at = np.flatnonzero(preview.which == member.first)
+        if not len(at) or member.is_gone():
+            return
+        own = slice(int(at[0]), int(at[0]) + images)
+        outputs: dict[str, Array] = {
+            "image": preview.images[own],
+            "tokens": preview.tokens[own],
+            "scale": np.full((images, 1), preview.scale, np.int32),
+            "final": np.full((images, 1), preview.final, np.bool_),
+        }
+        if preview.final:
+            self._images("drawn", member)
+        member.incoming.send(outputs, final=preview.final)
+
+    def _fail(self, members: Sequence[Member], code: str, message: str) -> None:
+        for member in members:
+            if not member.gone:
+                self._images("failed", member)
+                member.incoming.fail(code, message)
+
+    def _cancel(self, member: Member) -> None:
+        self._images("cancelled", member)
+        member.incoming.fail(CANCELLED, "the request was cancelled")
+
+    def _images(self, result: str, member: Member) -> None:
+        self._count("var_images_total", {"result": result}, len(member.request))
