@@ -14,19 +14,20 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from engines.errors import BackendError
+
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class Flags:
-    """Flags of one server's requests. Any process of the server may ask; one owns the folder."""
+    """Flags of one server's requests. Any process of the server may ask; one owns the folder. Raises `BackendError`."""
 
     def __init__(self, model: str, *, own: bool = False) -> None:
         """Args: model: name of the unary model; own: make the folder, which `close` removes."""
         self._folder = Path(tempfile.gettempdir()) / f"{model}-{os.getuid()}-{os.getppid()}"
         self._own = own
         if own:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(mode=0o700)
+            self._make()
 
     def new(self) -> str:
         """A token for one request."""
@@ -34,8 +35,8 @@ class Flags:
 
     def set(self, token: str) -> None:
         """The request of this token was cancelled."""
-        with contextlib.suppress(OSError):
-            (self._folder / token).touch()
+        self._make()  # a model that is loaded anew begins before the old one ends, which removes the folder
+        (self._folder / token).touch()
 
     def clear(self, token: str) -> None:
         """The request of this token has ended."""
@@ -50,3 +51,8 @@ class Flags:
         """Remove the folder of the owner."""
         if self._own:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _make(self) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if self._folder.stat().st_uid != os.getuid():
+            raise BackendError(f"{self._folder} belongs to another user: remove it, or give the server another TMPDIR")

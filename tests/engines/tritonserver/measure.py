@@ -32,33 +32,38 @@ with Pipeline.load(DEMO_BUNDLE) as pipeline:
         seconds = time.perf_counter() - began
         print(seconds, seconds - sum(taken.scales) - taken.decode, flush=True)
 """
-TURNS = 30
+TURNS, PAUSE = 100, 0.01  # after each turn, threads that spin come to rest
 
 
 def overhead(server, client):
-    """Milliseconds of one image, served and alone, in turns: two rows (whole time, time outside the engines)."""
+    """Milliseconds of one image, served and alone, in turns: median time, and mean time outside the engines."""
 
     def engines():
-        time.sleep(1.2)  # metrics come once a second
+        time.sleep(1.5)  # metrics come once a second
         return server.metric("var_scale_seconds_total") + server.metric("var_decode_seconds_total")
 
-    served, alone = [], []
+    before = engines()
+    served, alone, outside = [], [], []
     with subprocess.Popen(
         [VENV / "bin/python", "-c", ALONE], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        before = engines()
         for _ in range(TURNS):
             began = time.perf_counter()
             client.infer("var", inputs(class_=88))
-            seconds = time.perf_counter() - began
-            after = engines()
-            served.append((seconds, seconds - (after - before)))
-            before = after
+            served.append(time.perf_counter() - began)
+            time.sleep(PAUSE)
             process.stdin.write("\n")
             process.stdin.flush()
-            alone.append(tuple(map(float, process.stdout.readline().split())))
+            seconds, without = map(float, process.stdout.readline().split())
+            alone.append(seconds)
+            outside.append(without)
+            time.sleep(PAUSE)
         process.stdin.close()
-    return [[1e3 * statistics.median(column[2:]) for column in zip(*rows, strict=True)] for rows in (served, alone)]
+    served_outside = statistics.mean(served) - (engines() - before) / TURNS
+    return [
+        (1e3 * statistics.median(served), 1e3 * served_outside),
+        (1e3 * statistics.median(alone), 1e3 * statistics.mean(outside)),
+    ]
 
 
 def throughput(server, client, clients):
@@ -87,7 +92,7 @@ def main():
         ):
             print("server's process", server.process.pid, flush=True)
             for how, (whole, outside) in zip(("served", "alone"), overhead(server, client), strict=True):
-                print(f"{how}: {whole:.1f} ms, {outside:.1f} ms of them outside the engines (medians)", flush=True)
+                print(f"{how}: {whole:.1f} ms (median), {outside:.1f} ms outside the engines (mean)", flush=True)
             for clients in (1, 4, 8, 16):
                 rate, fill = throughput(server, client, clients)
                 print(f"{clients:2} clients: {rate:.1f} images/s, {fill:.1f} images a batch", flush=True)

@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,10 +137,12 @@ def test_nothing_is_left_behind(needs_triton, own_repository, tmp_path):
     with Server(own_repository(), tmp_path) as server:
         unary(server, class_=1)
         stubs = server.stubs()
-        folders = list(tmp_path.parent.glob("var-*"))
+        flags = Path(tempfile.gettempdir()) / f"var-{os.getuid()}-{server.process.pid}"
+        assert flags.is_dir()
+        assert not list(flags.iterdir())
     assert len(stubs) == 2
     assert eventually(lambda: not any(_runs(pid) for pid in stubs.values()))
-    assert folders == list(tmp_path.parent.glob("var-*"))
+    assert not flags.exists()
 
 
 def _runs(pid):

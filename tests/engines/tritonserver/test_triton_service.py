@@ -1,5 +1,6 @@
 """What the two models do with requests, without a server: errors, cancellation to the scale, previews, hand-over."""
 
+import os
 import threading
 import time
 
@@ -233,6 +234,24 @@ def test_a_failure_on_the_way_is_an_answer(flags, caplog):
     assert lost.error == ("INTERNAL", "internal error; the server's log has it")
     assert "the other model is gone" in caplog.text
     hands.close()
+
+
+def test_flags_outlive_a_model_that_is_loaded_anew(flags):
+    fresh, other = Flags("var", own=True), Flags("var")
+    flags.close()  # the old one ends after the new one began
+    fresh.set(token := fresh.new())
+    assert other.is_set(token)
+    fresh.clear(token)
+    assert not other.is_set(token)
+    fresh.close()
+
+
+def test_a_folder_of_another_user_is_not_trusted(flags, monkeypatch):
+    flags.close()
+    mine = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: mine + 1)  # whoever made this folder, it was not this user
+    with pytest.raises(BackendError, match="belongs to another user"):
+        Flags("var", own=True)
 
 
 def test_flags_take_no_paths(flags, tmp_path):
