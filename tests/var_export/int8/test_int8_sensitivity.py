@@ -8,7 +8,7 @@ import pytest
 from calib.selection import Bounds
 from calib.sensitivity import MULTIPLY_ADDS, SECONDS
 from engines.contract import DECODER, TRANSFORMER
-from engines.policy import EDGES, FLOAT, PER_TOKEN, STATIC
+from engines.policy import EDGES, FLOAT, METHODS, PER_BLOCK, PER_TOKEN, STATIC
 from var_export.int8 import sensitivity
 from var_export.int8.rewrite import Int8Options, rewritten
 from var_export.int8.sensitivity import choose_ways, measure
@@ -37,7 +37,7 @@ def test_every_layer_and_way_is_there(table, ways):
     for effect in table.effects:
         measured.setdefault(effect.layer, []).append(effect.way)
     assert set(measured) == {name for name in ways if name not in EDGES and name != "step/word_embed"}
-    assert measured["step/blocks.0.fc2"] == [PER_TOKEN, STATIC]
+    assert measured["step/blocks.0.fc2"] == [PER_BLOCK, PER_TOKEN, STATIC]
     assert measured["decode/conv_out"] == [STATIC]
     assert table.unit == SECONDS
     assert len({effect.saved for effect in table.effects}) > 5
@@ -96,7 +96,7 @@ def test_a_bound_on_kl_is_kept_and_used(base, calibrated, ways, file):
     bound = most / 3
     chosen = choose_ways(base, ways, calibrated, options(kl=bound), file=file, threads=1)
     assert figures(base, calibrated, TRANSFORMER, chosen).total.kl <= bound
-    count = {way: sum(w == way for w in chosen.values()) for way in (FLOAT, STATIC, PER_TOKEN)}
+    count = {way: sum(w == way for w in chosen.values()) for way in METHODS}
     assert count[FLOAT] > sum(way == FLOAT for way in everything.values())
     assert chosen != dict.fromkeys(chosen, FLOAT)
     assert {n: w for n, w in chosen.items() if n.startswith(("decode", "encode"))} == {
