@@ -303,7 +303,7 @@ def test_rows_of_zeros_give_the_bias():
     found = run(changed, x)
     np.testing.assert_array_equal(found[1], constants_of(model)["blocks.0.fc1.bias"])
     np.testing.assert_allclose(found, run(model, x), atol=0.3)
-    assert all(np.isfinite(values).all() for values in values_of(changed, x).values())  # what is to become an integer too
+    assert all(np.isfinite(values).all() for values in values_of(changed, x).values())  # what becomes integers too
 
 
 def test_a_token_with_its_own_range_is_an_integer_product(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from calib.selection import Bounds
 from calib.sensitivity import MULTIPLY_ADDS, SECONDS
 from engines.contract import DECODER, TRANSFORMER
-from engines.policy import EDGES, FLOAT, METHODS, PER_BLOCK, PER_TOKEN, STATIC
+from engines.policy import EDGES, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
 from var_export.int8 import sensitivity
 from var_export.int8.rewrite import Int8Options, rewritten
 from var_export.int8.sensitivity import choose_ways, measure
@@ -100,8 +100,8 @@ def test_a_bound_on_kl_is_kept_and_used(base, calibrated, ways, file):
     bound = most / 3
     chosen = choose_ways(base, ways, calibrated, options(kl=bound), file=file, threads=1)
     assert figures(base, calibrated, TRANSFORMER, chosen).total.kl <= bound
-    count = {way: sum(w == way for w in chosen.values()) for way in METHODS}
-    assert count[FLOAT] > sum(way == FLOAT for way in everything.values())
+    static = [sum(way == STATIC for way in some.values()) for some in (chosen, everything)]
+    assert static[0] < static[1]  # what is not, is in a milder way or in float
     assert chosen != dict.fromkeys(chosen, FLOAT)
     assert {n: w for n, w in chosen.items() if n.startswith(("decode", "encode"))} == {
         n: w for n, w in ways.items() if n.startswith(("decode", "encode"))
