@@ -3,5 +3,5 @@
 a bundle in float      layers.py       which products can be quantised, by the names of their weights
      |                 collect.py      activations of the real scale loop --> statistics.py --> calibration.py (a file)
      v                 policy.py       which of them are, and how
-a bundle in INT8       quantize.py     Q/DQ pairs and per-token products put into the graphs
+a bundle in INT8       quantize.py     Q/DQ pairs and products with ranges per token put into the graphs
 """

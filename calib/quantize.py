@@ -8,7 +8,15 @@ For ONNX Runtime's CPU, what its loader turns into integer kernels:
 
     x --> Q --> DQ --> [Gemm] <-- DQ <-- W int8 | bias int32      U8 with a zero point; becomes QGemm, float output
     x --> Q --> DQ --> [Conv] --> Q --> DQ                        becomes QLinearConv, which has 8-bit output too
-    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has its own range
+    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has a range per 32 channels
+
+and, for a range per token (x is (M, K), a row a token; s (M, 1), so that x / s fits 8 bits with a fixed zero point):
+
+    x ---> ReduceMax, ReduceMin --> s ------------------------------+
+    |                               |                               |
+    +-----------------------------> / --> Q --> DQ --> [Gemm] ----> * --> + bias      becomes QGemm, float output
+                                       scale 1           ^
+                                                         DQ <-- W int8, a scale per output channel
 
 Why not onnxruntime.quantization's own rewriter: it holds model and weights in one protobuf message, which ends at
 2 GiB (d24's step graph in FP32), and knows neither per-token products nor the Gemm form. A test holds scales, zero
@@ -28,12 +36,17 @@ from numpy.typing import NDArray
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
 from calib.ranges import choose_range, scale_and_zero_point
-from engines.policy import BLOCK, FLOAT, STATIC
+from engines.policy import BLOCK, PER_BLOCK, PER_TOKEN, STATIC
 
 CONTRIB = "com.microsoft"
 INT8_ARITHMETIC = 4
 """`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
 depend on the batch."""
+ZERO_POINTS, ZERO_POINT = {"fc2": 32}, 128
+"""Of activations with a range per token, by role. fc2's come out of GELU, never below -0.17, and would leave half of
+the integers unused."""
+LEAST_SCALE = 1e-30
+"""Of a token: one of zeros divides by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +105,10 @@ def quantize(
         way = ways[layer.name]
         if way == STATIC:
             rewriter.static(layer)
-        elif way != FLOAT:
-            rewriter.blockwise(layer)
+        elif way == PER_TOKEN:
+            rewriter.per_token(layer)
+        elif way == PER_BLOCK:
+            rewriter.per_block(layer)
     rewriter.finish()
 
 
@@ -215,7 +230,45 @@ class _Rewriter:
         self._replace(add, gemm)
         self._graph.remove(node, safe=True)
 
-    def blockwise(self, layer: Layer) -> None:
+    def per_token(self, layer: Layer) -> None:
+        node, weight, out, shape = layer.node, layer.weight, layer.node.outputs[0], layer.input.shape
+        array, scales = quantize_weight(read_weight(weight), 1)
+        dequantized = self._dequantized(weight.name or "", array, scales, 1, weight)
+        nodes, value, row_scale = self._quantized_rows(layer)
+        op = "Gemm" if shape is not None and len(shape) == 2 else "MatMul"
+        product = self.node(op, [value, dequantized.outputs[0]], out, f"{layer.name}.product")
+        scaled = self.node("Mul", [product.outputs[0], row_scale], out, f"{layer.name}.scaled")
+        self._graph.insert_before(node, [*nodes, dequantized, product, scaled])
+        self._replace(node, scaled)  # the bias is added behind it, as it was
+
+    def _quantized_rows(self, layer: Layer) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+        """Nodes; the input behind its Q/DQ pair, each token in steps of its own scale; the scales (..., 1)."""
+        x, name = layer.input, f"{layer.name}.activation"
+        zero = ZERO_POINTS.get(layer.role, ZERO_POINT)
+        assert x.shape is not None
+        nodes: list[ir.Node] = []
+
+        def make(op: str, *inputs: ir.Value, called: str) -> ir.Value:
+            nodes.append(self.node(op, list(inputs), x, f"{name}.{called}"))
+            return nodes[-1].outputs[0]
+
+        last = self.constant(f"{name}.axes", np.array([-1]))
+        above = self.constant(f"{name}.above", np.float32(1 / (255 - zero)))
+        below = self.constant(f"{name}.below", np.float32(-1 / zero))
+        high = make("Mul", make("ReduceMax", x, last, called="max"), above, called="high")
+        low = make("Mul", make("ReduceMin", x, last, called="min"), below, called="low")
+        least = self.constant(f"{name}.least", np.float32(LEAST_SCALE))
+        scale = make("Max", high, low, least, called="row_scale")
+        for node in nodes:
+            node.outputs[0].shape = ir.Shape([*x.shape[:-1], 1])
+        unit = make("Div", x, scale, called="unit")
+        one, zero_point = self.constant(f"{name}.scale", np.float32(1)), self.constant(f"{name}.zero", np.uint8(zero))
+        dtype = ir.DataType.UINT8
+        q = self.node("QuantizeLinear", [unit, one, zero_point], x, f"{name}.quantized", dtype=dtype)
+        dq = self.node("DequantizeLinear", [q.outputs[0], one, zero_point], x, f"{name}.dequantized")
+        return [*nodes, q, dq], dq.outputs[0], scale
+
+    def per_block(self, layer: Layer) -> None:
         node, add, weight = layer.node, layer.bias, layer.weight
         K, N = read_weight(weight).shape
         array, scales = quantize_blocks(read_weight(weight))

@@ -85,7 +85,7 @@ class Option:
 
 
 def order(options: Iterable[Option]) -> list[tuple[str, str]]:
-    """Layers and ways in the order in which to take them; a layer may come twice, first in its milder way.
+    """Layers and ways in the order in which to take them; a layer may come again, in a way that is less mild.
 
     Per layer only the ways on the lower convex hull of (saved, loss) count: each next one saves more, at a worse rate.
     What saves nothing never comes.

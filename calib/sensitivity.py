@@ -15,7 +15,7 @@ from typing import Any
 from calib.layers import Layer
 from engines.contract import DECODER, PART_OF, TRANSFORMER
 from engines.errors import UsageError
-from engines.policy import ADALN, CONVOLUTION, EDGES, OTHER, PER_TOKEN, STATIC
+from engines.policy import ADALN, CONVOLUTION, EDGES, OTHER, PER_BLOCK, PER_TOKEN, STATIC
 
 FORMAT = "var-export sensitivity 1"
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -112,4 +112,4 @@ def candidates(layer: Layer, target: str) -> tuple[str, ...]:
         return (STATIC,)
     if target != "onnxruntime":
         return () if layer.role == ADALN else (STATIC,)
-    return (PER_TOKEN,) if layer.role == ADALN else (PER_TOKEN, STATIC)
+    return (PER_BLOCK,) if layer.role == ADALN else (PER_BLOCK, PER_TOKEN, STATIC)

@@ -13,16 +13,17 @@ from engines.errors import UsageError
 LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
 """Of the transformer's layers, by the last part of their names."""
 CONVOLUTION, ADALN, OTHER = "conv", "adaln", "other"
-FLOAT, STATIC, PER_TOKEN = "float", "static", "per-token"
+FLOAT, STATIC, PER_TOKEN, PER_BLOCK = "float", "static", "per-token", "per-block"
 """Ways to compute a layer.
 
     float      as it is
     static     8-bit activations with one range for all inputs, 8-bit weights per output channel: Q/DQ
-    per-token  8-bit activations whose range is each token's own, block by block; 8-bit weights per block
+    per-token  8-bit activations with a range for each token, found as it comes; 8-bit weights per output channel
+    per-block  8-bit activations with a range for each block of a token's channels; 8-bit weights per block
 """
-METHODS = (FLOAT, STATIC, PER_TOKEN)
+METHODS = (FLOAT, STATIC, PER_TOKEN, PER_BLOCK)
 BLOCK = 32
-"""Weights that share a scale in a per-token layer."""
+"""Channels that share a scale in a per-block layer."""
 LEVELS = (1, 2, 3)
 EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
 """Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
@@ -62,8 +63,9 @@ def assign(
         include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges.
         exclude: patterns to leave as they are; they win.
 
-    On the CPU AdaLN and head have per-token ranges at every level, for the size of their weights; and the MLP,
-    whose inputs no single range fits, has them at level 2, for a quarter more time. Level 3 is static: the fastest.
+    On the CPU fc1 and fc2, whose inputs no range fits for all tokens, have ranges per token at level 2. AdaLN, and head
+    where it is not static, are per block, which takes the most time and loses the least: for the size of their weights.
+    Level 3 is static: the fastest.
     Raises `UsageError` for a pattern that fits no layer, and for AdaLN with static ranges.
 
     """
@@ -78,7 +80,7 @@ def assign(
         way = STATIC if role in wanted and layer not in EDGES else FLOAT
         if target == "onnxruntime":
             if role in (ADALN, "head") and way == FLOAT:
-                way = PER_TOKEN
+                way = PER_BLOCK
             if role in ("fc1", "fc2") and level == 2:
                 way = PER_TOKEN
         if matches(layer, include):

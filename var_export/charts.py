@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from calib.sensitivity import Effect, Sensitivity
 from engines.contract import DECODER, ENCODER, PARTS, TRANSFORMER
 from engines.errors import UsageError
-from engines.policy import PER_TOKEN, STATIC, role_of
+from engines.policy import PER_BLOCK, PER_TOKEN, STATIC, role_of
 
 AXES = {TRANSFORMER: "KL, nats", DECODER: "image PSNR, dB", ENCODER: "loss of the reconstruction, dB"}
-MARKERS = {STATIC: "o", PER_TOKEN: "^"}
+MARKERS = {STATIC: "o", PER_TOKEN: "^", PER_BLOCK: "s"}
 INCHES_PER_LAYER = 0.17
 
 

@@ -20,7 +20,7 @@ from engines.config import ModelConfig
 from engines.planning import cost
 from engines.planning.cost import BYTES, Operation, Weight
 from engines.planning.decoder import decode_operations
-from engines.policy import BLOCK, FLOAT, PER_TOKEN, assign
+from engines.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, assign
 
 _SCALE, _BIAS = BYTES["fp32"], 4  # float32 scales, an int32 bias
 
@@ -56,8 +56,10 @@ class Quantisation:
         """Of one layer: integers, scales, zero points and bias."""
         K, N = weight.inside, weight.outside
         if weight.way == PER_TOKEN:
+            return N * (K + _SCALE + 1 + _SCALE)  # the last: a bias in float32
+        if weight.way == PER_BLOCK:
             blocks = -(-K // BLOCK)
-            return N * (blocks * (BLOCK + _SCALE) + _SCALE)  # the last: a bias in float32
+            return N * (blocks * (BLOCK + _SCALE) + _SCALE)  # and that bias
         if self.target == "onnxruntime":
             return N * (K + _SCALE + 1 + _BIAS + _SCALE + _BIAS)  # the bias too has scales and zero points
         half = BYTES[contract.HIGH_PRECISIONS[self.target]]

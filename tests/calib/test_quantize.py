@@ -13,7 +13,7 @@ from calib.calibration import Calibration
 from calib.layers import find_layers
 from calib.quantize import BLOCK, Ranges, quantize, quantize_blocks, quantize_weight
 from calib.statistics import Statistics
-from engines.policy import FLOAT, PER_TOKEN, STATIC, assign
+from engines.policy import FLOAT, PER_BLOCK, PER_TOKEN, STATIC, assign
 
 MINMAX = Ranges(method="minmax")
 FLOATS = {"Gemm", "Conv", "MatMul", "FusedConv", "FusedMatMul", "FusedGemm", "DequantizeLinear"}
@@ -34,12 +34,10 @@ def model_of(nodes, inputs, outputs, constants):
     return onnx.shape_inference.infer_shapes(model)
 
 
-def linear(K=64, N=48, seed=0):
-    nodes = [
-        helper.make_node("MatMul", ["x", "blocks.0.fc1.weight"], ["h"]),
-        helper.make_node("Add", ["h", "blocks.0.fc1.bias"], ["y"]),
-    ]
-    constants = {"blocks.0.fc1.weight": random(K, N, seed=seed), "blocks.0.fc1.bias": random(N, seed=seed + 1)}
+def linear(K=64, N=48, seed=0, role="fc1"):
+    weight, bias = f"blocks.0.{role}.weight", f"blocks.0.{role}.bias"
+    nodes = [helper.make_node("MatMul", ["x", weight], ["h"]), helper.make_node("Add", ["h", bias], ["y"])]
+    constants = {weight: random(K, N, seed=seed), bias: random(N, seed=seed + 1)}
     return model_of(nodes, {"x": ["M", K]}, {"y": ["M", N]}, constants)
 
 
@@ -94,7 +92,7 @@ def quantized(model, way, x=None, graph="step", target="onnxruntime", ranges=MIN
     ways = {layer.name: way for layer in layers} if isinstance(way, str) else way
     quantize(changed, layers, ways, calibration, target, ranges)
     proto = ir.to_proto(changed)
-    onnx.checker.check_model(proto, full_check=way != PER_TOKEN)
+    onnx.checker.check_model(proto, full_check=way != PER_BLOCK)
     return proto
 
 
@@ -199,7 +197,7 @@ def test_a_weight_has_a_scale_per_output_channel():
 @pytest.mark.parametrize("K", [32, 64, 100, 8, 33])
 def test_blockwise_products_are_close_to_float(K):
     model, x = linear(K, 48), random(7, K, seed=5) * np.geomspace(0.01, 100, 7, dtype=np.float32)[:, None]
-    changed = quantized(model, PER_TOKEN)
+    changed = quantized(model, PER_BLOCK)
     assert [node.op_type for node in changed.graph.node] == ["MatMulNBits"]
     assert [value.name for value in changed.graph.output] == ["y"]
     wanted, found = run(model, x), run(changed, x)
@@ -221,7 +219,7 @@ def test_blocks_restore_the_weight():
     assert (np.abs(restored[:, :100] - weight.T) <= 0.5001 * steps).all()
 
 
-@pytest.mark.parametrize("way", [PER_TOKEN, STATIC])
+@pytest.mark.parametrize("way", [PER_TOKEN, PER_BLOCK, STATIC])
 def test_a_token_does_not_depend_on_the_others(way):
     """An image is the same alone and in any batch."""
     x = random(40, 96, seed=3)
@@ -238,10 +236,80 @@ def test_products_in_more_dimensions():
     constants = {"word_embed.weight": random(8, 48)}
     model = model_of(nodes, {"x": ["B", "M", 8]}, {"y": ["B", "M", 48]}, constants)
     x = random(2, 9, 8, seed=1)
-    for way in (PER_TOKEN, STATIC):
+    for way in (PER_TOKEN, PER_BLOCK, STATIC):
         found = run(quantized(model, way, x), x)
         assert np.abs(found - run(model, x)).max() < 0.2
         assert found.shape == (2, 9, 48)
+
+
+# Tokens
+
+
+def gelu(x):
+    return (x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2).astype(np.float32)
+
+
+def relative_errors(model, changed, x):
+    """Root mean square per row, of the product without its bias."""
+    (bias,) = [array for name, array in constants_of(model).items() if name.endswith("bias")]
+    wanted, found = (run(each, x).astype(np.float64) for each in (model, changed))
+    return np.sqrt(np.mean((found - wanted) ** 2, 1) / np.mean((wanted - bias) ** 2, 1))
+
+
+def rounding(x, steps):
+    """Of Gaussian weights too: root mean square of uniform noise in steps, of x (M, K) and of a weight (K, N)."""
+    weight = np.abs(random(x.shape[1], 48)).max(0) / 127
+    return np.sqrt(steps**2 / 12 / np.mean(x.astype(np.float64) ** 2, 1) + np.mean(weight**2) / 12)
+
+
+@pytest.mark.parametrize("K", [64, 512])
+def test_rows_of_any_size_have_the_error_of_their_own_range(K):
+    model = linear(K, 48)
+    x = random(24, K, seed=5) * np.geomspace(1e-6, 1e6, 24, dtype=np.float32)[:, None]
+    steps = np.maximum(x.max(1) / 127, -x.min(1) / 128)
+    ratio = relative_errors(model, quantized(model, PER_TOKEN), x) / rounding(x, steps)
+    large = np.abs(x).max(1) > 1e-2  # below, the bias of 1 leaves few digits of the product
+    assert 0.6 < ratio[large].min() <= ratio[large].max() < 1.5
+    assert ratio[large].mean() == pytest.approx(1, abs=0.1)
+
+
+def test_what_comes_out_of_gelu_has_nearly_all_integers():
+    """With fc1's zero point steps are 1.76 times as wide."""
+    x = gelu(3 * random(64, 256, seed=5))
+    errors = {}
+    for role, zero in {"fc1": 128, "fc2": 32}.items():
+        model = linear(256, 48, role=role)
+        errors[role] = relative_errors(model, quantized(model, PER_TOKEN), x)
+        steps = np.maximum(x.max(1) / (255 - zero), -x.min(1) / zero)
+        assert (errors[role] / rounding(x, steps)).mean() == pytest.approx(1, abs=0.1), role
+    assert errors["fc2"].mean() < 0.8 * errors["fc1"].mean()
+
+
+@pytest.mark.parametrize("role", ["fc1", "fc2"])
+def test_rows_that_have_one_sign_are_not_clipped(role):
+    x = np.concatenate([np.abs(random(4, 64)), -np.abs(random(4, 64, seed=1)), np.eye(4, 64, dtype=np.float32)])
+    model = linear(64, 48, role=role)
+    constants = constants_of(quantized(model, PER_TOKEN))
+    zero = next(int(array) for name, array in constants.items() if name.endswith("activation.zero"))
+    steps = np.maximum(x.max(1) / (255 - zero), -x.min(1) / zero)
+    assert (relative_errors(model, quantized(model, PER_TOKEN), x) < 1.5 * rounding(x, steps)).all()
+
+
+def test_rows_of_zeros_give_the_bias():
+    model, x = linear(64, 48), random(5, 64)
+    x[1] = 0
+    x[2] = 1e-38
+    changed = quantized(model, PER_TOKEN)
+    found = run(changed, x)
+    np.testing.assert_array_equal(found[1], constants_of(model)["blocks.0.fc1.bias"])
+    np.testing.assert_allclose(found, run(model, x), atol=0.3)
+    assert all(np.isfinite(values).all() for values in values_of(changed, x).values())  # what becomes integers too
+
+
+def test_a_token_with_its_own_range_is_an_integer_product(tmp_path):
+    ops = optimized_ops(quantized(linear(), PER_TOKEN), tmp_path)
+    around = {"ReduceMax": 1, "ReduceMin": 1, "Max": 1, "Div": 1, "QuantizeLinear": 1, "Mul": 3, "Add": 1}
+    assert ops == around | {"QGemm": 1}
 
 
 # What ONNX Runtime makes of it
@@ -285,8 +353,8 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     onnxruntime.InferenceSession(tmp_path / f"{graph}.onnx", options, providers=["CPUExecutionProvider"])
     optimized = onnx.load(tmp_path / "optimized.onnx", load_external_data=False)
     ops = collections.Counter(node.op_type for node in optimized.graph.node)
-    assert ops["QGemm"] + ops["QLinearConv"] == count[STATIC]
-    assert ops["MatMulNBits"] == count[PER_TOKEN]
+    assert ops["QGemm"] + ops["QLinearConv"] == count[STATIC] + count[PER_TOKEN]
+    assert ops["MatMulNBits"] == count[PER_BLOCK]
     left = {weights[name] for name, way in ways.items() if way == FLOAT}
     assert set(weights.values()) & set(model.graph.initializers) == left
     trained = {tensor.name for tensor in optimized.graph.initializer if tensor.name.endswith(".weight")}
@@ -305,7 +373,7 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
 
 def test_weights_that_are_used_no_more_are_dropped():
     x = random(5, 64)
-    for way in (STATIC, PER_TOKEN):
+    for way in (STATIC, PER_TOKEN, PER_BLOCK):
         constants = constants_of(quantized(linear(), way, x))
         assert "blocks.0.fc1.weight" not in constants
         size = sum(array.nbytes for array in constants.values())

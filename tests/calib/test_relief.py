@@ -66,9 +66,18 @@ def test_no_pair_stands_around_a_relieved_convolution(tiny_fp32, calibrated):
             assert not any(list(use.node.outputs[0].uses()) for use in pair.outputs[0].uses())
 
 
-def test_products_per_token_are_computed_in_float(tiny_fp32, calibrated):
+def test_products_per_token_lose_their_pair(tiny_fp32, calibrated):
     model, _ = quantised(tiny_fp32, calibrated, "step", level=2)
-    node = find_quantized(model, "step")["step/blocks.0.fc1"]
+    for name in ("step/blocks.0.fc1", "step/blocks.0.fc2"):
+        node = find_quantized(model, "step")[name]
+        assert (node.op_type, node.inputs[0].producer().op_type) == ("Gemm", "DequantizeLinear")
+        relieve(node)
+        assert node.inputs[0].producer().op_type == "Div"  # by the token's scale, which the output is multiplied by
+
+
+def test_products_per_block_are_computed_in_float(tiny_fp32, calibrated):
+    model, _ = quantised(tiny_fp32, calibrated, "step", level=2)
+    node = find_quantized(model, "step")["step/head"]
     assert node.op_type == "MatMulNBits"
     assert node.attributes["accuracy_level"].as_int() == 4
     relieve(node)

@@ -55,7 +55,7 @@ def test_worst_first():
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("onnxruntime", {"adaln": ("per-token",), "conv": ("static",), "fc1": ("per-token", "static")}),
+        ("onnxruntime", {"adaln": ("per-block",), "conv": ("static",), "fc1": ("per-block", "per-token", "static")}),
         ("tensorrt", {"adaln": (), "conv": ("static",), "fc1": ("static",)}),
     ],
 )

@@ -37,11 +37,11 @@ def test_multiply_adds(tiny_fp32, layers):
     assert multiply_adds(out, config) == kernel * config.image_size**2
 
 
-@pytest.mark.parametrize("way", ["float", "static", "per-token"])
+@pytest.mark.parametrize("way", ["float", "static", "per-token", "per-block"])
 def test_every_way_is_timed(tiny_fp32, layers, way):
     stopwatch = Stopwatch(tiny_fp32.config, 1)
     assert 0 < stopwatch.seconds(layers["step/blocks.0.fc1"], way) < 1
-    if way != "per-token":
+    if way in ("float", "static"):
         assert 0 < stopwatch.seconds(layers["decode/conv_out"], way) < 1
 
 
@@ -83,7 +83,8 @@ def test_what_is_timed_is_the_integer_kernel(tiny_fp32, layers, monkeypatch):
 
     for name, way, kernel in (
         ("step/blocks.0.fc1", "static", "QGemm"),
-        ("step/blocks.0.fc1", "per-token", "MatMulNBits"),
+        ("step/blocks.0.fc1", "per-token", "QGemm"),
+        ("step/blocks.0.fc1", "per-block", "MatMulNBits"),
         ("decode/up.0.block.0.conv1", "static", "QLinearConv"),
     ):
         with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@ import pytest
 from calib.layers import find_layers
 from engines.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import UsageError
-from engines.policy import EDGES, FLOAT, LEVELS, METHODS, PER_TOKEN, STATIC, assign, role_of
+from engines.policy import EDGES, FLOAT, LEVELS, METHODS, PER_BLOCK, PER_TOKEN, STATIC, assign, role_of
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,15 @@ def test_levels_on_the_cpu(layers, level):
         "proj": attention,
         "fc1": mlp[0],
         "fc2": mlp[1],
-        "head": STATIC if level == 3 else PER_TOKEN,
-        "adaln": PER_TOKEN,
+        "head": STATIC if level == 3 else PER_BLOCK,
+        "adaln": PER_BLOCK,
         "word_embed": FLOAT,
     }
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels_on_nvidia(layers, level):
-    """Q/DQ or nothing: TensorRT knows neither of the other ways."""
+    """Q/DQ or nothing: TensorRT knows none of the other ways."""
     roles = by_role(layers, assign(layers, "tensorrt", level))
     static = {1: {"conv"}, 2: {"conv", "qkv", "proj", "fc1"}, 3: {"conv", "qkv", "proj", "fc1", "fc2", "head"}}[level]
     assert {role for role, way in roles.items() if way == STATIC} == static

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines import policy
 from engines.cli.common import json_out, print_table
 from engines.errors import UsageError
 from var_export.cli.common import (
@@ -254,7 +255,12 @@ def _print(plan: Plan) -> None:
 
 def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
     memory, device, high = plan.memory, plan.device, plan.workload.high
-    ways = {"static": "int8, static ranges", "per-token": "int8, a range per token", "float": high}
+    ways = {
+        policy.STATIC: "int8, static ranges",
+        policy.PER_TOKEN: "int8, a range per token",
+        policy.PER_BLOCK: "int8, a range per block of a token",
+        policy.FLOAT: high,
+    }
     by_way = memory.by_way.items() if high != plan.workload.precision else ()
     rows = [
         ("weights", memory.weights),

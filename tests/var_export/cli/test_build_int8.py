@@ -159,7 +159,7 @@ def test_other_options_take_the_calibration_that_is_there(call, made, tiny_build
     code, _, err = call(*arguments(tiny_build.path, made, "--level", 3, "--keep", "decode/*", "--force"))
     assert code == 0, err
     counts = Bundle.open(made).provenance["quantisation"]["counts"]
-    assert counts["per-token"] == 2  # AdaLN of the block and of the head
+    assert counts["per-block"] == 2  # AdaLN of the block and of the head
     ways = Bundle.open(made).provenance["quantisation"]["layers"]
     assert {way for name, way in ways.items() if name.startswith("decode/")} == {"float"}
     assert ways["step/head"] == ways["step/blocks.0.fc2"] == "static"

@@ -64,7 +64,7 @@ def test_int8_layers_by_role_and_by_name(call, demo_int8_bundle):
     table = out.split("graph   role        computed   layers\n")[1].split("\n(")[0]
     rows = [line.split() for line in table.splitlines()]
     assert rows[:4] == [
-        ["cond", "adaln", "per-token", "5"],
+        ["cond", "adaln", "per-block", "5"],
         ["step", "qkv", "static", "4"],
         ["step", "proj", "static", "4"],
         ["step", "fc1", "per-token", "4"],
@@ -80,7 +80,7 @@ def test_int8_layers_by_role_and_by_name(call, demo_int8_bundle):
     assert ["step/blocks.3.attention.qkv", "qkv", "static"] in found
     layers = json.loads(call("inspect", demo_int8_bundle, "--json")[1])["layers"]
     assert {layer["name"]: layer["way"] for layer in layers} == ways
-    assert {"name": "step/head", "graph": "step", "role": "head", "way": "per-token"} in layers
+    assert {"name": "step/head", "graph": "step", "role": "head", "way": "per-block"} in layers
 
 
 def test_a_float_bundle_has_no_quantised_layers(call, tiny_build):
