@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calib.calibration import Calibration
+from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, find_layers
 from calib.selection import Option, after, most, order
 from calib.sensitivity import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
 from calib.timing import Stopwatch, multiply_adds
 from engines.bundle import Bundle
 from engines.contract import DECODER, PARTS, TRANSFORMER
-from engines.policy import FLOAT, matches
+from engines.policy import FLOAT, STATIC, matches
 from var_export.assembly import digest_of, source_digest
 from var_export.int8.rewrite import SOURCES, Int8Options, rewritten
 from var_export.int8.variants import Figures, Variants
@@ -39,6 +39,8 @@ def measure(
     progress: Progress = lambda line, done: None,
 ) -> Sensitivity:
     """Quantise each layer alone, in every way that `options.target` has, and hold it against the golden run.
+
+    Raises `UsageError` where the calibration lacks a layer.
 
     Args:
         base: the float bundle.
@@ -73,6 +75,9 @@ def measure(
             for way in candidates(layer, options.target)
             if known.find(layer.name, way) is None
         ]
+        static = [layer for _, layer, way in jobs if way == STATIC]
+        calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
+        calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)
         if jobs and not known.effects:
             total = variants.figures(TRANSFORMER).total
             assert total is not None

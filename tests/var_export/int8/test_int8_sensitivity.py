@@ -8,6 +8,7 @@ import pytest
 from calib.selection import Bounds
 from calib.sensitivity import MULTIPLY_ADDS, SECONDS
 from engines.contract import DECODER, TRANSFORMER
+from engines.errors import UsageError
 from engines.policy import EDGES, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
 from var_export.int8 import sensitivity
 from var_export.int8.rewrite import Int8Options, rewritten
@@ -132,6 +133,12 @@ def test_layers_that_the_user_named_stay(base, calibrated, ways, file):
     strict = dataclasses.replace(named, bounds=Bounds(kl=0.0))
     chosen = choose_ways(base, ways, calibrated, strict, file=file, threads=1)
     assert chosen["step/blocks.0.fc1"] == STATIC
+
+
+def test_a_calibration_that_lacks_a_layer_is_one_line(base, calibrated):
+    tensors = {name: seen for name, seen in calibrated.tensors.items() if not name.startswith("step/blocks.1.fc1:")}
+    with pytest.raises(UsageError, match=r"never reached step/blocks\.1\.fc1"):
+        measure(base, dataclasses.replace(calibrated, tensors=tensors), Int8Options(), threads=1)
 
 
 def test_the_file_lies_beside_the_calibration(tmp_path):
