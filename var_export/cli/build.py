@@ -198,7 +198,7 @@ def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes 
 
 def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, folder: Path = BUNDLES) -> Built:
     def stage(line: str) -> None:
-        interrupts.check()
+        interrupts.check(holding=line.startswith("graph:"))
         progress(line)
 
     progress("loading PyTorch")
@@ -263,20 +263,22 @@ class _Interrupts:
     """Turns SIGINT and SIGTERM into one KeyboardInterrupt that says what is left.
 
     Python drops an exception that is raised inside of a destructor or a callback from C; the next stage
-    raises it again.
+    raises it again. While a graph is traced it waits for that stage: PyTorch's dispatcher calls Python from C++ then,
+    and aborts the process on an exception.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.message = "interrupted: nothing was written"
-        self._seen = False
+        self._seen = self._holding = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def check(self) -> None:
-        """Raise where a signal came."""
+    def check(self, *, holding: bool = False) -> None:
+        """Raise where a signal came. `holding`: what comes until the next call is raised there."""
         if self._seen:
             raise KeyboardInterrupt(self.message)
+        self._holding = holding
 
     def __enter__(self) -> _Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -293,7 +295,9 @@ class _Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self._seen = self._seen, True
-        if not again:  # a second one must not break the cleaning up
+        if self._holding and not again:
+            show("interrupted: stopping after this graph")
+        elif not again:  # a second one must not break the cleaning up
             raise KeyboardInterrupt(self.message)
 
 

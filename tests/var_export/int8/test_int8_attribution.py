@@ -1,5 +1,6 @@
 """A layer whose range was spoiled is the one that is blamed."""
 
+import os
 import shutil
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_weights_are_blamed_where_no_activation_is():
 
 
 def test_works_in_a_folder_that_cannot_be_written(built, monkeypatch):
-    monkeypatch.setattr("var_export.int8.variants.os.access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     before = sorted(built.path.parent.iterdir())
     assert blame(built, [DECODER], threads=1)
     assert sorted(built.path.parent.iterdir()) == before
