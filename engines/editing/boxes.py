@@ -22,7 +22,7 @@ _SHOWN = 8
 def parse_box(text: str, width: int, height: int) -> Box:
     """A box written as `x0,y0,x1,y1`, in pixels of a picture of this size.
 
-    Four numbers from 0 to 1 are fractions of the picture. What reaches beyond the picture is cut off. Raises `UsageError`.
+    Four numbers from 0 to 1 are fractions of the picture. What reaches beyond it is cut off. Raises `UsageError`.
     """
     try:
         x0, y0, x1, y1 = (float(part) for part in text.split(","))
@@ -80,7 +80,7 @@ class _Detection:
     """Name and number of the class, case folded."""
     score: float
     picture: frozenset[str] = frozenset()
-    """What the picture may be called: its name in the file, and its number. Empty where the file is about one picture."""
+    """What the picture may be called: its name and its number. Empty where the file is about one picture."""
     picture_size: tuple[int, int] | None = None
 
 

@@ -21,8 +21,8 @@ _ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel 
 class Canvas:
     """How pictures of one size become squares of the model's size.
 
-    `crop`: the largest centred square. `stretch`: the whole picture, squeezed. `pad`: the whole picture, its edge pixels
-    repeated to a square.
+    `crop`: the largest centred square. `stretch`: the whole picture, squeezed. `pad`: the whole picture, its edge
+    pixels repeated to a square.
     """
 
     width: int
@@ -51,7 +51,9 @@ class Canvas:
             return f"{size}: edited {scaled}"
         if self.fit == "crop":
             side = min(self.width, self.height)
-            return f"{size}: the square of {side} x {side} in its middle is edited, {scaled} (--fit pad takes all of it)"
+            return (
+                f"{size}: the square of {side} x {side} in its middle is edited, {scaled} (--fit pad takes all of it)"
+            )
         how = "squeezed to a square" if self.fit == "stretch" else "its edges repeated to a square"
         return f"{size}: all of it is edited, {how}, {scaled}"
 
@@ -71,7 +73,7 @@ class Canvas:
             y0, y1 = (min(max((y - top) / height, 0.0), 1.0) for y in (box[1], box[3]))
             if x0 >= x1 or y0 >= y1:
                 raise UsageError(
-                    f"the box {_text(box)} lies outside of the {width} x {height} pixels in the middle that are edited: "
+                    f"the box {_text(box)} lies outside of the {width} x {height} pixels in the middle: "
                     "--fit pad or --fit stretch takes all of the picture"
                 )
             squares.append((x0, y0, x1, y1))
@@ -135,7 +137,7 @@ def feathered(redrawn: Mask, size: int) -> NDArray[np.float32]:
     reach = max(1, cell // 4)
     pixels = np.kron(redrawn, np.full((cell, cell), 255, np.uint8))
     grown = Image.fromarray(pixels).filter(ImageFilter.MaxFilter(2 * reach + 1))
-    return np.asarray(grown.filter(ImageFilter.BoxBlur(reach)), np.float32) / 255
+    return np.asarray(grown.filter(ImageFilter.BoxBlur(reach)), np.float32) / np.float32(255)
 
 
 def _text(box: Box) -> str:

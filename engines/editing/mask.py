@@ -44,7 +44,7 @@ def check_redrawn(grid: Mask) -> None:
     side = grid.shape[-1]
     if not grid.any(axis=(-2, -1)).all():
         raise UsageError(
-            f"nothing would be redrawn: the area covers no cell of the model's {side} x {side} by half, so make it larger"
+            f"nothing would be redrawn: the area is too small for the model's {side} x {side} cells, so make it larger"
         )
     if grid.all(axis=(-2, -1)).any():
         raise UsageError("nothing would be kept: the area covers the whole picture, so make it smaller")
@@ -75,7 +75,7 @@ def resize_bilinear(values: NDArray[Any], side: int) -> NDArray[np.float32]:
     """Squares (B, S, S) resized to (B, side, side) as torch does: `bilinear`, corners not aligned, no antialiasing.
 
     In float32, operation by operation: where a cell is half covered, as happens from 16 to 13 cells, the last bit
-    decides. Sources of pixels are rounded once, as torch's vectorised code and CUDA do with a fused multiply-add.
+    decides. Where a pixel comes from is rounded once, as a fused multiply-add does in torch's vectorised code.
     """
     one, size = np.float32(1), values.shape[-1]
     scale = np.float64(np.float32(size) / np.float32(side))
@@ -86,7 +86,8 @@ def resize_bilinear(values: NDArray[Any], side: int) -> NDArray[np.float32]:
     lower = one - upper
     values = values.astype(np.float32)
     rows = values[:, :, low] * lower + values[:, :, high] * upper
-    return rows[:, low] * lower[:, None] + rows[:, high] * upper[:, None]
+    resized: NDArray[np.float32] = rows[:, low] * lower[:, None] + rows[:, high] * upper[:, None]
+    return resized
 
 
 def prepare(
