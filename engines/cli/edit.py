@@ -16,9 +16,9 @@ from engines.cli.options import Options
 from engines.cli.outputs import Naming, class_naming
 from engines.editing.boxes import parse_box, read_boxes
 from engines.editing.canvas import Canvas
-from engines.editing.mask import Mask, check_redrawn, kept_tokens
+from engines.editing.mask import Mask, check_area, kept_tokens
 from engines.images import load_mask, load_picture
-from engines.jobs import Item, Made, make_job
+from engines.jobs import Item, Made, Sink, make_job
 
 
 def edit(options: Options, path: Path) -> None:
@@ -64,10 +64,14 @@ def edit(options: Options, path: Path) -> None:
         previews = list(execution.pipeline.stream(of_items, seeds=seeds, forced=forced, **sampling))
         return Made(finished(previews[-1].images), previews[-1].tokens, [preview.images for preview in previews])
 
+    def sinks() -> tuple[list[Sink], list[Sequence[Path]]]:
+        made = sinks_of(options, bundle, job, target, names, side)
+        show(f"{canvas.describe(path.name)}; {redrawn.sum()} of {redrawn.size} cells are redrawn")
+        return made
+
     execution = Execution(options, bundle, job, produce)
     execution.extra["redrawn_cells"] = int(redrawn.sum())
-    show(f"{canvas.describe(path.name)}; {redrawn.sum()} of {redrawn.size} cells are redrawn")
-    execution.run(lambda: sinks_of(options, bundle, job, target, names, side))
+    execution.run(sinks)
 
 
 def _redrawn(options: Options, path: Path, canvas: Canvas, side: int) -> Mask:
@@ -79,9 +83,8 @@ def _redrawn(options: Options, path: Path, canvas: Canvas, side: int) -> Mask:
     grid = canvas.grid_of_boxes(boxes, side)
     if options.mask is not None:
         grid |= canvas.grid_of_mask(load_mask(options.mask), side)
-    grid = ~grid if options.outpaint else grid
-    check_redrawn(grid)
-    return grid
+    check_area(grid)
+    return ~grid if options.outpaint else grid
 
 
 def _digest(picture: NDArray[np.uint8], redrawn: Mask) -> str:

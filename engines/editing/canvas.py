@@ -100,15 +100,23 @@ class Canvas:
         Args:
             picture: (height, width, 3) uint8.
             square: what the model made, (size, size, 3) uint8.
-            redrawn: cells of the latent grid, bool (S, S). Their pixels are the model's; those within half a cell of
-                them are blended; all others stay what they are, bit for bit.
+            redrawn: cells of the latent grid, bool (S, S). Their pixels are the model's, but for half a cell at an edge
+                where the picture goes on beyond the square; those within half a cell of them are blended; all others
+                stay what they are, bit for bit.
 
         """
         left, top, width, height = self.window
         rows = slice(max(top, 0), min(top + height, self.height))
         columns = slice(max(left, 0), min(left + width, self.width))
         inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-        alpha = resized(feathered(redrawn, self.size), width, height)[inside][..., None]
+        alpha = feathered(redrawn, self.size)
+        ramp = np.minimum((np.arange(self.size, dtype=np.float32) + 0.5) / (self.size / len(redrawn) / 2), 1)
+        fade = ramp * ramp[::-1]
+        if width < self.width:
+            alpha = alpha * fade
+        if height < self.height:
+            alpha = alpha * fade[:, None]
+        alpha = resized(alpha, width, height)[inside][..., None]
         drawn = resized(square, width, height)[inside]
         result = picture.copy()
         blended = picture[rows, columns] * (1 - alpha) + drawn * alpha

@@ -39,15 +39,16 @@ def pixels_to_grid(mask: Mask, side: int) -> Mask:
     return np.asarray(mask.reshape(*mask.shape[:-2], side, n, side, n).mean(axis=(-3, -1)) >= 0.5)
 
 
-def check_redrawn(grid: Mask) -> None:
-    """Raises `UsageError` where a grid (..., S, S) has no cell to redraw, or none to keep."""
+def check_area(grid: Mask) -> None:
+    """Raises `UsageError` where an area, cells (..., S, S), is nothing or everything: there would be no edit."""
     side = grid.shape[-1]
     if not grid.any(axis=(-2, -1)).all():
         raise UsageError(
-            f"nothing would be redrawn: the area is too small for the model's {side} x {side} cells, so make it larger"
+            f"the area is empty, or too small for the model's {side} x {side} cells: make it larger "
+            "(of a mask, white counts)"
         )
     if grid.all(axis=(-2, -1)).any():
-        raise UsageError("nothing would be kept: the area covers the whole picture, so make it smaller")
+        raise UsageError("the area is the whole picture: make it smaller")
 
 
 def kept_tokens(config: ModelConfig, redrawn: Mask) -> Mask:
@@ -123,5 +124,5 @@ def _grids(config: ModelConfig, mask: Mask) -> Mask:
         cells, pixels = (f"({side}, {side})" for side in sides)
         raise UsageError(f"the mask must be bool {cells} or {pixels}, or several, got {mask.dtype} {mask.shape}")
     grid = pixels_to_grid(mask if mask.ndim == 3 else mask[None], config.latent_size)
-    check_redrawn(grid)
+    check_area(grid)
     return grid

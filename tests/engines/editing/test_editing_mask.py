@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import need_torch, tiny_config
 
-from engines.editing.mask import boxes_to_grid, check_redrawn, kept_tokens, pixels_to_grid, resize_bilinear
+from engines.editing.mask import boxes_to_grid, check_area, kept_tokens, pixels_to_grid, resize_bilinear
 from engines.errors import UsageError
 
 OF_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -30,7 +30,9 @@ def grids(draw, most=33):
 def torch_resized(grid, side):
     torch = need_torch()
     values = torch.from_numpy(grid).float()[:, None]
-    return torch.nn.functional.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)[:, 0].numpy()
+    return torch.nn.functional.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)[
+        :, 0
+    ].numpy()
 
 
 @given(grids(), st.data())
@@ -93,9 +95,7 @@ def test_boxes_are_rounded_as_in_the_reference(inpainting):
 
 def test_boxes_add_up():
     one, two = (0.0, 0.0, 0.25, 0.25), (0.5, 0.5, 1.0, 1.0)
-    np.testing.assert_array_equal(
-        boxes_to_grid([one, two], 8), boxes_to_grid([one], 8) | boxes_to_grid([two], 8)
-    )
+    np.testing.assert_array_equal(boxes_to_grid([one, two], 8), boxes_to_grid([one], 8) | boxes_to_grid([two], 8))
     assert not boxes_to_grid([], 8).any()
 
 
@@ -108,11 +108,11 @@ def test_a_cell_is_redrawn_where_half_its_pixels_are():
     assert pixels_to_grid(np.stack([pixels, ~pixels]), 2).tolist()[1] == [[True, True], [True, True]]
 
 
-def test_nothing_to_redraw_and_nothing_to_keep_are_refused():
+def test_nothing_and_everything_are_no_edit():
     grid = np.zeros((2, 4, 4), bool)
     grid[:, 0, 0] = True
-    check_redrawn(grid)
-    with pytest.raises(UsageError, match="nothing would be redrawn"):
-        check_redrawn(np.stack([grid[0], np.zeros((4, 4), bool)]))
-    with pytest.raises(UsageError, match="nothing would be kept"):
-        check_redrawn(np.stack([grid[0], np.ones((4, 4), bool)]))
+    check_area(grid)
+    with pytest.raises(UsageError, match="the area is empty"):
+        check_area(np.stack([grid[0], np.zeros((4, 4), bool)]))
+    with pytest.raises(UsageError, match="the area is the whole"):
+        check_area(np.stack([grid[0], np.ones((4, 4), bool)]))
