@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import need_torch, tiny_config
 
@@ -35,6 +35,7 @@ def torch_resized(grid, side):
     ].numpy()
 
 
+@settings(deadline=None)
 @given(grids(), st.data())
 def test_resize_is_that_of_torch(grid, data):
     side = data.draw(st.integers(1, 33))
@@ -65,6 +66,7 @@ def test_every_box_keeps_what_torch_keeps(patch_nums):
         np.testing.assert_array_equal(kept, np.concatenate(wanted, axis=1))
 
 
+@settings(deadline=None)
 @given(grids())
 def test_the_last_scale_is_the_mask_itself_and_the_first_is_kept(grid):
     side = grid.shape[-1]
