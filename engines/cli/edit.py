@@ -33,7 +33,7 @@ def edit(options: Options, path: Path) -> None:
     settings = {
         **job_settings(options, bundle),
         "edited": path.name,
-        "picture": _digest(picture, redrawn),
+        "edit_key": _digest(picture, redrawn),
         "fit": options.fit,
         "composite": options.composite,
     }
