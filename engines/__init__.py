@@ -3,6 +3,7 @@
     bundle.py      what lies on disk, verified        backends/   ONNX Runtime (TensorRT in a later version)
     contract.py    the table of graph tensors         loop.py     the scale loop over prepared calls
     pipeline.py    the front door                     fidelity.py engines against the reference's golden run
+    editing/       parts of pictures redrawn
     triton/        model repositories and what their Python models do
 
 Names are loaded when they are first used: `import engines` costs nothing.

@@ -144,35 +144,58 @@ def _tile(images: Iterable[Picture], rows: int, columns: int) -> Picture:
     return canvas
 
 
-def load_png(path: Path) -> Picture:
-    """The pixels of a picture that `save_png` wrote; (h, w, 3) uint8. Raises `UsageError` if it cannot be read."""
-    import numpy as np
+def load_picture(path: Path) -> Picture:
+    """A picture from a file, as it is seen; (h, w, 3) uint8.
 
-    return np.asarray(_read(path).convert("RGB"))
-
-
-def load_square(path: Path, size: int) -> Picture:
-    """A picture from a file, ready to be encoded: (size, size, 3) uint8.
-
-    Turned as its EXIF data says, transparency laid on white, the largest centred square, resized with
-    LANCZOS. Grey, 16 bit, palette and CMYK pictures become RGB. Of an animation, the first frame.
+    Turned as its EXIF data says, transparency laid on white. Grey, 16 bit, palette and CMYK pictures become RGB.
+    Of an animation, the first frame.
 
     Raises:
         UsageError: the file is missing or is no picture that Pillow reads.
     """
     import numpy as np
+
+    return np.asarray(_read(path))
+
+
+def load_mask(path: Path) -> NDArray[np.bool_]:
+    """A mask from a file, (h, w) bool: true where it is white, or lighter than grey. Read as `load_picture` does.
+
+    What is transparent is false.
+    """
+    import numpy as np
+
+    return np.asarray(_read(path, background="black").convert("L")) >= 128
+
+
+def load_square(path: Path, size: int) -> Picture:
+    """A picture from a file, ready to be encoded: its largest centred square, (size, size, 3) uint8.
+
+    Raises `UsageError` as `load_picture`.
+    """
+    picture = load_picture(path)
+    left, top, side = centred_square(picture.shape[1], picture.shape[0])
+    return resized(picture[top : top + side, left : left + side], size, size)
+
+
+def centred_square(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the largest square in the middle."""
+    side = min(width, height)
+    return (width - side) // 2, (height - side) // 2, side
+
+
+def resized(picture: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+    """(h, w, 3) uint8 or (h, w), uint8 or float32, as (height, width, ...): colours with LANCZOS, planes bilinear."""
+    import numpy as np
     from PIL import Image
 
-    image = _read(path)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(square)
+    if picture.shape[:2] == (height, width):
+        return picture
+    method = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(picture).resize((width, height), method))
 
 
-def _read(path: Path) -> Image.Image:
+def _read(path: Path, background: str = "white") -> Image.Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if path.is_dir():
@@ -181,7 +204,7 @@ def _read(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures, odd EXIF data: the picture counts
             with Image.open(path) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(ImageOps.exif_transpose(image), background)
     except FileNotFoundError:
         raise UsageError(f"cannot read {path}: there is no such file") from None
     except UnidentifiedImageError:
@@ -190,14 +213,14 @@ def _read(path: Path) -> Image.Image:
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_grey(image)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
     return image.convert("RGB")
 
 

@@ -18,7 +18,7 @@ from engines.images import (
     check_grid,
     grid,
     is_cut_short,
-    load_png,
+    load_picture,
     read_png_text,
     save_png,
     strip,
@@ -184,7 +184,7 @@ class Grid:
         if self._complete:
             return
         count = len(self._job.items)
-        images = map(load_png, self._files) if self._files else (self._images[index] for index in range(count))
+        images = map(load_picture, self._files) if self._files else (self._images[index] for index in range(count))
         save_png(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from engines import backends
 from engines.backends.base import Array, Engine
 from engines.bundle import Bundle, default_bundle
 from engines.conditioning import Conditioning
+from engines.editing.mask import prepare
 from engines.errors import UsageError
 from engines.loop import (
     Batch,
@@ -171,6 +172,30 @@ class Pipeline:
             raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
         wanted = preview_sets(preview_scales, len(request), self.config.num_scales)
         return self._previews(request.batch(self.config, slice(None)), wanted, stop)
+
+    def edit(
+        self,
+        images: NDArray[np.uint8],
+        mask: NDArray[np.bool_],
+        classes: int | str | Sequence[int | str] | None = None,
+        *,
+        seeds: int | Sequence[int] = 0,
+        **settings: Any,
+    ) -> Result:
+        """Redraw a part of pictures; the rest keeps the tokens that the encoder gives it.
+
+        Args:
+            images: uint8 (h, w, 3) or (B, h, w, 3), of the model's size.
+            mask: bool, true where to redraw: pixels (h, w) or latent cells (S, S), of each image or of all.
+            classes: what to draw; none is the unconditional label, which costs half.
+            seeds: as `generate`; several of one image give several variants.
+            settings: cfg to stop, as `generate`.
+
+        One of images, mask, classes and seeds stands for as many as there are of the others. Raises `UsageError`.
+
+        """
+        names, forced = prepare(self.config, self.encode, images, mask, classes, seeds)
+        return self.generate(names, seeds=seeds, forced=forced, **settings)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""

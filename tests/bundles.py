@@ -33,6 +33,13 @@ SHARED = {
         ),
         {"precision": "fp32"},
     ),
+    # The scales of 512 px models; the seed of the recorded edits.
+    "tiny-512": (
+        lambda: tiny_checkpoint(
+            tiny_config("tiny-512", patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32), shared_aln=True), seed=0
+        ),
+        {"precision": "fp32"},
+    ),
 }
 _BUILT: dict[str, Path] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +15,7 @@ import pytest
 from support import clean_checkout
 
 from engines import contract
+from engines.cli.run import main as var_run
 from engines.cli.run import run
 from var_export.cli.main import group
 
@@ -94,6 +96,21 @@ def test_readme_blocks_are_all_run():
         "var-run --class parrot --seed 7 --count 4 --grid",
     ]
     assert len(blocks("python")) == 1
+
+
+def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/editing.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    var-run (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert var_run([*shlex.split(command), "--overwrite"]) == 0
+    assert len(list((tmp_path / "out").glob("dog-edited-*.png"))) == 12
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    result: dict[str, object] = {}
+    exec(example, result)
+    assert result["faces"].images.shape == (3, 64, 64, 3)
+    assert result["variants"].images.shape == (4, 64, 64, 3)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ NO_CLASS = -1  # of an image that was not drawn from a class
 def list_classes(options: Options) -> None:
     """Print index and label of every class."""
     with _source(options) as (bundle, _):
-        names = _names(bundle)
+        names = names_of(bundle)
     if options.as_json:
         classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
         json_out({"bundle": bundle.name, "classes": classes, "unconditional": names.unconditional})
@@ -47,10 +47,10 @@ def list_classes(options: Options) -> None:
 def generate(options: Options) -> None:
     """Draw images of classes, here or on a server."""
     with _source(options) as (bundle, remote):
-        names = _names(bundle)
+        names = names_of(bundle)
         classes = names.parse(options.classes)
-        job = make_job(classes, seed=options.seed, count=options.count, settings=_settings(options, bundle))
-        target = _target(options, bundle, job, class_naming(names))
+        job = make_job(classes, seed=options.seed, count=options.count, settings=job_settings(options, bundle))
+        target = target_of(options, bundle, job, class_naming(names))
         sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
 
         def produce(items: Sequence[Item]) -> Made:
@@ -63,13 +63,13 @@ def generate(options: Options) -> None:
             return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
 
         execution = Execution(options, bundle, job, produce, remote)
-        execution.run(lambda: _sinks(options, bundle, job, target, names))
+        execution.run(lambda: sinks_of(options, bundle, job, target, names))
 
 
 def decode_tokens(options: Options, path: Path) -> None:
     """Turn saved tokens into images."""
-    bundle = _open(options)
-    names = _names(bundle)
+    bundle = open_bundle(options)
+    names = names_of(bundle)
     saved = _load_tokens(path, bundle)
     tokens = saved["tokens"].astype(np.int64)
     settings = {**_runtime_settings(options, bundle), "tokens": path.name}
@@ -85,26 +85,26 @@ def decode_tokens(options: Options, path: Path) -> None:
     )
     job = Job(items, settings)
     many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names).many
-    naming = Naming(single=f"{_literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
+    naming = Naming(single=f"{literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
 
     def produce(batch: Sequence[Item]) -> Made:
         rows = tokens[[item.index for item in batch]]
         return Made(execution.pipeline.decode(rows), rows)
 
     execution = Execution(options, bundle, job, produce)
-    target = _target(options, bundle, job, naming)
-    execution.run(lambda: _sinks(options, bundle, job, target, names))
+    target = target_of(options, bundle, job, naming)
+    execution.run(lambda: sinks_of(options, bundle, job, target, names))
 
 
 def reconstruct(options: Options, path: Path) -> None:
     """Encode and decode one picture, and say how close it came."""
-    bundle = _open(options)
+    bundle = open_bundle(options)
     image = load_square(path, bundle.config.image_size)
     settings = {**_runtime_settings(options, bundle), "image": path.name}
     key = hash_of([bundle.build_key, _computes_on(options, bundle), image.tobytes().hex()])
     job = Job((Item(0, NO_CLASS, 0, key),), settings)
-    naming = Naming(single=f"{_literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
-    names = _names(bundle)
+    naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
+    names = names_of(bundle)
 
     def produce(_: Sequence[Item]) -> Made:
         images = execution.pipeline.reconstruct(image[None])
@@ -112,15 +112,15 @@ def reconstruct(options: Options, path: Path) -> None:
         return Made(images)
 
     execution = Execution(options, bundle, job, produce)
-    target = _target(options, bundle, job, naming)
-    execution.run(lambda: _sinks(options, bundle, job, target, names))
+    target = target_of(options, bundle, job, naming)
+    execution.run(lambda: sinks_of(options, bundle, job, target, names))
 
 
 @contextmanager
 def _source(options: Options) -> Iterator[tuple[Bundle, RemotePipeline | None]]:
     """The bundle, and the server where one was named."""
     if options.url is None:
-        yield _open(options), None
+        yield open_bundle(options), None
         return
     from engines.triton.client import RemotePipeline
 
@@ -128,7 +128,7 @@ def _source(options: Options) -> Iterator[tuple[Bundle, RemotePipeline | None]]:
         yield remote.bundle, remote
 
 
-def _open(options: Options) -> Bundle:
+def open_bundle(options: Options) -> Bundle:
     """The bundle, its files not verified yet: `Pipeline.load` does that if there is something to make."""
     if options.engine is not None:
         return Bundle.open(options.engine, verify=False)
@@ -137,7 +137,8 @@ def _open(options: Options) -> Bundle:
     return Bundle.open(path, verify=False)
 
 
-def _names(bundle: Bundle) -> ClassNames:
+def names_of(bundle: Bundle) -> ClassNames:
+    """The classes of a bundle."""
     return ClassNames(bundle.config.transformer.num_classes, bundle.labels)
 
 
@@ -162,7 +163,7 @@ def _computes_on(options: Options, bundle: Bundle) -> str:
     return next((plans.name for plans in reversed(bundle.plans) if plans.built_on.target == options.backend), provider)
 
 
-def _settings(options: Options, bundle: Bundle) -> dict[str, Any]:
+def job_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     """Everything that the pixels follow from beside class and seed, checked and with the bundle's defaults."""
     defaults = bundle.sampling
     cfg = defaults.cfg if options.cfg is None else options.cfg
@@ -191,21 +192,22 @@ def _settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _target(options: Options, bundle: Bundle, job: Job, naming: Naming) -> Target:
+def target_of(options: Options, bundle: Bundle, job: Job, naming: Naming, side: int | None = None) -> Target:
+    """Where the images go; `side`: the longer one of an image, where that is not the model's."""
     if options.npz is not None:
         return Target(())
     if options.grid:
-        check_grid(len(job.items), bundle.config.image_size)
-    target = resolve(options.out, job.items, _names(bundle), naming, grid=options.grid)
+        check_grid(len(job.items), side or bundle.config.image_size)
+    target = resolve(options.out, job.items, names_of(bundle), naming, grid=options.grid)
     if options.preview and not target.paths:
         raise UsageError(f"--preview needs a file for each image, and --out {options.out} --grid is one for all")
     return target
 
 
-def _sinks(
-    options: Options, bundle: Bundle, job: Job, target: Target, names: ClassNames
+def sinks_of(
+    options: Options, bundle: Bundle, job: Job, target: Target, names: ClassNames, side: int | None = None
 ) -> tuple[list[Sink], list[Sequence[Path]]]:
-    """Where the images go, and the files that there will be, those of a kind together."""
+    """What stores the images, and the files that there will be, those of a kind together; `side` as of `target_of`."""
     config = bundle.config
     replacing = {"overwrite": options.overwrite, "restart": len(job.items) == 1}  # one image: who asks again wants it
     shared = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
@@ -224,8 +226,8 @@ def _sinks(
         sinks.append(pictures)
         files += [target.paths, pictures.previews]
     if target.grid:
-        side = config.image_size
-        sinks.append(Grid(job, target.grid, shared, files=target.paths, side=side, **replacing))
+        longer = side or config.image_size
+        sinks.append(Grid(job, target.grid, shared, files=target.paths, side=longer, **replacing))
         files.append([target.grid])
     if options.npz:
         shape = (config.image_size, config.image_size, 3)
@@ -282,7 +284,7 @@ def _load_tokens(path: Path, bundle: Bundle) -> dict[str, NDArray[Any]]:
     return saved
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """`name` as a part of a pattern."""
     return name.replace("{", "{{").replace("}", "}}")
 

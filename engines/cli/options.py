@@ -28,6 +28,15 @@ class Options:
     save_tokens: Path | None
     tokens: Path | None
     reconstruct: Path | None
+    edit: Path | None
+    box: tuple[str, ...]
+    mask: Path | None
+    boxes: Path | None
+    box_class: tuple[str, ...]
+    box_score: float | None
+    outpaint: bool
+    fit: str
+    composite: bool
     list_classes: bool
     threads: int | None
     provider: str

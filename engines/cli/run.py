@@ -13,7 +13,9 @@ import click
 from engines.cli.common import BACKENDS, PROVIDER_HELP, guarded, version
 from engines.cli.options import Options
 
-_MODES = ("classes", "tokens", "reconstruct", "list_classes")
+_MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
+_AREA = ("box", "mask", "boxes")
+_EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
 _SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "form", "preview", "save_tokens")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
@@ -22,8 +24,9 @@ _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "list_classes",
         (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider", "backend", "device"),
     ),
+    ("edit", ("npz",)),
     ("npz", ("out", "grid", "preview")),
-    ("url", ("engine", "form", "tokens", "reconstruct", "threads", "provider", "backend", "device")),
+    ("url", ("engine", "form", "tokens", "reconstruct", "edit", "threads", "provider", "backend", "device")),
 )
 _EPILOG = """\b
 Examples:
@@ -31,6 +34,7 @@ Examples:
   var-run --class parrot --seed 7 --count 4 --grid
   var-run --class 0-9,none --out "samples/{class}/{seed}.png"
   var-run --class all --count 50 --npz samples.npz
+  var-run --edit cat.jpg --box 0,0.5,1,1 --class fox --count 4
   var-run --class 88 --url triton://localhost:8001
 """
 
@@ -93,6 +97,27 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--reconstruct", type=_PATH, metavar="IMAGE", help="Encode and decode a picture: what the VQ-VAE keeps of it."
 )
+@click.option("--edit", type=_PATH, metavar="IMAGE", help="Redraw a part of a picture, as --class or as no class.")
+@click.option(
+    "--box", multiple=True, metavar="X0,Y0,X1,Y1", help="Redraw this part; pixels, or fractions to 1. Repeatable."
+)
+@click.option("--mask", type=_PATH, metavar="FILE", help="Redraw where this picture is white.")
+@click.option("--boxes", type=_PATH, metavar="FILE", help="Redraw what a detector found: JSON of COCO or Ultralytics.")
+@click.option("--box-class", multiple=True, metavar="NAME", help="Of --boxes, only this class. Repeatable.")
+@click.option("--box-score", type=click.FloatRange(0, 1), metavar="SCORE", help="Of --boxes, only from this score on.")
+@click.option("--outpaint", is_flag=True, help="Keep that part and redraw the rest.")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "stretch", "pad"]),
+    default="crop",
+    show_default=True,
+    help="How a picture becomes square: its middle, squeezed, or with its edges repeated.",
+)
+@click.option(
+    "--composite/--no-composite",
+    default=True,
+    help="Lay what was redrawn over the original, or write the model's square as it is. [default: composite]",
+)
 @click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
 @click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all physical cores]")
 @click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
@@ -122,6 +147,10 @@ def run(context: click.Context, /, **values: Any) -> None:
         actions.decode_tokens(options, options.tokens)
     elif options.reconstruct:
         actions.reconstruct(options, options.reconstruct)
+    elif options.edit:
+        from engines.cli.edit import edit
+
+        edit(options, options.edit)
     else:
         actions.generate(options)
 
@@ -131,14 +160,26 @@ def _check_conflicts(context: click.Context) -> None:
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     given = {name for name in flags if name and context.get_parameter_source(name) is not _DEFAULT}
     modes = [name for name in _MODES if name in given]
+    if "edit" in modes and "classes" in modes:
+        modes.remove("classes")  # what to draw there
     if not modes:
-        raise click.UsageError("which image? give --class CLASS (--list-classes shows them), --tokens or --reconstruct")
+        raise click.UsageError(
+            "which image? give --class CLASS (--list-classes shows them), --edit, --tokens or --reconstruct"
+        )
     if len(modes) > 1:
         raise click.UsageError(f"{flags[modes[0]]} and {flags[modes[1]]} cannot be combined")
     for name, others in _CONFLICTS:
         for other in others:
             if name in given and other in given:
                 raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
+    stray = [flags[name] for name in _EDITING if name in given and "edit" not in given]
+    if stray:
+        raise click.UsageError(f"{stray[0]} is about a picture to edit: name it with --edit IMAGE")
+    if "edit" in given and not given.intersection(_AREA):
+        raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
+    stray = [flags[name] for name in ("box_class", "box_score") if name in given and "boxes" not in given]
+    if stray:
+        raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
     if "preview" in given and context.params["form"] == "fused":
         raise click.UsageError("--preview needs the scales one by one: leave --form fused out")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engines.images import load_png
+from engines.images import load_picture
 from engines.jobs import Made, make_job
 from engines.npz import NpzRows
 from engines.pictures import Grid, Pictures
@@ -52,7 +52,7 @@ def names(folder):
 
 def check_pictures(job, folder):
     for item in job.items:
-        assert np.array_equal(load_png(folder / f"{item.class_id}-{item.seed}.png"), image_of(item))
+        assert np.array_equal(load_picture(folder / f"{item.class_id}-{item.seed}.png"), image_of(item))
 
 
 def grid_of(job, folder, files=(), **options):

@@ -13,7 +13,7 @@ from engines.images import (
     grid,
     grid_shape,
     is_cut_short,
-    load_png,
+    load_picture,
     load_square,
     read_png_text,
     save_png,
@@ -31,7 +31,7 @@ def test_a_saved_picture_has_its_pixels_and_its_settings(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     path = tmp_path / "new" / "folder" / "a.png"
     save_png(path, picture, {"class": "88", "label": "größe 日本", "cfg": "4.0"})
-    assert np.array_equal(load_png(path), picture)
+    assert np.array_equal(load_picture(path), picture)
     assert read_png_text(path) == {"class": "88", "label": "größe 日本", "cfg": "4.0"}
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
     umask = os.umask(0)

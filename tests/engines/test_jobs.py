@@ -7,7 +7,7 @@ from job_helpers import SIDE, Producer, check_pictures, grid_of, image_of, job_o
 from PIL import Image
 
 from engines.errors import UsageError
-from engines.images import load_png, read_png_text
+from engines.images import load_picture, read_png_text
 from engines.jobs import JobInterruptedError, Lock, run_job
 
 
@@ -88,7 +88,7 @@ def test_images_that_another_sink_lacks_are_made_again(tmp_path):
     with_previews = Producer()
     run_job(job, [pictures(job, out, previews=True)], with_previews, batch=8)
     assert sum(map(len, with_previews.batches)) == 8
-    assert load_png(out / "3-10-preview.png").shape == (SIDE + 4, 2 * (SIDE + 2) + 2, 3)
+    assert load_picture(out / "3-10-preview.png").shape == (SIDE + 4, 2 * (SIDE + 2) + 2, 3)
     with_rows = Producer()
     run_job(job, [pictures(job, out), rows(job, tmp_path / "a.npz")], with_rows, batch=8)
     assert sum(map(len, with_rows.batches)) == 8
@@ -214,7 +214,7 @@ def test_a_grid_of_the_files_that_a_job_wrote(tmp_path):
     for expected in (8, 0):
         files = [tmp_path / f"{item.class_id}-{item.seed}.png" for item in job.items]
         assert run_job(job, [pictures(job, tmp_path), grid_of(job, tmp_path, files)], Producer(), batch=3) == expected
-    picture = load_png(tmp_path / "grid.png")
+    picture = load_picture(tmp_path / "grid.png")
     assert picture.shape == (3 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2, 3)
     assert np.array_equal(picture[2 : 2 + SIDE, 10 : 10 + SIDE], image_of(job.items[1]))
     assert read_png_text(tmp_path / "grid.png")["bundle"] == "b"

@@ -9,7 +9,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.images import load_png, read_png_text
+from engines.images import load_picture, read_png_text
 
 
 def test_one_image(call, pipeline):
@@ -17,7 +17,7 @@ def test_one_image(call, pipeline):
     assert (code, out) == (0, "var-parrot-0.png\n")
     assert "using the embedded demo bundle" in err
     assert names() == ["var-parrot-0.png"]
-    assert np.array_equal(load_png(Path("var-parrot-0.png")), fake.image_of(0, 0))
+    assert np.array_equal(load_picture(Path("var-parrot-0.png")), fake.image_of(0, 0))
 
 
 def test_the_picture_tells_how_it_was_made(call):
@@ -88,7 +88,7 @@ def test_several_images_go_to_a_folder_and_carry_class_and_seed(call, pipeline):
         "... and 3 more in out",
     ]
     assert "6 images in" in err
-    assert np.array_equal(load_png(Path("out/3-great-white-shark-10.png")), fake.image_of(3, 10))
+    assert np.array_equal(load_picture(Path("out/3-great-white-shark-10.png")), fake.image_of(3, 10))
 
 
 def test_no_class_is_a_class(call, pipeline):
@@ -169,7 +169,7 @@ def test_a_pattern_resumes_too(call, pipeline):
 
 def test_a_grid_beside_the_images(call):
     assert call("--class", "0-2", "--grid")[0] == 0
-    picture = load_png(Path("out/grid.png"))
+    picture = load_picture(Path("out/grid.png"))
     assert picture.shape == (22, 22, 3)
     assert np.array_equal(picture[2:10, 12:20], fake.image_of(1, 1))
     assert (picture[10:12] == 255).all()
@@ -187,7 +187,7 @@ def test_of_many_files_the_first_few_are_listed(call):
 def test_a_grid_in_one_file(call, pipeline):
     assert call("--class", "0-2", "--grid", "--out", "g.png")[1] == "g.png\n"
     assert names() == ["g.png"]
-    assert load_png(Path("g.png")).shape == (22, 22, 3)
+    assert load_picture(Path("g.png")).shape == (22, 22, 3)
     assert read_png_text(Path("g.png"))["classes"] == "[0, 1, 2]"
     assert "--overwrite" in error_of(call("--class", "0-3", "--grid", "--out", "g.png"))
 
@@ -201,12 +201,12 @@ def test_a_grid_too_large_to_open_is_refused_before_work(call, pipeline, monkeyp
 
 def test_previews_show_every_scale(call):
     assert call("--class", "0-1", "--preview")[0] == 0
-    picture = load_png(Path("out/1-crane-1-1-preview.png"))
+    picture = load_picture(Path("out/1-crane-1-1-preview.png"))
     assert picture.shape == (12, 32, 3)
     assert (picture[2:10, 2:10] == 0).all()
     assert (picture[2:10, 12:20] == 50).all()
     assert np.array_equal(picture[2:10, 22:30], fake.image_of(1, 1))
-    assert np.array_equal(load_png(Path("out/1-crane-1-1.png")), fake.image_of(1, 1))
+    assert np.array_equal(load_picture(Path("out/1-crane-1-1.png")), fake.image_of(1, 1))
     assert call("--class", 0, "--preview")[1] == "var-parrot-0.png\nvar-parrot-0-preview.png\n"
 
 

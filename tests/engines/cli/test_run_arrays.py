@@ -9,7 +9,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.images import load_png
+from engines.images import load_picture
 from engines.uniforms import uniforms
 
 
@@ -41,7 +41,7 @@ def test_saved_tokens_hold_what_decided_them(call):
 def test_tokens_become_images_again(call):
     call("--class", "2,5", "--save-tokens", "t.npz")
     assert call("--tokens", "t.npz")[1] == "decoded/2-t-shirt-0.png\ndecoded/5-7-up-1.png\n"
-    assert (load_png(Path("decoded/5-7-up-1.png")) == fake.tokens_of(5, 1)[0]).all()
+    assert (load_picture(Path("decoded/5-7-up-1.png")) == fake.tokens_of(5, 1)[0]).all()
     assert call("--tokens", "t.npz", "--npz", "images.npz", "--json")[0] == 0
     with np.load("images.npz") as saved:
         assert saved["arr_0"].shape == (2, 8, 8, 3)
@@ -84,6 +84,6 @@ def test_reconstruct(call):
     code, out, err = call("--reconstruct", "photo.jpg")
     assert (code, out) == (0, "photo-reconstructed.png\n")
     assert "PSNR" in err
-    assert load_png(Path("photo-reconstructed.png")).shape == (8, 8, 3)
+    assert load_picture(Path("photo-reconstructed.png")).shape == (8, 8, 3)
     assert json.loads(call("--reconstruct", "photo.jpg", "--json", "--out", "x.png")[1])["psnr_db"] > 0
     assert "cannot read absent.png" in error_of(call("--reconstruct", "absent.png"))

@@ -8,7 +8,7 @@ import pytest
 
 from engines.bundle import DEMO_BUNDLE
 from engines.cli.run import main
-from engines.images import load_png
+from engines.images import load_picture
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"
@@ -21,11 +21,11 @@ def test_demo_image_is_the_same_alone_and_in_a_job(tmp_path, monkeypatch, capsys
     assert main(["--class", "88", "--seed", "3", "--out", "alone.png"]) == 0
     assert main(["--class", "87-88", "--count", "2", "--seed", "1", "--out", "job", "--batch", "3"]) == 0
     capsys.readouterr()
-    image = load_png(Path("alone.png"))
+    image = load_picture(Path("alone.png"))
     assert image.shape == (64, 64, 3)
     assert image.std() > 1
     (same,) = Path("job").glob("*88-*-3.png")
-    assert np.array_equal(load_png(same), image)
+    assert np.array_equal(load_picture(same), image)
 
 
 @demo
@@ -33,7 +33,7 @@ def test_demo_tokens_decode_to_the_same_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--class", "rose", "--save-tokens", "t.npz", "--preview"]) == 0
     assert main(["--tokens", "t.npz"]) == 0
-    drawn, decoded = (load_png(Path(name)).astype(int) for name in ("var-rose-0.png", "t-decoded.png"))
+    drawn, decoded = (load_picture(Path(name)).astype(int) for name in ("var-rose-0.png", "t-decoded.png"))
     assert np.abs(drawn - decoded).max() <= 1
     capsys.readouterr()
 

@@ -14,7 +14,7 @@ import pytest
 import var_run_fake as fake
 from var_run_fake import error_of, names
 
-from engines.images import load_png, read_png_text
+from engines.images import load_picture, read_png_text
 
 FAKE = Path(fake.__file__)
 
@@ -86,7 +86,7 @@ def test_kill_9_loses_nothing_and_leaves_nothing_half(tmp_path, route):
         assert len(names(tmp_path / "x")) == 61
         assert not [name for name in names(tmp_path / "x") if name.startswith(".")]
         by_seed = {int(path.stem.rsplit("-", 1)[1]): path for path in (tmp_path / "x").glob("*.png")}
-        images = [load_png(by_seed[k]) for k in range(60)]
+        images = [load_picture(by_seed[k]) for k in range(60)]
     assert all(np.array_equal(images[k], fake.image_of(k // 10, k)) for k in range(60))
     assert np.array_equal(np.load(tmp_path / "t.npz")["tokens"], [fake.tokens_of(k // 10, k) for k in range(60)])
 

@@ -1,0 +1,152 @@
+"""A picture of any size as the square that the model sees, and the model's square laid over the picture again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.editing.mask import Box, Mask, boxes_to_grid, pixels_to_grid
+from engines.errors import UsageError
+from engines.images import centred_square, resized
+
+FITS = ("crop", "stretch", "pad")
+_ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel or two of rounding
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How pictures of one size become squares of the model's size.
+
+    `crop`: the largest centred square. `stretch`: the whole picture, squeezed. `pad`: the whole picture, its edge
+    pixels repeated to a square.
+    """
+
+    width: int
+    height: int
+    size: int
+    """Side of the model's images."""
+    fit: str
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height, in pixels of the picture, of what the square shows."""
+        if self.fit == "stretch":
+            return 0, 0, self.width, self.height
+        if self.fit == "crop":
+            left, top, side = centred_square(self.width, self.height)
+        else:
+            side = max(self.width, self.height)
+            left, top = -((side - self.width) // 2), -((side - self.height) // 2)
+        return left, top, side, side
+
+    def describe(self, name: str) -> str:
+        """What is done to the picture called `name`, in words."""
+        size = f"{name} has {self.width} x {self.height} pixels"
+        scaled = f"at {self.size} x {self.size}"
+        if self.width == self.height:
+            return f"{size}: edited {scaled}"
+        if self.fit == "crop":
+            side = min(self.width, self.height)
+            return (
+                f"{size}: the square of {side} x {side} in its middle is edited, {scaled} (--fit pad takes all of it)"
+            )
+        how = "squeezed to a square" if self.fit == "stretch" else "its edges repeated to a square"
+        return f"{size}: all of it is edited, {how}, {scaled}"
+
+    def to_square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 -> (size, size, 3) uint8."""
+        return resized(self._cut(picture, mode="edge"), self.size, self.size)
+
+    def grid_of_boxes(self, boxes: Sequence[Box], side: int) -> Mask:
+        """Cells (side, side) inside of boxes, which are in pixels of the picture.
+
+        Raises `UsageError` for a box of which the square shows nothing.
+        """
+        left, top, width, height = self.window
+        squares = []
+        for box in boxes:
+            x0, x1 = (min(max((x - left) / width, 0.0), 1.0) for x in (box[0], box[2]))
+            y0, y1 = (min(max((y - top) / height, 0.0), 1.0) for y in (box[1], box[3]))
+            if x0 >= x1 or y0 >= y1:
+                raise UsageError(
+                    f"the box {_text(box)} lies outside of the {width} x {height} pixels in the middle: "
+                    "--fit pad or --fit stretch takes all of the picture"
+                )
+            squares.append((x0, y0, x1, y1))
+        return boxes_to_grid(squares, side)
+
+    def grid_of_mask(self, mask: Mask, side: int) -> Mask:
+        """Cells (side, side) that a mask bool (h, w) of the picture's proportions covers by half.
+
+        Raises `UsageError` for other proportions.
+        """
+        h, w = mask.shape
+        if abs(w * self.height - h * self.width) > _ASPECT * w * self.height:
+            raise UsageError(
+                f"the mask has {w} x {h} pixels and the picture {self.width} x {self.height}: "
+                "give a mask of the picture's size, or of its proportions"
+            )
+        levels = np.where(mask, np.uint8(255), np.uint8(0))
+        whole = resized(levels, self.width, self.height)
+        return pixels_to_grid(resized(self._cut(whole, mode="constant"), self.size, self.size) >= 128, side)
+
+    def lay_over(self, picture: NDArray[np.uint8], square: NDArray[np.uint8], redrawn: Mask) -> NDArray[np.uint8]:
+        """The picture with what was redrawn in place, (height, width, 3) uint8.
+
+        Args:
+            picture: (height, width, 3) uint8.
+            square: what the model made, (size, size, 3) uint8.
+            redrawn: cells of the latent grid, bool (S, S). Their pixels are the model's, but for half a cell at an edge
+                where the picture goes on beyond the square; those within half a cell of them are blended; all others
+                stay what they are, bit for bit.
+
+        """
+        left, top, width, height = self.window
+        rows = slice(max(top, 0), min(top + height, self.height))
+        columns = slice(max(left, 0), min(left + width, self.width))
+        inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+        alpha = feathered(redrawn, self.size)
+        ramp = np.minimum((np.arange(self.size, dtype=np.float32) + 0.5) / (self.size / len(redrawn) / 2), 1)
+        fade = ramp * ramp[::-1]
+        if width < self.width:
+            alpha = alpha * fade
+        if height < self.height:
+            alpha = alpha * fade[:, None]
+        alpha = resized(alpha, width, height)[inside][..., None]
+        drawn = resized(square, width, height)[inside]
+        result = picture.copy()
+        blended = picture[rows, columns] * (1 - alpha) + drawn * alpha
+        result[rows, columns] = np.rint(blended).astype(np.uint8)
+        return result
+
+    def _cut(self, picture: NDArray[np.uint8], mode: Any) -> NDArray[np.uint8]:
+        """The window of (height, width, ...); where it reaches beyond the picture, padded as `np.pad` does."""
+        left, top, width, height = self.window
+        x, y = max(left, 0), max(top, 0)
+        part = picture[y : min(top + height, self.height), x : min(left + width, self.width)]
+        before = (y - top, x - left)
+        after = (height - part.shape[0] - before[0], width - part.shape[1] - before[1])
+        edges = list(zip(before, after, strict=True)) + [(0, 0)] * (picture.ndim - 2)
+        return np.pad(part, edges, mode=mode) if any(map(any, edges)) else part
+
+
+def feathered(redrawn: Mask, size: int) -> NDArray[np.float32]:
+    """Weight of the model's pixels, float32 (size, size): 1 in cells (S, S) that were redrawn, 0 half a cell away.
+
+    The blend lies outside of the redrawn cells, where both pictures show the same thing.
+    """
+    from PIL import Image, ImageFilter
+
+    cell = size // len(redrawn)
+    reach = max(1, cell // 4)
+    pixels = np.kron(redrawn, np.full((cell, cell), 255, np.uint8))
+    grown = Image.fromarray(pixels).filter(ImageFilter.MaxFilter(2 * reach + 1))
+    return np.asarray(grown.filter(ImageFilter.BoxBlur(reach)), np.float32) / np.float32(255)
+
+
+def _text(box: Box) -> str:
+    return ",".join(f"{value:g}" for value in box)

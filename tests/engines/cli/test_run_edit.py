@@ -1,0 +1,174 @@
+"""`var-run --edit` from end to end, on the embedded demo bundle; its mistakes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from var_run_fake import error_of, names
+
+from engines.bundle import DEMO_BUNDLE
+from engines.cli.run import main
+from engines.images import load_picture, read_png_text
+from engines.pipeline import Pipeline
+
+demo = pytest.mark.skipif(
+    not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"
+)
+FOX, NONE = 48, 171
+
+
+def smooth(width, height, seed=0):
+    """A picture (height, width, 3) uint8 that no two corners of which are alike."""
+    few = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    return np.asarray(Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def edit(tmp_path, monkeypatch, capsys):
+    """Run `var-run --edit` in a folder with some pictures; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(smooth(64, 64)).save("square.png")
+    Image.fromarray(smooth(120, 80)).save("wide.png")
+    mask = np.zeros((80, 120), np.uint8)
+    mask[40:, 40:80] = 255
+    Image.fromarray(mask).save("mask.png")
+    Image.fromarray(mask * 0).save("black.png")
+    Image.fromarray(mask[:, :80]).save("square-mask.png")
+    found = {"name": "dog", "class": 16, "confidence": 0.9, "box": {"x1": 40.0, "y1": 40.0, "x2": 80.0, "y2": 80.0}}
+    Path("boxes.json").write_text(json.dumps([found, {**found, "name": "cat", "confidence": 0.3}]))
+
+    def run(*args):
+        code = main(["--edit", *map(str, args)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@demo
+def test_what_is_kept_is_the_original_and_what_is_redrawn_the_models(edit):
+    code, out, err = edit("square.png", "--box", "0,0.5,1,1", "--class", "fox", "--seed", 3)
+    assert (code, out) == (0, "square-edited.png\n")
+    assert "square.png has 64 x 64 pixels: edited at 64 x 64; 32 of 64 cells are redrawn" in err
+    picture, edited = load_picture(Path("square.png")), load_picture(Path("square-edited.png"))
+    grid = np.zeros((8, 8), bool)
+    grid[4:] = True
+    with Pipeline.load() as pipeline:
+        wanted = pipeline.edit(picture, grid, FOX, seeds=3).images[0]
+    np.testing.assert_array_equal(edited[32:], wanted[32:])
+    np.testing.assert_array_equal(edited[:28], picture[:28])
+
+    assert (
+        edit("square.png", "--box", "0,0.5,1,1", "--class", "fox", "--seed", 3, "--no-composite", "--out", "p.png")[0]
+        == 0
+    )
+    np.testing.assert_array_equal(load_picture(Path("p.png")), wanted)
+    text = read_png_text(Path("p.png"))
+    assert (text["class"], text["edited"], text["composite"]) == (str(FOX), "square.png", "False")
+
+
+@demo
+def test_boxes_masks_and_detections_of_the_same_place_are_the_same_edit(edit):
+    for number, how in enumerate(
+        (["--box", "40,40,80,80"], ["--mask", "mask.png"], ["--boxes", "boxes.json", "--box-class", "dog"])
+    ):
+        assert edit("wide.png", *how, "--out", f"{number}.png")[0] == 0
+    first, *others = (load_picture(Path(f"{number}.png")) for number in range(3))
+    assert first.shape == (80, 120, 3)
+    assert all(np.array_equal(first, other) for other in others)
+    assert (first[:, :20] == load_picture(Path("wide.png"))[:, :20]).all()
+
+
+@demo
+def test_outpainting_keeps_the_box(edit):
+    assert edit("wide.png", "--box", "40,20,80,60", "--outpaint", "--fit", "stretch")[0] == 0
+    picture, edited = load_picture(Path("wide.png")), load_picture(Path("wide-edited.png"))
+    np.testing.assert_array_equal(edited[30:50, 53:67], picture[30:50, 53:67])  # what is blended lies in the box now
+    assert (edited[:10] != picture[:10]).mean() > 0.9
+
+
+@demo
+def test_variants_of_several_classes_with_all_that_goes_with_a_job(edit):
+    args = ["wide.png", "--box", "40,40,80,80", "--class", "fox,none", "--count", 2, "--batch", 3]
+    more = ["--preview", "--grid", "--save-tokens", "t.npz"]
+    code, out, _ = edit(*args, *more, "--json")
+    document = json.loads(out)
+    assert (code, document["images_made"], document["redrawn_cells"]) == (0, 4, 16)
+    stems = [f"wide-edited-{name}" for name in ("048-fox-0", "048-fox-1", "171-none-2", "171-none-3")]
+    pictures = [f"{stem}{end}.png" for stem in stems for end in ("", "-preview")]
+    assert names("out") == sorted([*pictures, "grid.png", "job.json"])
+    assert load_picture(Path("out/wide-edited-048-fox-0-preview.png")).shape == (68, 7 * 66 + 2, 3)
+    assert load_picture(Path("out/grid.png")).shape == (2 * 82 + 2, 2 * 122 + 2, 3)
+    with np.load("t.npz") as saved, Pipeline.load() as pipeline:
+        assert saved["classes"].tolist() == [FOX, FOX, NONE, NONE]
+        own = pipeline.encode(
+            np.asarray(Image.fromarray(load_picture(Path("wide.png"))[:, 20:100]).resize((64, 64), 1))[None]
+        )
+        last = (saved["tokens"] == own)[:, -64:].reshape(4, 8, 8)
+    assert last[:, :4].all()  # kept
+    assert not last[:, 4:, 2:6].all()
+
+    assert "nothing to make: all 4 images are there" in edit(*args, *more)[2]
+    assert "another job" in error_of(edit(*args, "--fit", "pad"))
+
+
+@demo
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("none.png --box 0,0,1,.5", "there is no such file"),
+        ("wide.png --box 0,0,1", "not four numbers"),
+        ("wide.png --box 200,0,300,80", "outside of the picture, which has 120 x 80"),
+        ("wide.png --box 0,0,10,80", "--fit pad"),
+        ("wide.png --box 60,40,61,41", "the area is empty, or too small for the model's 8 x 8 cells"),
+        ("wide.png --box 0,0,1,1", "the area is the whole picture"),
+        ("wide.png --box 0,0,1,1 --outpaint", "the area is the whole picture"),
+        ("wide.png --mask black.png", "the area is empty"),
+        ("wide.png --mask black.png --outpaint", "the area is empty"),
+        ("wide.png --mask square-mask.png", "the mask has 80 x 80 pixels and the picture 120 x 80"),
+        ("wide.png --mask none.png", "there is no such file"),
+        ("wide.png --boxes boxes.json --box-score 0.95", "no detection is left"),
+        ("wide.png --boxes boxes.json --box-class bird", "no detection is left"),
+        ("wide.png --boxes mask.png", "no JSON file"),
+        ("wide.png --box 0,0,1,.5 --class dragonfly", "no class is called"),
+    ],
+)
+def test_a_mistake_is_one_line_and_makes_nothing(edit, args, says):
+    before = names()
+    assert says in error_of(edit(*args.split()))
+    assert names() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--edit a.png", "--box X0,Y0,X1,Y1, --mask FILE or --boxes FILE"),
+        ("--edit a.png --outpaint", "--box X0,Y0,X1,Y1, --mask FILE or --boxes FILE"),
+        ("--edit a.png --box 0,0,1,.5 --box-score 0.5", "--boxes FILE"),
+        ("--edit a.png --boxes b.json --box-score 5", "--box-score"),
+        ("--class 0 --box 0,0,1,.5", "--edit IMAGE"),
+        ("--class 0 --outpaint", "--edit IMAGE"),
+        ("--class 0 --no-composite", "--edit IMAGE"),
+        ("--reconstruct a.png --mask m.png", "--edit IMAGE"),
+        ("--edit a.png --box 0,0,1,.5 --fit sideways", "--fit"),
+        ("--edit a.png --box 0,0,1,.5 --reconstruct a.png", "cannot be combined"),
+        ("--edit a.png --box 0,0,1,.5 --npz a.npz", "cannot be combined"),
+        ("--edit a.png --box 0,0,1,.5 --url triton://x", "cannot be combined"),
+        ("--edit a.png --box 0,0,1,.5 --form fused --preview", "--preview"),
+    ],
+)
+def test_options_that_make_no_sense(call, pipeline, args, says):
+    assert says in error_of(call(*args.split()))
+    assert names() == []
+    assert not pipeline.loads
+
+
+@demo
+def test_the_fused_form_edits_too(edit, demo_both_bundle):
+    assert edit("wide.png", "--box", "40,40,80,80", "--engine", demo_both_bundle, "--form", "fused")[0] == 0
+    assert edit("wide.png", "--box", "40,40,80,80", "--engine", demo_both_bundle, "--out", "s.png")[0] == 0
+    one, other = (load_picture(Path(name)).astype(int) for name in ("s.png", "wide-edited.png"))
+    assert np.abs(one - other).max() <= 1
+    assert (one != other).mean() < 0.01
