@@ -14,6 +14,7 @@ from calib.sensitivity import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candi
 from calib.timing import Stopwatch, multiply_adds
 from engines.bundle import Bundle
 from engines.contract import DECODER, PARTS, TRANSFORMER
+from engines.errors import UsageError
 from engines.policy import FLOAT, STATIC, matches
 from var_export.assembly import digest_of, source_digest
 from var_export.int8.rewrite import SOURCES, Int8Options, rewritten
@@ -136,6 +137,8 @@ def choose_ways(
         threads: of ONNX Runtime.
         progress: called with a line and, where it is known, the share that is done.
 
+    Raises `UsageError` where not even the float engines keep a bound.
+
     """
     bounds = options.bounds
     fixed = {name for name in ways if matches(name, (*options.include, *options.exclude))}
@@ -153,7 +156,13 @@ def choose_ways(
                 if effect.layer in start and effect.layer not in fixed
             )
             search = _Search(variants, part, start, len(steps), calibration, options, progress)
-            chosen |= after(most(steps, search.keeps), start)
+            taken = most(steps, search.keeps)
+            if not taken and not search.keeps(taken):
+                named = ", with the layers of --quantize" if options.include else ""
+                raise UsageError(
+                    f"--max-loss cannot be kept: the {part} misses it as it is{named}; the line above has its figures"
+                )
+            chosen |= after(taken, start)
     return chosen
 
 

@@ -110,8 +110,14 @@ def test_a_bound_on_kl_is_kept_and_used(base, calibrated, ways, file):
 
 
 def test_a_bound_of_nothing_leaves_float(base, calibrated, ways, file):
-    chosen = choose_ways(base, ways, calibrated, options(kl=0.0), file=file, threads=1)
+    chosen = choose_ways(base, ways, calibrated, options(kl=1e-9), file=file, threads=1)
     assert {way for name, way in chosen.items() if name.startswith(("step", "cond"))} == {FLOAT}
+
+
+def test_a_bound_that_float_misses_is_refused(base, calibrated, ways, file):
+    """Its KL is that of another order of sums."""
+    with pytest.raises(UsageError, match="cannot be kept"):
+        choose_ways(base, ways, calibrated, options(kl=0.0), file=file, threads=1)
 
 
 def test_a_bound_on_the_image_chooses_convolutions(base, calibrated, ways, file, table):
@@ -130,9 +136,9 @@ def test_layers_that_the_user_named_stay(base, calibrated, ways, file):
     named = dataclasses.replace(options(kl=1e9), include=("step/blocks.0.fc1",), exclude=("step/blocks.0.fc2",))
     chosen = choose_ways(base, ways, calibrated, named, file=file, threads=1)
     assert (chosen["step/blocks.0.fc1"], chosen["step/blocks.0.fc2"]) == (STATIC, FLOAT)
-    strict = dataclasses.replace(named, bounds=Bounds(kl=0.0))
-    chosen = choose_ways(base, ways, calibrated, strict, file=file, threads=1)
-    assert chosen["step/blocks.0.fc1"] == STATIC
+    strict = dataclasses.replace(named, bounds=Bounds(kl=1e-9))
+    with pytest.raises(UsageError, match="--quantize"):
+        choose_ways(base, ways, calibrated, strict, file=file, threads=1)
 
 
 def test_a_calibration_that_lacks_a_layer_is_one_line(base, calibrated):
