@@ -54,6 +54,8 @@ class Bundle:
     form: str
     target: str
     max_top_k: int
+    smooth: bool
+    """Whether its graphs can mix codebook entries."""
     sampling: SamplingDefaults
     labels: tuple[str, ...] | None
     build_key: str
@@ -121,7 +123,7 @@ class Bundle:
 
     def tensors(self, graph: str) -> tuple[tuple[contract.TensorInfo, ...], tuple[contract.TensorInfo, ...]]:
         """Inputs and outputs of a graph."""
-        return contract.resolve(contract.GRAPHS[graph], self.config, self.high_precision)
+        return contract.resolve(contract.GRAPHS[graph], self.config, self.high_precision, smooth=self.smooth)
 
     def constant(self, name: str) -> NDArray[Any]:
         """A constant of the scale loop, mapped from the weight file."""
@@ -132,9 +134,10 @@ class Bundle:
     def golden(self) -> Mapping[str, NDArray[Any]]:
         """Arrays of the golden run (docs/fidelity.md). Raises `BundleError` where one is missing or unreadable."""
         file = self.path / GOLDEN
+        arrays = contract.GOLDEN_ARRAYS | (contract.SMOOTH_ARRAYS if self.smooth else {})
         try:
             with np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in contract.GOLDEN_ARRAYS}
+                return {name: archive[name] for name in arrays}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{file} is no golden run ({error!s:.200}); build the bundle again") from error
 

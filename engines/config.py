@@ -228,6 +228,15 @@ def phi_index(config: ModelConfig, scale: int) -> int:
     return min(range(count), key=lambda i: abs(ticks[i] - at))
 
 
+def mixing(config: ModelConfig, scale: int) -> tuple[float, float]:
+    """Gain of the logits and temperature of smoothing at `scale`: `more_smooth` of the official code.
+
+    Coarse scales mix entries of the codebook, fine ones hardly do.
+    """
+    ratio = scale / (config.num_scales - 1)
+    return 1 + ratio, max(0.27 * (1 - ratio * 0.95), 0.005)
+
+
 def num_phi(config: ModelConfig) -> int:
     """How many phi convolutions the VQ-VAE has; 0 where `quant_resi` is 0."""
     if abs(config.vae.quant_resi) <= 1e-6:

@@ -88,6 +88,10 @@ _FORCED = """
     forced_tokens int64   (B, *)        tokens to take where forced_mask says so
     forced_mask   bool    (B, *)        true where the token is given
 """
+_SMOOTHING = """
+    smooth        bool    (B)           true where codebook entries are mixed; in bundles built for it
+    noise         float32 (B, *, V)     in (0, 1): what Gumbel noise is made of; in bundles built for it
+"""
 _MODULATION = """
     adaln         float32 (N, D, 6, C)  per block: gamma1, gamma2, 1+scale1, 1+scale2, shift1, shift2
     head_adaln    float32 (N, 2, C)     1+scale, shift of the norm before the head
@@ -115,10 +119,12 @@ STEP = GraphSpec(
         + _SAMPLING
         + _ROWS
         + _FORCED.replace("*", "L")
+        + _SMOOTHING.replace("*", "L")
         + """
     up            float32 (SS, L)       bicubic enlargement from this scale, as a matrix
     down          float32 (M, SS)       area reduction to the next scale, as a matrix
     phi_index     int64   (1)           which phi convolution serves this scale
+    mixing        float32 (2)           gain of the logits and temperature of the mixing; in bundles built for it
     pos_next      float32 (1, M, C)     position and level embedding of the next scale
     """
     ),
@@ -130,6 +136,7 @@ STEP = GraphSpec(
     new_k_{i}     cache   (L, N, H, d)  keys of this scale, per block
     new_v_{i}     cache   (L, N, H, d)  values of this scale, per block
     logits        float32 (B, L, V)     guided logits before temperature
+    mixed         float32 (B, L, Z)     codebook entries mixed, forced or not; in bundles built for it
     """),
 )
 DECODE = GraphSpec(
@@ -162,6 +169,7 @@ FUSED = GraphSpec(
         + _SAMPLING
         + _ROWS
         + _FORCED.replace("*", "T")
+        + _SMOOTHING.replace("*", "T")
     ),
     _spec("""
     tokens        int64   (B, T)        token maps of all scales, coarse to fine: drawn, or forced
@@ -176,6 +184,9 @@ PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
 PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
 """Which part of the model a graph with trained layers belongs to."""
 
+
+SMOOTHING = ("smooth", "noise", "mixing", "mixed")
+"""Which only the graphs of a bundle that was built with smoothing take and give."""
 
 # A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
 GOLDEN_ARRAYS = {
@@ -192,6 +203,11 @@ GOLDEN_ARRAYS = {
     "top_logit": "float32 (G, T, K), their logits",
     "log_sum_exp": "float64 (G, T), over the whole vocabulary",
     "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
+}
+# Of a bundle built with smoothing, beside those: what smoothing makes of the same logits, with the noise of the seeds.
+SMOOTH_ARRAYS = {
+    "heaviest": "int64 (G, T), the entries of the codebook that weigh most",
+    "mixed": "float32 (G, T, Z), the entries mixed",
 }
 
 
@@ -226,15 +242,20 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def resolve(
-    graph: GraphSpec, config: ModelConfig, precision: str
+    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
 ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}."""
+    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
+
+    `smooth`: of a bundle that was built with smoothing.
+    """
     sizes = _sizes(config)
 
     def expand(specs: tuple[TensorSpec, ...]) -> tuple[TensorInfo, ...]:
         infos = []
         for spec in specs:
             if spec.name == "phi_index" and num_phi(config) == 0:
+                continue
+            if spec.name in SMOOTHING and not smooth:
                 continue
             names = [spec.name]
             if "{i}" in spec.name:

@@ -38,6 +38,8 @@ class Thresholds:
     image_psnr: float
     encoder_tokens: float
     reconstruction_loss: float
+    heaviest: float
+    mixing_error: float
 
 
 # FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
@@ -48,10 +50,10 @@ class Thresholds:
 # judged by what its tokens look like, and below FP16 by nothing else: a code that wins by a hair at a coarse scale
 # changes every finer one and no image (one image of d16 with random weights kept 18 % in BF16, at a loss of 0 dB).
 THRESHOLDS = {
-    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01),
-    "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2),
-    "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5),
-    "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5),
+    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01, 0.999, 0.001),
+    "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2, 0.98, 0.03),
+    "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5, 0.9, 0.2),
+    "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5, 0.85, 0.4),
 }
 
 
@@ -70,6 +72,21 @@ class Agreement:
     """Share of tokens whose most likely entry is the same."""
     draws: float = math.nan
     """Share of tokens drawn alike from the same uniform numbers."""
+
+
+@dataclass
+class Smoothing:
+    """How an engine's mixing of codebook entries compares with the reference's, teacher-forced."""
+
+    heaviest: float
+    """Share of tokens whose heaviest entry is the same."""
+    errors: list[float] | None
+    """Per scale: RMS of the difference by the RMS of the reference's mixed entries; None where they are not shown."""
+
+    @property
+    def error(self) -> float:
+        """The median scale's: where an entry weighs most by a hair, another engine may choose its neighbour."""
+        return float(np.median(self.errors or math.nan))
 
 
 @dataclass
@@ -95,6 +112,8 @@ class Report:
     """Share of the tokens of the reference's images; one flip at a coarse scale changes all finer ones."""
     reconstruction_loss: float
     """By how many dB the image is reconstructed worse from the engine's tokens than from the reference's."""
+    smoothing: Smoothing | None = None
+    """Of a bundle that was built with it."""
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -136,6 +155,8 @@ class FusedReport:
     image_psnr: float
     """With the reference's tokens forced."""
     image_ssim: float
+    smoothing: Smoothing | None = None
+    """Of a bundle that was built with it."""
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -161,10 +182,13 @@ def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array], precision: str
         free_identical=int(same.all(axis=1).sum()),
         image_psnr=psnr(forced.images, golden["image"]),
         image_ssim=ssim(forced.images, golden["image"]),
+        smoothing=_smoothing(pipeline, golden),
     )
     limit = THRESHOLDS[report.precision]
     report.failures = _missed(
-        ("draws alike", report.draws, ">=", limit.draws), ("image PSNR", report.image_psnr, ">=", limit.image_psnr)
+        ("draws alike", report.draws, ">=", limit.draws),
+        ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
+        *_smoothing_checks(report.smoothing, limit),
     )
     return report
 
@@ -178,6 +202,23 @@ def _both_runs(
 
 def _forced_run(pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None) -> Result:
     return _run(pipeline, golden, forced=golden["tokens"], on_scale=on_scale)
+
+
+def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | None:
+    """The reference's tokens are forced, so every scale mixes from what the reference mixed from."""
+    if not pipeline.bundle.smooth:
+        return None
+    config = pipeline.config
+    squares = np.zeros((config.num_scales, 2))  # of the differences, and of what is wanted
+
+    def compare(view: ScaleView) -> None:
+        wanted = golden["mixed"][view.images, config.scale_slice(view.scale)].astype(np.float64)
+        squares[view.scale] += np.square(view.read_mixed() - wanted).sum(), np.square(wanted).sum()
+
+    stepwise = pipeline.form == "stepwise"
+    run = _run(pipeline, golden, forced=golden["tokens"], smooth=True, on_scale=compare if stepwise else None)
+    errors = np.sqrt(squares[:, 0] / squares[:, 1]).tolist() if stepwise else None
+    return Smoothing(float((run.drawn == golden["heaviest"]).mean()), errors)
 
 
 def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
@@ -221,6 +262,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
         image_ssim=ssim(forced.images, golden["image"]),
         encoder_tokens=float((encoded == golden["encoded"]).mean()),
         reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
+        smoothing=_smoothing(pipeline, golden),
     )
     report.failures = failures(report, THRESHOLDS[report.precision])
     return report
@@ -291,6 +333,7 @@ def failures_by_part(report: Report, limit: Thresholds) -> dict[str, list[str]]:
             (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
             ("top-1 agreement", total.top1, ">=", limit.top1),
             ("draws alike", total.draws, ">=", limit.draws),
+            *_smoothing_checks(report.smoothing, limit),
         ),
         _missed(
             ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
@@ -304,7 +347,19 @@ def failures_by_part(report: Report, limit: Thresholds) -> dict[str, list[str]]:
     return {part: lines for part, lines in zip(PARTS, found, strict=True) if lines}
 
 
-def _missed(*checks: tuple[str, float, str, float]) -> list[str]:
+Check = tuple[str, float, str, float]
+
+
+def _smoothing_checks(smoothing: Smoothing | None, limit: Thresholds) -> list[Check]:
+    if smoothing is None:
+        return []
+    checks: list[Check] = [("heaviest entries alike", smoothing.heaviest, ">=", limit.heaviest)]
+    if smoothing.errors is not None:
+        checks.append(("mixing error", smoothing.error, "<=", limit.mixing_error))
+    return checks
+
+
+def _missed(*checks: Check) -> list[str]:
     return [
         f"{what} is {value:.6g}, must be {sign} {bound:g}"
         for what, value, sign, bound in checks

@@ -66,6 +66,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
         "form": bundle.form,
         "target": bundle.target,
         "max_top_k": bundle.max_top_k,
+        "smooth": bundle.smooth,
         "sampling": asdict(bundle.sampling),
         "classes": config.transformer.num_classes,
         "labels": None if bundle.labels is None else len(bundle.labels),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from engines.backends.base import Array, Backend, Buffer, Call, Engine
-from engines.config import ModelConfig, num_phi, phi_index
+from engines.config import ModelConfig, mixing, num_phi, phi_index
 from engines.contract import CACHE_DTYPES, TensorInfo
 from engines.errors import CancelledError
 
@@ -56,10 +56,20 @@ class ScaleView:
     """Which images of the request these are."""
     logits: Buffer
     """Guided logits float32 (B, L, V), before temperature; B counts padding too."""
+    mixed: Buffer | None = None
+    """Mixed codebook entries float32 (B, L, Z); None of a bundle without smoothing."""
 
     def read_logits(self) -> Array:
         """The logits of the images, float32 (B, L, V)."""
-        return self.logits.read()[: self.images.stop - self.images.start]
+        return self._own(self.logits)
+
+    def read_mixed(self) -> Array:
+        """The mixed entries of the images, float32 (B, L, Z)."""
+        assert self.mixed is not None, "a bundle without smoothing mixes nothing"
+        return self._own(self.mixed)
+
+    def _own(self, buffer: Buffer) -> Array:
+        return buffer.read()[: self.images.stop - self.images.start]
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,10 @@ class Batch:
     temperature: Array
     top_k: Array
     top_p: Array
+    smooth: Array
+    """bool (B,)."""
+    noise: Array | None = None
+    """float32 (B, T, V); None where no image is smoothed."""
     forced_tokens: Array | None = None
     """int64 (B, T)."""
     forced_mask: Array | None = None
@@ -140,8 +154,10 @@ class Batch:
 class Constants:
     """What the scales need beside the weights, on the device once for all workspaces."""
 
-    def __init__(self, backend: Backend, config: ModelConfig, arrays: Mapping[str, Array]) -> None:
-        """`arrays`: up_s, down_s and pos_s of each scale s, as the bundle stores them."""
+    def __init__(
+        self, backend: Backend, config: ModelConfig, arrays: Mapping[str, Array], *, smooth: bool = False
+    ) -> None:
+        """`arrays`: up_s, down_s and pos_s of each scale s, as the bundle stores them; `smooth`: as of the bundle."""
         last = config.num_scales - 1
         self.inputs: list[dict[str, Buffer]] = []
         for scale in range(config.num_scales):
@@ -153,6 +169,8 @@ class Constants:
             inputs = {"up": arrays[f"up_{scale}"], "down": down, "pos_next": pos_next}
             if num_phi(config):
                 inputs["phi_index"] = np.array([phi_index(config, scale)], np.int64)
+            if smooth:
+                inputs["mixing"] = np.array(mixing(config, scale), np.float32)
             self.inputs.append({name: backend.upload(np.asarray(value)) for name, value in inputs.items()})
 
 
@@ -167,6 +185,8 @@ class Workspace:
         engines: Mapping[str, Engine],
         constants: Constants,
         shape: tuple[int, int],
+        *,
+        smooth: bool = False,
     ) -> None:
         B, N = shape
         sizes, vae = config.transformer, config.vae
@@ -197,6 +217,12 @@ class Workspace:
             }
             for length in lengths
         ]
+        self._smooth = make((B,), "bool") if smooth else None
+        self.mixed = [make((B, length, vae.z_channels), "float32") for length in lengths] if smooth else []
+        if self._smooth is not None:
+            for inputs, length in zip(self.per_scale, lengths, strict=True):
+                inputs |= {"smooth": self._smooth, "noise": make((B, length, vae.vocab_size), "float32")}
+                inputs["noise"].write(no_noise(inputs["noise"].shape))
 
         # Keys and values of the last scale are never read again: all blocks write them to one place.
         per_token = (N, sizes.heads, sizes.head_dim)
@@ -235,6 +261,8 @@ class Workspace:
                 "logits": self.logits[scale],
                 **new,
             }
+            if smooth:
+                outputs["mixed"] = self.mixed[scale]
             self.calls.append(engines["step"].bind(inputs, outputs))
 
         self._started, self._done = ([backend.mark() for _ in range(last + 2)] for _ in range(2))
@@ -259,6 +287,10 @@ class Workspace:
                 inputs["forced_mask"].write(batch.forced_mask[:, here])
             else:
                 inputs["forced_mask"].write(np.zeros(inputs["forced_mask"].shape, bool))
+            if batch.noise is not None:
+                inputs["noise"].write(batch.noise[:, here])
+        if self._smooth is not None:
+            self._smooth.write(batch.smooth)
 
     def advance(self, scale: int) -> None:
         """Start one scale."""
@@ -330,8 +362,13 @@ class GraphWorkspace:
         return {name: buffer.read() for name, buffer in self._outputs.items()}
 
 
-def fused_inputs(batch: Batch) -> dict[str, Array]:
-    """What the fused graph takes, by name."""
+def no_noise(shape: tuple[int, ...]) -> Array:
+    """For images that are not smoothed: finite, and read by nothing. Takes no memory."""
+    return np.broadcast_to(np.float32(0.5), shape)
+
+
+def fused_inputs(batch: Batch, vocab_size: int | None = None) -> dict[str, Array]:
+    """What the fused graph takes, by name; `vocab_size`: where the bundle was built with smoothing."""
     shape = batch.uniforms.shape
     forced = {
         "forced_tokens": np.zeros(shape, np.int64) if batch.forced_tokens is None else batch.forced_tokens,
@@ -339,4 +376,7 @@ def fused_inputs(batch: Batch) -> dict[str, Array]:
     }
     rows = {name: getattr(batch.rows, name) for name in ("labels", *ROW_INPUTS)}
     sampling = {name: getattr(batch, name) for name in ("uniforms", "cfg", *SAMPLING_INPUTS)}
-    return rows | sampling | forced
+    if vocab_size is None:
+        return rows | sampling | forced
+    noise = no_noise((*shape, vocab_size)) if batch.noise is None else batch.noise
+    return rows | sampling | forced | {"smooth": batch.smooth, "noise": noise}

@@ -92,6 +92,7 @@ def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "form": form,
         "target": _one_of(tuple(contract.HIGH_PRECISIONS), manifest, "target"),
         "max_top_k": max_top_k,
+        "smooth": _flag(manifest, "smooth"),
         "sampling": SamplingDefaults(**_of(dict, manifest, "sampling")),
         "labels": None if labels is None else tuple(labels),
         "build_key": _of(str, manifest, "build_key"),
@@ -135,6 +136,14 @@ def _whole(values: Mapping[str, Any], name: str) -> int:
     value = values[name]
     if type(value) is not int:
         raise TypeError(f"{name} must be a whole number")
+    return value
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    """False where it is absent: bundles had none before there was such a choice."""
+    value = values.get(name, False)
+    if type(value) is not bool:
+        raise TypeError(f"{name} must be true or false")
     return value
 
 

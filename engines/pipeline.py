@@ -31,7 +31,7 @@ from engines.loop import (
     fused_inputs,
 )
 from engines.pool import Pool
-from engines.request import Forced, PerImage, PreviewScales, Request, check_tokens, make_request, preview_sets
+from engines.request import Flags, Forced, PerImage, PreviewScales, check_tokens, make_request, preview_sets
 from engines.results import Preview, Result
 
 OnScale = Callable[[ScaleView], None]
@@ -108,6 +108,7 @@ class Pipeline:
         temperature: PerImage = None,
         top_k: PerImage = None,
         top_p: PerImage = None,
+        smooth: Flags = None,
         forced: Forced | None = None,
         on_scale: OnScale | None = None,
         stop: Stop | None = None,
@@ -121,15 +122,26 @@ class Pipeline:
             temperature: divides the logits.
             top_k: most likely tokens kept; 0 keeps all.
             top_p: probability mass kept; 0 keeps all.
+            smooth: mix codebook entries instead of drawing one, which the bundle must have been built for.
             forced: tokens int (B, T), or a pair of tokens and bool mask (B, T): taken instead of drawn.
             on_scale: called after each scale with its logits and draws.
             stop: asked before each scale, in the thread that called; where it says true, no more is computed.
 
-        Each of cfg to top_p is a value or one per image; the bundle recommends one where None is given.
+        Each of cfg to smooth is a value or one per image; the bundle recommends one where None is given.
         Raises `UsageError` on values that cannot be, `CancelledError` where `stop` said so.
 
         """
-        request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
+        request = make_request(
+            self.bundle,
+            classes,
+            seeds=seeds,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            smooth=smooth,
+            forced=forced,
+        )
         timings = Timings(scales=[0.0] * (self.config.num_scales if self.form == "stepwise" else 1))
         parts = []
         for start in range(0, len(request), self.max_batch):
@@ -154,6 +166,7 @@ class Pipeline:
         temperature: PerImage = None,
         top_k: PerImage = None,
         top_p: PerImage = None,
+        smooth: Flags = None,
         forced: Forced | None = None,
         preview_scales: PreviewScales = None,
         stop: Stop | None = None,
@@ -167,7 +180,17 @@ class Pipeline:
         """
         if self.form != "stepwise":
             raise UsageError("previews need the stepwise form; load with form='stepwise'")
-        request = self._request(classes, seeds, cfg, temperature, top_k, top_p, forced)
+        request = make_request(
+            self.bundle,
+            classes,
+            seeds=seeds,
+            cfg=cfg,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            smooth=smooth,
+            forced=forced,
+        )
         if len(request) > self.max_batch:
             raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
         wanted = preview_sets(preview_scales, len(request), self.config.num_scales)
@@ -250,30 +273,6 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _request(
-        self,
-        classes: int | str | Sequence[int | str],
-        seeds: int | Sequence[int],
-        cfg: PerImage,
-        temperature: PerImage,
-        top_k: PerImage,
-        top_p: PerImage,
-        forced: Forced | None,
-    ) -> Request:
-        return make_request(
-            self.config,
-            self.labels,
-            self.sampling,
-            self.bundle.max_top_k,
-            classes,
-            seeds=seeds,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            forced=forced,
-        )
-
     def _run_stepwise(
         self,
         batch: Batch,
@@ -288,7 +287,7 @@ class Pipeline:
             for scale in range(last + 1):
                 advance(space, scale, stop)
                 if on_scale is not None:
-                    on_scale(ScaleView(scale, part, space.logits[scale]))
+                    on_scale(ScaleView(scale, part, space.logits[scale], space.mixed[scale] if space.mixed else None))
             image = space.decode(last)
             tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
             scales, decode = space.seconds()
@@ -306,7 +305,7 @@ class Pipeline:
         with self._spaces.borrow(
             ("fused", *batch.shape), lambda: GraphWorkspace(self.backend, engine, batch.shape)
         ) as space:
-            result = space.run(fused_inputs(batch))
+            result = space.run(fused_inputs(batch, self.config.vae.vocab_size if self.bundle.smooth else None))
         timings.scales[0] += time.perf_counter() - start
         return result
 
@@ -367,14 +366,18 @@ class Pipeline:
             return self._engines[graph]
 
     def _stepwise_space(self, batch: Batch) -> Any:
+        bundle = self.bundle
+
         def make(shape: tuple[int, int]) -> Workspace:
             engines = {name: self._engine(name) for name in ("step", "decode")}
             with self._lock:
                 if self._constants is None:
-                    arrays = {name: self.bundle.constant(name) for name in self.bundle.constants}
-                    self._constants = Constants(self.backend, self.config, arrays)
+                    arrays = {name: bundle.constant(name) for name in bundle.constants}
+                    self._constants = Constants(self.backend, self.config, arrays, smooth=bundle.smooth)
                 constants = self._constants
-            return Workspace(self.backend, self.config, self.bundle.high_precision, engines, constants, shape)
+            return Workspace(
+                self.backend, self.config, bundle.high_precision, engines, constants, shape, smooth=bundle.smooth
+            )
 
         shape = self._engine("step").shape_for(*batch.shape)
         return self._spaces.borrow(("stepwise", *shape), lambda: make(shape))

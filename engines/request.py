@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +15,15 @@ from engines.config import ModelConfig, SamplingDefaults
 from engines.errors import UsageError
 from engines.labels import ClassNames
 from engines.loop import Batch, Rows
-from engines.uniforms import MAX_SEED, uniforms
+from engines.uniforms import MAX_SEED, noise, uniforms
+
+if TYPE_CHECKING:
+    from engines.bundle import Bundle
 
 MAX_CFG = 1000  # beyond, differences of logits leave what float32 can tell apart
 MIN_TEMPERATURE = 1e-4  # below, quotients of logits overflow
 PerImage = float | Sequence[float] | NDArray[Any] | None
+Flags = bool | Sequence[bool] | NDArray[np.bool_] | None
 Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
 PreviewScales = Sequence[int] | Sequence[Sequence[int]] | None
 
@@ -36,6 +40,8 @@ class Request:
     temperature: Array
     top_k: Array
     top_p: Array
+    smooth: Array
+    """bool (B,)."""
     forced_tokens: Array | None
     forced_mask: Array | None
 
@@ -51,27 +57,42 @@ class Request:
             temperature=self.temperature[part],
             top_k=self.top_k[part],
             top_p=self.top_p[part],
+            smooth=self.smooth[part],
+            noise=self._noise(config, part),
             forced_tokens=None if self.forced_tokens is None else self.forced_tokens[part],
             forced_mask=None if self.forced_mask is None else self.forced_mask[part],
         )
 
+    def _noise(self, config: ModelConfig, part: slice) -> Array | None:
+        smooth = self.smooth[part]
+        if not smooth.any():
+            return None
+        T, V = config.num_tokens, config.vae.vocab_size
+        if smooth.all():
+            return noise(self.seeds[part], T, V)
+        table = np.full((len(smooth), T, V), 0.5, np.float32)
+        table[smooth] = noise(self.seeds[part][smooth], T, V)
+        return table
+
 
 def make_request(
-    config: ModelConfig,
-    labels: tuple[str, ...] | None,
-    defaults: SamplingDefaults,
-    max_top_k: int,
+    bundle: Bundle,
     classes: int | str | Sequence[int | str] | NDArray[Any],
     *,
     seeds: int | Sequence[int] | NDArray[Any],
-    cfg: PerImage,
-    temperature: PerImage,
-    top_k: PerImage,
-    top_p: PerImage,
-    forced: Forced | None,
+    cfg: PerImage = None,
+    temperature: PerImage = None,
+    top_k: PerImage = None,
+    top_p: PerImage = None,
+    smooth: Flags = None,
+    forced: Forced | None = None,
 ) -> Request:
-    """Check and spread the arguments of `Pipeline.generate`. Raises `UsageError` with the fix in it."""
-    names = ClassNames(config.transformer.num_classes, labels)
+    """Check and spread the arguments of `Pipeline.generate`; of `bundle`, no file is read.
+
+    Raises `UsageError` with the fix in it.
+    """
+    config, defaults, max_top_k = bundle.config, bundle.sampling, bundle.max_top_k
+    names = ClassNames(config.transformer.num_classes, bundle.labels)
     try:
         asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
         indices = [names.index(name if isinstance(name, str) else operator.index(name)) for name in asked]
@@ -88,10 +109,15 @@ def make_request(
         temperature=_spread("temperature", temperature, defaults.temperature, B, np.float32),
         top_k=_spread("top_k", top_k, _fitting(defaults, max_top_k), B, np.int64),
         top_p=_spread("top_p", top_p, defaults.top_p, B, np.float32),
+        smooth=_flags("smooth", smooth, B),
         forced_tokens=None,
         forced_mask=None,
     )
     _check_sampling(request, config, max_top_k)
+    if request.smooth.any() and not bundle.smooth:
+        raise UsageError(
+            f"{bundle.name} was built without smoothing, which needs a bundle of its own: var-export build --smooth"
+        )
     if forced is None:
         return request
     tokens, mask = _forced(forced, config, B)
@@ -148,6 +174,13 @@ def _spread(name: str, value: PerImage, default: float, B: int, dtype: type[np.g
         raise UsageError(f"{name} must be a whole number, got {value!r}")
     limit = 2**53 if dtype is np.int64 else np.finfo(np.float32).max
     return np.broadcast_to(array.clip(-limit, limit), (B,)).astype(dtype)
+
+
+def _flags(name: str, given: Flags, B: int) -> Array:
+    array = np.asarray(False if given is None else given)
+    if array.dtype != np.bool_ or array.shape not in ((), (B,)):
+        raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {given!r:.60}")
+    return np.broadcast_to(array, (B,)).copy()
 
 
 def _check_sampling(request: Request, config: ModelConfig, max_top_k: int) -> None:

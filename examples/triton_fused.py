@@ -18,21 +18,10 @@ TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}
 
 def main(folder, host="localhost:8001"):
     bundle = Bundle.open(folder, verify=False)
-    request = make_request(
-        bundle.config,
-        bundle.labels,
-        bundle.sampling,
-        bundle.max_top_k,
-        [88, 3],
-        seeds=[1, 2],
-        cfg=None,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        forced=None,
-    )
+    request = make_request(bundle, [88, 3], seeds=[1, 2])
+    batch = request.batch(bundle.config, slice(None))
     inputs = []
-    for name, array in fused_inputs(request.batch(bundle.config, slice(None))).items():
+    for name, array in fused_inputs(batch, bundle.config.vae.vocab_size if bundle.smooth else None).items():
         inputs.append(triton.InferInput(name, array.shape, TYPES[array.dtype.name]))
         inputs[-1].set_data_from_numpy(array)
     with triton.InferenceServerClient(host) as client:

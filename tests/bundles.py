@@ -23,9 +23,14 @@ SHARED = {
     "demo-fp32": (demo_checkpoint, {"precision": "fp32"}),
     "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
     "demo-bf16": (demo_checkpoint, {"precision": "bf16"}),
+    "demo-smooth": (demo_checkpoint, {"precision": "fp32", "form": "both", "smooth": True}),
     "demo-both": (demo_checkpoint, {"precision": "fp16", "form": "both"}),
     "tiny-fp32": (lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))), {"precision": "fp32", "form": "both"}),
     "tiny-bf16": (lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))), {"precision": "bf16", "form": "both"}),
+    "tiny-smooth": (
+        lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))),
+        {"precision": "fp32", "form": "both", "smooth": True},
+    ),
     # One AdaLN for all blocks, and attention whose scale is fixed.
     "tiny-shared": (
         lambda: tiny_checkpoint(

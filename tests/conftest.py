@@ -31,6 +31,12 @@ def demo_bf16_bundle(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_smooth_bundle(tmp_path_factory) -> Path:
+    """The demo model in FP32, both forms, which can mix codebook entries. Shared: copy it before changing a file."""
+    return shared_bundle("demo-smooth", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def demo_both_bundle(tmp_path_factory) -> Path:
     """The demo model in FP16, stepwise and fused. Shared: copy it before changing a file."""
     return shared_bundle("demo-both", tmp_path_factory)

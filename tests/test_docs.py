@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
-from support import clean_checkout
+from support import clean_checkout, copy_bundle
 
 from engines import contract
 from engines.cli.run import main as var_run
 from engines.cli.run import run
+from engines.images import read_png_text
 from var_export.cli.main import group
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,19 @@ def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     exec(example, result)
     assert result["faces"].images.shape == (3, 64, 64, 3)
     assert result["variants"].images.shape == (4, 64, 64, 3)
+
+
+def test_the_smoothing_page_runs_as_written(tmp_path, monkeypatch, demo_smooth_bundle):
+    """But for its build, whose name the bundle gets here."""
+    monkeypatch.chdir(tmp_path)
+    copy_bundle(demo_smooth_bundle, tmp_path / "bundles/var-emoji-demo-fp16-smooth")
+    page = (ROOT / "docs/smoothing.md").read_text(encoding="utf-8")
+    assert var_run(shlex.split(re.search(r"^    var-run (.*)$", page, re.MULTILINE)[1])) == 0
+    assert read_png_text(tmp_path / "var-parrot-0.png")["smooth"] == "True"
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    result: dict[str, object] = {}
+    exec(example, result)
+    assert result["result"].images.shape == (2, 64, 64, 3)
 
 
 @pytest.mark.slow

@@ -80,11 +80,11 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport
     return reports
 
 
-def graph_table(config: ModelConfig, form: str, precision: str) -> dict[str, Any]:
+def graph_table(config: ModelConfig, form: str, precision: str, *, smooth: bool = False) -> dict[str, Any]:
     """Every input and output of every graph of a bundle, as the manifest lists them."""
     table = {}
     for name in contract.graphs_of(form):
-        inputs, outputs = contract.resolve(contract.GRAPHS[name], config, precision)
+        inputs, outputs = contract.resolve(contract.GRAPHS[name], config, precision, smooth=smooth)
         table[name] = {"inputs": [vars(info) for info in inputs], "outputs": [vars(info) for info in outputs]}
     return table
 

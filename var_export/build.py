@@ -60,6 +60,7 @@ class Options:
     form: str = "stepwise"
     target: str = "onnxruntime"
     max_top_k: int = 900
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -87,7 +88,7 @@ def build(
     Args:
         checkpoint: what to export.
         out: folder of the bundle; it appears there whole or not at all.
-        options: precision, form, target, longest sorted list of the sampler.
+        options: precision, form, target, longest sorted list of the sampler, smoothing.
         force: replace a bundle made from something else.
         release: empty the checkpoint's state dicts once they are exported, to make room for the check.
         threads: of the engines that check the result.
@@ -105,6 +106,7 @@ def build(
             "config": checkpoint.config.to_dict(),
             "sampling": asdict(checkpoint.sampling),
             "max_top_k": max_top_k,
+            "smooth": options.smooth,
             "torch": versions["torch"],
             "sources": source_digest(SOURCES),
         }
@@ -137,6 +139,7 @@ def build(
                 seeds,
                 checkpoint.sampling,
                 max_top_k,
+                smooth=options.smooth,
                 report=lambda image: progress(
                     f"golden run: image {image + 1} of {len(classes)} by the PyTorch reference"
                 ),
@@ -158,11 +161,12 @@ def build(
                 "form": options.form,
                 "target": options.target,
                 "max_top_k": max_top_k,
+                "smooth": options.smooth,
                 "sampling": asdict(checkpoint.sampling),
                 "labels": checkpoint.labels,
                 "build_key": build_key,
                 "golden_key": golden_key,
-                "graphs": graph_table(checkpoint.config, options.form, options.precision),
+                "graphs": graph_table(checkpoint.config, options.form, options.precision, smooth=options.smooth),
                 "constants": {name: asdict(tensor) for name, tensor in constants.items()},
                 "provenance": {
                     "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
@@ -188,15 +192,15 @@ def _write_graphs(
     with WeightFile(folder) as weights:
         for name in TRACED:
             progress(f"graph: {name}")
-            module = make_graph(name, reference, quantizer, precision, max_top_k)
-            traced[name] = trace(module, contract.GRAPHS[name], config, options.precision)
+            module = make_graph(name, reference, quantizer, precision, max_top_k, smooth=options.smooth)
+            traced[name] = trace(module, contract.GRAPHS[name], config, options.precision, smooth=options.smooth)
             del module
             weights.store(traced[name])
             gc.collect()
         constants = scale_constants(reference, quantizer)
         if "fused" in wanted:
             progress("graph: fused")
-            traced["fused"] = fuse(config, options.precision, traced, constants)
+            traced["fused"] = fuse(config, options.precision, traced, constants, smooth=options.smooth)
             weights.store(traced["fused"])
         stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
     for name in wanted:
@@ -216,12 +220,12 @@ def scale_constants(reference: Reference, quantizer: Quantizer) -> dict[str, NDA
 
 
 def make_graph(
-    name: str, reference: Reference, quantizer: Quantizer, precision: Precision, max_top_k: int
+    name: str, reference: Reference, quantizer: Quantizer, precision: Precision, max_top_k: int, *, smooth: bool = False
 ) -> nn.Module:
     """The module that is traced as one graph of `TRACED`."""
     makers: Mapping[str, Callable[[], nn.Module]] = {
         "cond": lambda: Cond(reference.var, precision),
-        "step": lambda: make_step(reference.var, quantizer, precision, max_top_k),
+        "step": lambda: make_step(reference.var, quantizer, precision, max_top_k, smooth=smooth),
         "decode": lambda: Decode(reference.vae, precision),
         "encode": lambda: Encode(reference.vae, quantizer, precision),
         "accumulate": lambda: Accumulate(quantizer),

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from engines.config import ModelConfig, SamplingDefaults
-from engines.uniforms import uniforms
+from engines.config import ModelConfig, SamplingDefaults, mixing
+from engines.uniforms import noise, uniforms
 from var_export.model.reference import Reference
+from var_export.model.sampling import mixture
 
 TOP = 256
 IMAGES = 4
@@ -36,12 +38,13 @@ def run_reference(
     sampling: SamplingDefaults,
     max_top_k: int,
     *,
+    smooth: bool = False,
     top: int = TOP,
     report: Callable[[int], None] = lambda image: None,
 ) -> dict[str, NDArray[Any]]:
-    """Draw with the reference, image by image, and keep what `engines.fidelity.GOLDEN_ARRAYS` lists.
+    """Draw with the reference, image by image, and keep what `engines.contract.GOLDEN_ARRAYS` lists.
 
-    `report` is called with the number of each image before it is drawn.
+    `smooth`: and what `SMOOTH_ARRAYS` does. `report` is called with the number of each image before it is drawn.
     """
     kept: dict[str, list[NDArray[Any]]] = {}
     settings = {
@@ -50,13 +53,20 @@ def run_reference(
         "top_k": np.int64(min(sampling.top_k, max_top_k)),
         "top_p": np.float32(sampling.top_p),
     }
+    T, V = reference.config.num_tokens, reference.config.vae.vocab_size
     for image, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
         report(image)
+        kept_by: dict[str, Any] = {
+            "temperature": torch.tensor([settings["temperature"]]),
+            "top_k": torch.tensor([settings["top_k"]]),
+            "top_p": torch.tensor([settings["top_p"]]),
+            "max_top_k": max_top_k,
+        }
         drawn = reference.generate(
             torch.tensor([label]),
-            torch.from_numpy(uniforms([seed], reference.config.num_tokens)),
-            **{name: torch.tensor([value]) for name, value in settings.items()},
-            max_top_k=max_top_k,
+            torch.from_numpy(uniforms([seed], T)),
+            cfg=torch.tensor([settings["cfg"]]),
+            **kept_by,
             keep_logits=True,
         )
         logits = torch.cat(drawn.logits, dim=1)
@@ -74,6 +84,21 @@ def run_reference(
             "log_sum_exp": logits.double().logsumexp(-1).numpy(),
             "encoded": reference.encode(drawn.image).numpy(),
         }
+        if smooth:
+            arrays |= _smoothed(reference, drawn.logits, torch.from_numpy(noise([seed], T, V)), kept_by)
         for name, array in arrays.items():
             kept.setdefault(name, []).append(array)
     return {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def _smoothed(
+    reference: Reference, logits: Sequence[Tensor], noise: Tensor, kept_by: dict[str, Any]
+) -> dict[str, NDArray[Any]]:
+    config = reference.config
+    parts = []
+    for scale, of_scale in enumerate(logits):
+        gain, tau = mixing(config, scale)
+        parts.append(mixture(of_scale, noise[:, config.scale_slice(scale)], gain=gain, tau=tau, **kept_by))
+    weights = torch.cat(parts, dim=1)
+    codebook = reference.vae.quantize.embedding.weight
+    return {"heaviest": weights.argmax(-1).numpy(), "mixed": (weights @ codebook).numpy()}

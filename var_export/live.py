@@ -72,7 +72,16 @@ def live_run(
     """What `engines.fidelity.verify` compares with, made now, with the logits of the whole vocabulary."""
     classes, seeds = fresh_requests(bundle.config, images, seed)
     top = min(bundle.config.vae.vocab_size, TOP)
-    return run_reference(reference, classes, seeds, bundle.sampling, bundle.max_top_k, top=top, report=report)
+    return run_reference(
+        reference,
+        classes,
+        seeds,
+        bundle.sampling,
+        bundle.max_top_k,
+        smooth=bundle.smooth,
+        top=top,
+        report=report,
+    )
 
 
 def draw_with(reference: Reference, bundle: Bundle, *, cfg: float) -> Draw:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from engines.cli.options import Options
     from engines.triton.client import RemotePipeline
 
+SAMPLING = ("cfg", "top_k", "top_p", "temperature", "smooth")
+"""Of a job's settings, those that `Pipeline.generate` takes."""
 NO_CLASS = -1  # of an image that was not drawn from a class
 
 
@@ -51,7 +53,7 @@ def generate(options: Options) -> None:
         classes = names.parse(options.classes)
         job = make_job(classes, seed=options.seed, count=options.count, settings=job_settings(options, bundle))
         target = target_of(options, bundle, job, class_naming(names))
-        sampling = {name: job.settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
+        sampling = {name: job.settings[name] for name in SAMPLING}
 
         def produce(items: Sequence[Item]) -> Made:
             of_items, seeds = [item.class_id for item in items], [item.seed for item in items]
@@ -170,17 +172,14 @@ def job_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     top_p = defaults.top_p if options.top_p is None else options.top_p
     temperature = defaults.temperature if options.temperature is None else options.temperature
     request = make_request(
-        bundle.config,
-        bundle.labels,
-        defaults,
-        bundle.max_top_k,
+        bundle,
         [0],
         seeds=0,
         cfg=cfg,
         temperature=temperature,
         top_k=options.top_k,
         top_p=top_p,
-        forced=None,
+        smooth=options.smooth,
     )
     return {
         **_runtime_settings(options, bundle),
@@ -189,6 +188,7 @@ def job_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
         "top_k": int(request.top_k[0]),
         "top_p": float(top_p),
         "temperature": float(temperature),
+        "smooth": options.smooth,
     }
 
 

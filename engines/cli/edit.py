@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cli.actions import job_settings, literal, names_of, open_bundle, sinks_of, target_of
+from engines.cli.actions import SAMPLING, job_settings, literal, names_of, open_bundle, sinks_of, target_of
 from engines.cli.execute import Execution, show
 from engines.cli.options import Options
 from engines.cli.outputs import Naming, class_naming
@@ -42,7 +42,7 @@ def edit(options: Options, path: Path) -> None:
     naming = Naming(single=f"{stem}-edited.png", many=f"{stem}-edited-{class_naming(names).many}", folder=Path("out"))
     side = max(width, height) if options.composite else config.image_size
     target = target_of(options, bundle, job, naming, side)
-    sampling = {name: settings[name] for name in ("cfg", "top_k", "top_p", "temperature")}
+    sampling = {name: settings[name] for name in SAMPLING}
     kept = kept_tokens(config, redrawn[None])
 
     @cache

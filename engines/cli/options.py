@@ -17,6 +17,7 @@ class Options:
     top_k: int | None
     top_p: float | None
     temperature: float | None
+    smooth: bool
     engine: Path | None
     url: str | None
     form: str | None

@@ -16,7 +16,7 @@ from engines.cli.options import Options
 _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
 _EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
-_SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "form", "preview", "save_tokens")
+_SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "smooth", "form", "preview", "save_tokens")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
     ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
@@ -71,6 +71,7 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--top-k", type=int, help="Draw each token from its K likeliest.")
 @click.option("--top-p", type=float, help="Draw each token from the likeliest that sum to P.")
 @click.option("--temperature", type=float, help="Of the token distribution.")
+@click.option("--smooth", is_flag=True, help="Mix codebook entries: softer pictures, from bundles built with --smooth.")
 @click.option(
     "--engine",
     type=_PATH,

@@ -26,6 +26,7 @@ ATTENTION = "attention"  # a product of two activations
 CONVOLUTION = "convolution"
 RESAMPLE = "resample"  # constant matrices between scales, float32
 PREFIX_SUM = "prefix-sum"  # triangular matrices of the sampler, float32
+MIXTURE = "mixture"  # codebook entries, weighed, where a bundle was built with smoothing; float32
 
 PHI_KERNEL = 3  # side of the phi convolutions (`models/quant.py`)
 
@@ -124,7 +125,15 @@ def next_tokens(config: ModelConfig, scale: int, form: str) -> int:
 
 
 def step_operations(
-    config: ModelConfig, precision: str, scale: int, *, images: int, rows: int, max_top_k: int, form: str = "stepwise"
+    config: ModelConfig,
+    precision: str,
+    scale: int,
+    *,
+    images: int,
+    rows: int,
+    max_top_k: int,
+    form: str = "stepwise",
+    smooth: bool = False,
 ) -> list[Operation]:
     """The `step` graph at one scale, or that scale inside the fused graph.
 
@@ -136,12 +145,14 @@ def step_operations(
         rows: N, twice B with guidance.
         max_top_k: longest sorted list of the sampler, as the bundle was built.
         form: `stepwise` or `fused`.
+        smooth: as the bundle was built; the graph mixes codebook entries then, whoever asked for it.
 
     """
     following = next_tokens(config, scale, form)
     return [
         *_blocks(config, precision, scale, rows),
         *_head_and_sampler(config, precision, images * config.scale_lengths[scale], max_top_k),
+        *([_mixture(config, images * config.scale_lengths[scale])] if smooth else []),
         *_quantizer(config, precision, images, config.scale_lengths[scale], following),
     ]
 
@@ -209,6 +220,20 @@ def _prefix_sum(name: str, tokens: int, length: int, held: int) -> list[Operatio
         )
 
     return [level("inside", tokens * side), level("across", tokens)]
+
+
+def _mixture(config: ModelConfig, tokens: int) -> Operation:
+    """Weights of all codebook entries @ the codebook, which the lookup of tokens has too."""
+    V, Z, size = config.vae.vocab_size, config.vae.z_channels, BYTES["fp32"]
+    return Operation(
+        name="mixture",
+        kind=MIXTURE,
+        dtype="fp32",
+        flops=2 * tokens * V * Z,
+        weight_bytes=V * Z * size,
+        read_bytes=tokens * V * size,
+        write_bytes=tokens * Z * size,
+    )
 
 
 def _quantizer(config: ModelConfig, precision: str, images: int, L: int, M: int) -> list[Operation]:

@@ -103,6 +103,7 @@ def memory(
     max_top_k: int,
     form: str,
     tokens_only: bool,
+    smooth: bool = False,
     quantisation: Quantisation = FLOATS,
     on_gpu: bool = True,
 ) -> Memory:
@@ -116,6 +117,7 @@ def memory(
         max_top_k: longest sorted list of the sampler.
         form: `stepwise` or `fused`.
         tokens_only: leave the decoder out.
+        smooth: as the bundle was built.
         quantisation: which layers are in INT8.
         on_gpu: add what a CUDA context and a plan take.
 
@@ -125,20 +127,22 @@ def memory(
     cond = quantisation.apply(cost.cond_operations(config, precision, 1))
     step = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
     steps = (
-        cost.step_operations(config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form)
+        cost.step_operations(
+            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
+        )
         for scale in range(config.num_scales)
     )
     # What the fused call keeps between its scales lies in buffers of the loop otherwise.
     kept = _modulation(config, rows) + _feature_map(config, images) if fused else 0
     cached = cache_bytes(config, precision, config.scale_offsets[-1], rows)
-    buffers: Callable[[ModelConfig, int, int, bool], int] = _fused_buffers if fused else _stepwise_buffers
+    buffers: Callable[[ModelConfig, int, int, bool, bool], int] = _fused_buffers if fused else _stepwise_buffers
     return Memory(
         transformer=step_weights(config, precision, max_top_k, quantisation),
         conditioning=cond_weights(config, precision, quantisation),
         decoder=cost.total_weights(decode) + decode_norm_bytes(config) if decode else 0,
-        scale_constants=constant_bytes(config),
+        scale_constants=constant_bytes(config, smooth=smooth),
         kv_cache=cached if fused else cached + _unread(config, precision, rows),
-        loop_buffers=buffers(config, images, rows, tokens_only),
+        loop_buffers=buffers(config, images, rows, tokens_only, smooth),
         step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
         decoder_activations=max((op.live_bytes for op in decode), default=0),
         by_way=weights_by_way([*cond, *step, *decode]),
@@ -168,14 +172,15 @@ def cond_weights(config: ModelConfig, precision: str, quantisation: Quantisation
     return products + (classes + start + offsets + head_offsets) * _FLOAT
 
 
-def constant_bytes(config: ModelConfig) -> int:
+def constant_bytes(config: ModelConfig, *, smooth: bool = False) -> int:
     """Bytes of `engines.loop.Constants`: enlargement of every scale; reduction and positions of all but the first."""
     shapes = contract.scale_constant_shapes(config)
     unused = ("down_0", "pos_0")
     stored = sum(math.prod(shape) for name, shape in shapes.items() if name not in unused) * _FLOAT
     nothing_follows = (config.latent_size**2 + config.transformer.width) * _FLOAT
     phis = config.num_scales * _LONG if num_phi(config) else 0
-    return stored + nothing_follows + phis
+    mixing = 2 * config.num_scales * _FLOAT if smooth else 0
+    return stored + nothing_follows + phis + mixing
 
 
 def _unread(config: ModelConfig, precision: str, rows: int) -> int:
@@ -192,7 +197,7 @@ def _feature_map(config: ModelConfig, images: int) -> int:
     return images * config.vae.z_channels * config.latent_size**2 * _FLOAT
 
 
-def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool) -> int:
+def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
     """`engines.loop.Workspace` without the cache, and what `cond` reads and writes for classes not drawn before."""
     per_image = (
         3 * config.vae.z_channels * config.latent_size**2 * _FLOAT  # zeros, and two feature maps in turns
@@ -201,6 +206,7 @@ def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: 
         + config.num_scales * _FLOAT  # guidance
         + 2 * _FLOAT + 3 * _LONG  # temperature, top_p; top_k, cond_row, uncond_row
         + (0 if tokens_only else 3 * config.image_size**2)
+        + (_smoothing(config) if smooth else 0)
     )  # fmt: skip
     inputs = (config.num_tokens + 1) * config.transformer.width * _FLOAT
     labels = images + (rows > images)  # one per image at most, and the unconditional one
@@ -209,8 +215,13 @@ def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: 
     return images * per_image + rows * (inputs + _LONG) + _modulation(config, rows) + cond
 
 
-def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool) -> int:
+def _smoothing(config: ModelConfig) -> int:
+    """Of one image: noise, mixed entries, and whether it is wanted."""
+    return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT + 1
+
+
+def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
     """`engines.loop.GraphWorkspace` of the fused graph."""
-    inputs, outputs = contract.resolve(contract.FUSED, config, "fp32")  # no tensor of it has the compute type
+    inputs, outputs = contract.resolve(contract.FUSED, config, "fp32", smooth=smooth)  # no cache among them
     tensors = [info for info in (*inputs, *outputs) if not (tokens_only and info.name == "image")]
     return tensor_bytes(tensors, {"B": images, "N": rows})

@@ -33,6 +33,8 @@ class Workload:
     images: int = 1
     guidance: bool = True
     max_top_k: int = MAX_TOP_K
+    smooth: bool = False
+    """Of a bundle that was built with smoothing."""
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
     level: int = 2
@@ -92,6 +94,7 @@ class Workload:
             rows=self.rows,
             max_top_k=self.max_top_k,
             form=self.form,
+            smooth=self.smooth,
             tokens_only=self.tokens_only,
         )
 
@@ -107,6 +110,7 @@ class Workload:
             "guidance": self.guidance,
             "rows": self.rows,
             "max_top_k": self.max_top_k,
+            "smooth": self.smooth,
             "tokens_only": self.tokens_only,
         }
 
@@ -173,6 +177,7 @@ class Plan:
                     images=load.images,
                     rows=load.rows,
                     max_top_k=load.max_top_k,
+                    smooth=load.smooth,
                     form=load.form,
                 ),
                 self.device,

@@ -113,11 +113,14 @@ def step_work(
     rows: int,
     max_top_k: int,
     form: str,
+    smooth: bool = False,
     quantisation: Quantisation = FLOATS,
 ) -> Work:
     """One scale: a call of `step`, or that part of the fused call."""
     operations = quantisation.apply(
-        cost.step_operations(config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form)
+        cost.step_operations(
+            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
+        )
     )
     read = {
         "weights": cost.total_weights(operations),
@@ -137,16 +140,18 @@ def step_work(
             "M": next_tokens(config, scale, form),
             "P": config.scale_offsets[scale],
         }
-        inputs, outputs = step_tensors(config)
+        inputs, outputs = step_tensors(config, smooth=smooth)
         read["inputs"], written["outputs"] = tensor_bytes(inputs, sizes), tensor_bytes(outputs, sizes)
         if last:  # all blocks write theirs to one place (`engines/loop.py`)
             written["cache"] //= config.transformer.depth
     return Work(f"scale {scale}", cost.total_flops(operations), read, written)
 
 
-def step_tensors(config: ModelConfig) -> tuple[list[contract.TensorInfo], list[contract.TensorInfo]]:
+def step_tensors(
+    config: ModelConfig, *, smooth: bool = False
+) -> tuple[list[contract.TensorInfo], list[contract.TensorInfo]]:
     """Inputs and outputs of `step` but for keys and values, and for the matrices that the operations count."""
-    inputs, outputs = contract.resolve(contract.STEP, config, "fp32")  # the others are of one type in any precision
+    inputs, outputs = contract.resolve(contract.STEP, config, "fp32", smooth=smooth)  # but for the cache, of one type
     counted = ("past_", "new_")
     return (
         [info for info in inputs if not info.name.startswith(counted) and info.name not in ("up", "down")],

@@ -13,7 +13,7 @@ import numpy as np
 from engines.backends.base import Array
 from engines.errors import BackendError, UsageError, VarExportError
 from engines.loop import Timings
-from engines.request import PerImage, make_request
+from engines.request import make_request
 from engines.results import Preview, Result
 from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.request import full_inputs
@@ -57,16 +57,13 @@ class RemotePipeline:
         classes: Sequence[int],
         *,
         seeds: Sequence[int],
-        cfg: PerImage = None,
-        temperature: PerImage = None,
-        top_k: PerImage = None,
-        top_p: PerImage = None,
+        **sampling: Any,
     ) -> Result:
         """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them."""
         parts = []
         for start in range(0, len(classes), self.max_batch):
             part = slice(start, start + self.max_batch)
-            inputs = self._inputs(classes[part], seeds[part], cfg, temperature, top_k, top_p)
+            inputs = self._inputs(classes[part], seeds[part], sampling)
             parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
         images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
         return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), Timings())
@@ -76,15 +73,12 @@ class RemotePipeline:
         classes: Sequence[int],
         *,
         seeds: Sequence[int],
-        cfg: PerImage = None,
-        temperature: PerImage = None,
-        top_k: PerImage = None,
-        top_p: PerImage = None,
+        **sampling: Any,
     ) -> Iterator[Preview]:
         """The images after each scale. Raises as `generate`, and for more images than the server takes at once."""
         if len(classes) > self.max_batch:
             raise UsageError(f"{len(classes)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
-        inputs = self._inputs(classes, seeds, cfg, temperature, top_k, top_p)
+        inputs = self._inputs(classes, seeds, sampling)
         arrived: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         self._client.start_stream(lambda result, error: arrived.put((result, error)))
         finished = False
@@ -118,30 +112,8 @@ class RemotePipeline:
     ) -> None:
         self.close()
 
-    def _inputs(
-        self,
-        classes: Sequence[int],
-        seeds: Sequence[int],
-        cfg: PerImage,
-        temperature: PerImage,
-        top_k: PerImage,
-        top_p: PerImage,
-    ) -> list[Any]:
-        bundle = self.bundle
-        request = make_request(
-            bundle.config,
-            bundle.labels,
-            bundle.sampling,
-            bundle.max_top_k,
-            classes,
-            seeds=seeds,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            forced=None,
-        )
-        return self._tensors(full_inputs(request))
+    def _inputs(self, classes: Sequence[int], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Any]:
+        return self._tensors(full_inputs(make_request(self.bundle, classes, seeds=seeds, **sampling)))
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []

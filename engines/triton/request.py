@@ -12,6 +12,8 @@ from engines.errors import UsageError
 from engines.request import Request, make_request
 
 Get = Callable[[str], Array | None]
+SAMPLING = ("cfg", "temperature", "top_k", "top_p", "smooth")
+"""Inputs with the names of `Request`'s fields."""
 
 
 def read_request(get: Get, bundle: Bundle) -> Request:
@@ -23,31 +25,16 @@ def read_request(get: Get, bundle: Bundle) -> Request:
 
     Raises `UsageError`.
     """
-    given = {name: _column(name, get(name)) for name in ("seed", "cfg", "temperature", "top_k", "top_p")}
+    given = {name: _column(name, get(name)) for name in ("seed", *SAMPLING)}
     classes = _classes(get)
     seed = given.pop("seed")
-    return make_request(
-        bundle.config,
-        bundle.labels,
-        bundle.sampling,
-        bundle.max_top_k,
-        classes,
-        seeds=np.zeros(len(classes), np.uint64) if seed is None else seed,
-        forced=None,
-        **given,
-    )
+    return make_request(bundle, classes, seeds=np.zeros(len(classes), np.uint64) if seed is None else seed, **given)
 
 
 def full_inputs(request: Request) -> dict[str, Array]:
     """Inputs (images, 1) that ask for the same and leave nothing to defaults."""
-    values = {
-        "class": request.classes,
-        "seed": request.seeds,
-        "cfg": request.cfg,
-        "temperature": request.temperature,
-        "top_k": request.top_k,
-        "top_p": request.top_p,
-    }
+    values = {"class": request.classes, "seed": request.seeds}
+    values |= {name: getattr(request, name) for name in SAMPLING}
     return {name: value[:, None] for name, value in values.items()}
 
 

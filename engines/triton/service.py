@@ -21,7 +21,7 @@ from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExpo
 from engines.pipeline import Pipeline
 from engines.request import Request
 from engines.results import Preview
-from engines.triton.request import read_preview_scales, read_request
+from engines.triton.request import SAMPLING, read_preview_scales, read_request
 from engines.triton.tensors import PREVIEW_SCALES
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class Service:
         requests = [member.request for member in members]
         joined: dict[str, Any] = {
             name: np.concatenate([getattr(request, name) for request in requests])
-            for name in ("classes", "seeds", "cfg", "temperature", "top_k", "top_p")
+            for name in ("classes", "seeds", *SAMPLING)
         }
         scales = [member.scales for member in members for _ in range(len(member.request))]
         for first, member in zip(np.cumsum([0, *map(len, requests)]), members, strict=False):

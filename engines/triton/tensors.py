@@ -27,6 +27,7 @@ INPUTS = (
     Tensor("temperature", "FP32", ("1",), "divides the logits"),
     Tensor("top_k", "INT64", ("1",), "most likely tokens kept; 0 keeps all"),
     Tensor("top_p", "FP32", ("1",), "probability mass kept; 0 keeps all"),
+    Tensor("smooth", "BOOL", ("1",), "mix codebook entries; of bundles built with smoothing"),
 )
 IMAGE = Tensor("image", "UINT8", ("R", "R", "3"), "RGB")
 OUTPUTS = (IMAGE, Tensor("tokens", "INT64", ("T",), "token maps of all scales, coarse to fine"))

@@ -40,7 +40,7 @@ class Emulation:
 
     def poison(self):
         """Spoil all memory but the constants, as another image would leave it."""
-        constants = self.trt.addresses("step", "up", "down", "pos_next", "phi_index")
+        constants = self.trt.addresses("step", "up", "down", "pos_next", "phi_index", "mixing")
         first_map = self.trt.addresses("step", "f_hat") - self.trt.addresses("step", "f_hat_out")
         self.cuda.poison(keep=constants | first_map)
 

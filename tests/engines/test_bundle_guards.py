@@ -197,7 +197,7 @@ NONSENSE = [
     (("sampling", "temperature"), 0), (("sampling", "temperature"), [1]), (("sampling", "heat"), 1),
     (("sampling",), None), (("sampling",), []),
     (("labels",), "abcde"), (("labels",), [1, 2, 3, 4, 5]), (("labels",), ["too", "few"]), (("labels",), {}),
-    (("labels",), 7),
+    (("labels",), 7), (("smooth",), "yes"), (("smooth",), 1), (("smooth",), None),
     (("model",), None), (("model", "patch_nums"), []), (("model", "patch_nums"), [3, 2, 1]),
     (("model", "patch_nums"), [1, 2, math.inf]), (("model", "patch_nums"), 4),
     (("model", "patch_nums"), [1, 2, 3, 4.5]), (("model", "patch_nums"), [1, 2, 3, 10**6]),

@@ -154,7 +154,7 @@ class Engine:
     """A pipeline whose logits are given."""
 
     config = CONFIG
-    bundle = SimpleNamespace(precision="fp32")
+    bundle = SimpleNamespace(smooth=False, precision="fp32")
 
     def __init__(self, golden, logits):
         self.golden, self.logits = golden, logits

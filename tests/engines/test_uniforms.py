@@ -4,15 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import UsageError
-from engines.uniforms import MAX_SEED, uniforms
+from engines.uniforms import MAX_SEED, noise, uniforms
 
 SEEDS = st.integers(0, MAX_SEED)
 WORD = 2**64
 
 
-def philox(key, counter):
+def philox(key, counter, second=0):
     """Four 64-bit words of Philox 4x64-10, after the paper (Salmon et al., SC'11)."""
-    keys, words = [key, 0], [counter, 0, 0, 0]
+    keys, words = [key, 0], [counter, second, 0, 0]
     for turn in range(10):
         if turn:
             keys = [(keys[0] + 0x9E3779B97F4A7C15) % WORD, (keys[1] + 0xBB67AE8584CAA73B) % WORD]
@@ -84,3 +84,42 @@ def test_no_seeds_give_an_empty_table():
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(UsageError, match=r"0 to 2\^64 - 1"):
         uniforms([0, seed], 3)
+
+
+# --- noise of smoothing ---------------------------------------------------------------------------------------------
+
+
+@given(SEEDS)
+def test_noise_is_philox_from_another_place(seed):
+    """Two numbers of each word, the lower half first; the last bit is set, which keeps 0 and 1 out."""
+    words = [word for block in range(1, 4) for word in philox(seed, block, 1)]
+    halves = [half for word in words for half in (word % 2**32, word >> 32)]
+    wanted = [((half >> 8) | 1) / 2**24 for half in halves]
+    assert noise([seed], 3, 5)[0].ravel().tolist() == wanted[:15]
+
+
+@given(st.lists(SEEDS, min_size=1, max_size=4), st.integers(0, 9), st.integers(1, 9))
+def test_noise_of_a_token_depends_on_seed_and_place_alone(seeds, tokens, vocabulary):
+    table = noise(seeds, tokens, vocabulary)
+    assert table.shape == (len(seeds), tokens, vocabulary)
+    assert table.dtype == np.float32
+    for row, seed in zip(table, seeds, strict=True):
+        np.testing.assert_array_equal(row, noise([seed], 12, vocabulary)[0, :tokens])
+
+
+def test_noise_is_uniform_and_its_gumbel_numbers_are_finite():
+    table = noise([7], 100, 4096)[0]
+    assert 0 < table.min() < 1e-5 < 1 - 1e-5 < table.max() < 1
+    counts, _ = np.histogram(table, bins=64, range=(0, 1))
+    assert abs(counts / table.size * 64 - 1).max() < 0.06
+    extremes = np.array([2**-24, 1 - 2**-24], np.float32)  # the ends of its range
+    assert np.isfinite(-np.log(-np.log(extremes))).all()
+    gumbel = -np.log(-np.log(table.astype(np.float64)))
+    assert gumbel.mean() == pytest.approx(0.5772, abs=0.01)
+    assert gumbel.std() == pytest.approx(np.pi / 6**0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
+def test_noise_of_no_seed_is_refused(seed):
+    with pytest.raises(UsageError, match="2\\^64"):
+        noise([seed], 1, 1)

@@ -54,7 +54,7 @@ TARGETS = ("onnxruntime", *PLAN_TARGETS)
 FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
 BUNDLES = Path("bundles")
-_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k")
+_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth")
 _OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -86,6 +86,7 @@ class BuildOptions:
     name: str | None
     out: Path | None
     max_top_k: int
+    smooth: bool
     threads: int | None
     force: bool
     as_json: bool
@@ -117,6 +118,7 @@ class BuildOptions:
 @click.option("--name", help="What to call the model. [default: from the checkpoint]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
 @click.option("--max-top-k", type=POSITIVE, default=900, show_default=True, help="Largest top-k that can be asked for.")
+@click.option("--smooth", is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
 @int8_options
 @plan_options
 @click.option("--no-plans", is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
@@ -218,9 +220,11 @@ def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, f
         default_cfg=options.default_cfg,
         name=options.name,
     )
-    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{_form_suffix(options.form)}"
+    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{_suffix(options.form, options.smooth)}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}"
-    settings = Options(precision=options.precision, form=options.form, max_top_k=options.max_top_k)
+    settings = Options(
+        precision=options.precision, form=options.form, max_top_k=options.max_top_k, smooth=options.smooth
+    )
     with _disk_errors(out), torch_threads(options.threads):
         return build(
             checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
@@ -238,15 +242,15 @@ def _build_int8(
         given = _build(plain, progress, interrupts, folder).bundle.path
     base = _opened(given, verify=True)
     target = "" if wishes.options.target == TARGETS[0] else f"-{wishes.options.target}"
-    out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_form_suffix(options.form)}"
+    out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
     with _disk_errors(out):
         return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
 
 
-def _form_suffix(form: str) -> str:
+def _suffix(form: str, smooth: bool) -> str:
     """Of a bundle's default name."""
-    return "" if form == FORMS[0] else f"-{form}"
+    return ("" if form == FORMS[0] else f"-{form}") + ("-smooth" if smooth else "")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ INT8 = "int8"
 RANGES = ("minmax", "percentile", "entropy", "mse")
 SAMPLES = 32
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-CALIBRATION_NAMES = ("ranges", "percentile", "smooth", "samples", "classes", "images", "calibration")
+CALIBRATION_NAMES = ("ranges", "percentile", "smoothquant", "samples", "classes", "images", "calibration")
 NAMES = ("level", "max_loss", "quantize", "keep", *CALIBRATION_NAMES)
 _CHOICE_OPTIONS = (
     click.option(
@@ -55,7 +55,11 @@ _CALIBRATION_OPTIONS = (
         help="Share of the values inside, for --ranges percentile.",
     ),
     click.option(
-        "--smooth", metavar="search|off|ALPHA", default="search", show_default=True, help="Move outliers into weights."
+        "--smoothquant",
+        metavar="search|off|ALPHA",
+        default="search",
+        show_default=True,
+        help="Move outliers into weights.",
     ),
     click.option("--samples", type=POSITIVE, default=SAMPLES, show_default=True, help="Images drawn to calibrate."),
     click.option("--classes", multiple=True, metavar="CLASS", help="To draw, as in var-run. [default: spread out]"),
@@ -79,7 +83,7 @@ class Wishes:
     """The options of quantisation, as given."""
 
     options: Int8Options
-    smooth: str | None
+    smoothquant: str | None
     samples: int
     classes: tuple[str, ...]
     images: Path | None
@@ -135,10 +139,10 @@ def calibration_wishes(context: click.Context, taken: Mapping[str, Any], options
     from calib.quantize import Ranges
 
     default = click.core.ParameterSource.DEFAULT
-    requested = ("smooth", "samples", "classes", "images")
+    requested = ("smoothquant", "samples", "classes", "images")
     return Wishes(
         options=replace(options, ranges=Ranges(method=taken["ranges"], percentile=taken["percentile"])),
-        smooth=_smoothing(taken["smooth"]),
+        smoothquant=_alpha(taken["smoothquant"]),
         samples=taken["samples"],
         classes=taken["classes"],
         images=taken["images"],
@@ -162,7 +166,7 @@ class CalibrationSource:
 
         classes = ClassNames(base.config.transformer.num_classes, base.labels).parse(wishes.classes)
         images = _images(wishes.images) if wishes.images else ()
-        self._requests = Requests.spread(base.config, wishes.samples, classes or None, images, wishes.smooth)
+        self._requests = Requests.spread(base.config, wishes.samples, classes or None, images, wishes.smoothquant)
         self.file = wishes.calibration or folder / f"{base.name}.calibration.json"
         self._base, self._threads, self._progress = base, threads, progress
         self._reuse_any = wishes.calibration is not None and not wishes.chosen
@@ -201,7 +205,7 @@ def quantized(
     )
 
 
-def _smoothing(text: str) -> str | None:
+def _alpha(text: str) -> str | None:
     if text == "off":
         return None
     if text == "search":
@@ -211,7 +215,7 @@ def _smoothing(text: str) -> str | None:
     except ValueError:
         alpha = -1
     if not 0 <= alpha <= 1:
-        raise UsageError(f"--smooth is search, off, or a number of 0 to 1, not {text!r}")
+        raise UsageError(f"--smoothquant is search, off, or a number of 0 to 1, not {text!r}")
     return str(alpha)
 
 

@@ -163,6 +163,7 @@ def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
     name = options.model
     if name is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
+    smooth = False
     precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", FORMS[0], MAX_TOP_K, SamplingDefaults()
     target, ways = "onnxruntime" if on_cpu else "tensorrt", None
     if name in models.NAMES and not Path(name).exists():
@@ -170,7 +171,7 @@ def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
     elif is_bundle_folder(Path(name)):
         bundle = Bundle.open(name, verify=False)
         config, precision, max_top_k, sampling = bundle.config, bundle.precision, bundle.max_top_k, bundle.sampling
-        form = bundle.forms[0]
+        form, smooth = bundle.forms[0], bundle.smooth
         if precision == INT8 and options.precision in (None, INT8) and options.level is None:
             target, ways = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
     else:
@@ -189,6 +190,7 @@ def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
         images=options.batch,
         guidance=guided and not options.no_guidance,
         max_top_k=max_top_k,
+        smooth=smooth,
         tokens_only=options.tokens_only,
     )
 

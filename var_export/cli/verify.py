@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from engines.bundle import Bundle
     from engines.config import ModelConfig
-    from engines.fidelity import Agreement, FusedReport, Report
+    from engines.fidelity import Agreement, FusedReport, Report, Smoothing
     from var_export.int8.attribution import Blame
 
 FRESH_SEED = 1000  # far from the golden run's seeds
@@ -195,6 +195,8 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport,
             "drawn freely": free,
             "image, tokens forced": quality(report.image_psnr, report.image_ssim),
         }
+    if report.smoothing is not None:
+        lines["smoothed"] = _smoothing_line(report.smoothing)
     for what, text in lines.items():
         show(f"{what + ':':<22}{text}", to_stdout=True)
     show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED", to_stdout=True)
@@ -204,6 +206,11 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport,
         show("\nwith the activations of some INT8 layers in float:\n", to_stdout=True)
         rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
         print_table(rows, ("layers", "figure", "is", "would be"))
+
+
+def _smoothing_line(smoothing: Smoothing) -> str:
+    alike = f"{smoothing.heaviest:.2%} of the heaviest entries alike"
+    return alike if smoothing.errors is None else f"{alike}, error of the mixed ones {smoothing.error:.1e}"
 
 
 _HEADERS = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")

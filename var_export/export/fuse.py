@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from engines import contract
-from engines.config import ModelConfig, num_phi, phi_index
+from engines.config import ModelConfig, mixing, num_phi, phi_index
 
 STITCHED = ("cond", "step", "decode")
 """What becomes part of the fused graph."""
@@ -123,6 +123,8 @@ def fuse(
     precision: str,
     graphs: Mapping[str, ir.Model],
     constants: Mapping[str, NDArray[np.float32]],
+    *,
+    smooth: bool = False,
 ) -> ir.Model:
     """Stitch `cond`, `step` and `decode` into one graph, which imports the operator sets that they import.
 
@@ -131,9 +133,10 @@ def fuse(
         precision: what is not quantised computes in.
         graphs: the three models, by name.
         constants: up_s, down_s and pos_s of each scale s.
+        smooth: whether `step` was traced with smoothing.
 
     """
-    specs, result = contract.resolve(contract.FUSED, config, precision)
+    specs, result = contract.resolve(contract.FUSED, config, precision, smooth=smooth)
     inputs = {
         info.name: ir.Value(
             name=info.name, type=ir.TensorType(ir.DataType.from_numpy(np.dtype(info.dtype))), shape=ir.Shape(info.shape)
@@ -163,7 +166,7 @@ def fuse(
             "f_hat": f_hat,
             **{
                 name: stitch.node("Slice", [inputs[name], *bounds, axis], f"{name}_{scale}")
-                for name in ("uniforms", "forced_tokens", "forced_mask")
+                for name in ("uniforms", "forced_tokens", "forced_mask", *(("noise",) if smooth else ()))
             },
             "guidance": stitch.node("Mul", [inputs["cfg"], ratio], f"guidance_{scale}"),
             "up": stitch.constant(f"up_{scale}", constants[f"up_{scale}"]),
@@ -172,6 +175,9 @@ def fuse(
         }
         if num_phi(config):
             given["phi_index"] = stitch.constant(f"phi_{scale}", np.array([phi_index(config, scale)]))
+        if smooth:
+            given["smooth"] = inputs["smooth"]
+            given["mixing"] = stitch.constant(f"mixing_{scale}", np.array(mixing(config, scale), np.float32))
         out = stitch.copy(step, f"scale{scale}", given, _scale_rules(stitch, scale, x, cache))
         x, f_hat = out["x_next"], out["f_hat_out"]
         for name, parts in maps.items():

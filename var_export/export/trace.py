@@ -30,12 +30,14 @@ class ExportError(VarExportError, RuntimeError):
     """PyTorch's exporter failed on a graph."""
 
 
-def trace(module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, precision: str) -> ir.Model:
+def trace(
+    module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
+) -> ir.Model:
     """Trace `module` as the graph `spec` and return it with its weights referenced, not copied.
 
     Raises `ExportError` where the traced graph does not have the contract's inputs and outputs.
     """
-    inputs, outputs = contract.resolve(spec, config, precision)
+    inputs, outputs = contract.resolve(spec, config, precision, smooth=smooth)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in _LIMITS.items()}
     kwargs: dict[str, Any] = {}
     shapes: dict[str, Any] = {}

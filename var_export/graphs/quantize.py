@@ -40,8 +40,16 @@ class Quantizer(nn.Module):
 
     def contribution(self, tokens: Tensor, up: Tensor, phi_index: Tensor | None) -> Tensor:
         """Tokens (B, L), up (S*S, L), phi_index (1,) -> what they add to f_hat, (B, Z, S, S)."""
+        return self.spread(self.lookup(tokens), up, phi_index)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) -> their codebook entries (B, L, Z)."""
+        return functional.embedding(tokens, self.codebook)
+
+    def spread(self, features: Tensor, up: Tensor, phi_index: Tensor | None) -> Tensor:
+        """Features (B, L, Z), up (S*S, L), phi_index (1,) -> what they add to f_hat, (B, Z, S, S)."""
         Z, S = self.config.vae.z_channels, self.config.latent_size
-        h = torch.matmul(up, functional.embedding(tokens, self.codebook)).transpose(1, 2).reshape(-1, Z, S, S)
+        h = torch.matmul(up, features).transpose(1, 2).reshape(-1, Z, S, S)
         if phi_index is None:
             return h
         mixed = functional.conv2d(h, self.phi_weight, self.phi_bias, padding=1).reshape(-1, self.count, Z * S * S)
@@ -50,7 +58,7 @@ class Quantizer(nn.Module):
     def fixed_contribution(self, tokens: Tensor, scale: int) -> Tensor:
         """`contribution` where the scale is known when tracing: its own phi alone."""
         Z, S = self.config.vae.z_channels, self.config.latent_size
-        h = functional.embedding(tokens, self.codebook)
+        h = self.lookup(tokens)
         if scale != self.config.num_scales - 1:
             h = torch.matmul(self.up[scale], h)
         h = h.transpose(1, 2).reshape(-1, Z, S, S)

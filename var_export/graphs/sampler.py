@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from var_export.graphs.precision import frozen
 
+LOWEST = torch.finfo(torch.float32).min
+
 
 class PrefixSum(nn.Module):
     """Inclusive running sum of (B, L, length) float32 along the last axis."""
@@ -49,11 +51,16 @@ class Sampler(nn.Module):
 
     def forward(self, logits: Tensor, uniforms: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
         """Logits (B, L, V), uniforms (B, L), the rest (B,) -> tokens int64 (B, L)."""
-        V = logits.shape[-1]
+        return self.draw(logits / temperature[:, None, None], uniforms, top_k, top_p)[0]
+
+    def draw(self, z: Tensor, uniforms: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits by temperature (B, L, V), uniforms (B, L), the rest (B,) -> tokens int64 (B, L), and the least z of
+        those that top-k and top-p keep (B, L, 1).
+        """
+        V = z.shape[-1]
         K, rank = self.listed, self.rank
-        temperature, top_k, top_p = temperature[:, None, None], top_k[:, None, None], top_p[:, None, None]
+        top_k, top_p = top_k[:, None, None], top_p[:, None, None]
         u = uniforms.unsqueeze(-1)
-        z = logits / temperature
         values, indices = torch.topk(z, K, dim=-1, sorted=True)
         top = values[..., :1]
 
@@ -69,4 +76,21 @@ class Sampler(nn.Module):
         whole = self.whole_sum((z - top).exp())
         anywhere = count(whole <= u * whole[..., -1:]).clamp_max(V - 1).long()
         everything = (top_k == 0) & ((top_p == 0) | (top_p >= 1))
-        return torch.where(everything.squeeze(-1), anywhere, listed)
+        least = torch.where(kept, values, top).amin(-1, keepdim=True)
+        return torch.where(everything.squeeze(-1), anywhere, listed), torch.where(everything, LOWEST, least)
+
+
+class Mixer(nn.Module):
+    """Gumbel-softmax of `model/sampling.py`: `mixture`."""
+
+    def __init__(self, codebook: Tensor) -> None:
+        super().__init__()
+        self.codebook = codebook
+
+    def forward(self, z: Tensor, least: Tensor, noise: Tensor, gain: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits by temperature and noise (B, L, V), least (B, L, 1), gain and tau (1,) -> features (B, L, Z), and the
+        entries that weigh most, int64 (B, L).
+        """
+        scores = (z * gain - (-noise.log()).log()) / tau
+        scores = torch.where(z < least, LOWEST, scores)
+        return torch.matmul(scores.softmax(-1), self.codebook), scores.argmax(-1)

@@ -7,17 +7,23 @@ from torch import Tensor, nn
 
 from var_export.graphs.precision import Precision
 from var_export.graphs.quantize import Quantizer
-from var_export.graphs.sampler import Sampler
+from var_export.graphs.sampler import Mixer, Sampler
 from var_export.graphs.transformer import Linear, Trunk
 from var_export.model.transformer import VAR
 
 
 class Step(nn.Module):
-    """One scale. The scale's constants are inputs, so that one set of weights serves all scales."""
+    """One scale. The scale's constants are inputs, so that one set of weights serves all scales.
 
-    def __init__(self, trunk: Trunk, sampler: Sampler, quantizer: Quantizer, word_embed: Linear) -> None:
+    With a mixer, codebook entries are mixed where `smooth` says so and no token is forced.
+    """
+
+    def __init__(
+        self, trunk: Trunk, sampler: Sampler, quantizer: Quantizer, word_embed: Linear, mixer: Mixer | None
+    ) -> None:
         super().__init__()
         self.trunk, self.sampler, self.quantizer, self.word_embed = trunk, sampler, quantizer, word_embed
+        self.mixer = mixer
 
     def forward(
         self,
@@ -37,20 +43,33 @@ class Step(nn.Module):
         image_row: Tensor,
         forced_tokens: Tensor,
         forced_mask: Tensor,
+        smooth: Tensor | None = None,
+        noise: Tensor | None = None,
         *,
         up: Tensor,
         down: Tensor,
         phi_index: Tensor | None = None,
+        mixing: Tensor | None = None,
         pos_next: Tensor,
     ) -> tuple[Tensor, ...]:
         """See `engines/contract.py`."""
         past = list(zip(past_k, past_v, strict=True))
         logits, new = self.trunk(x, adaln, head_adaln, past, guidance, cond_row, uncond_row)
-        drawn = self.sampler(logits, uniforms, temperature, top_k, top_p)
+        z = logits / temperature[:, None, None]
+        drawn, least = self.sampler.draw(z, uniforms, top_k, top_p)
+        mixed, seen = None, []
+        if self.mixer is not None:
+            assert smooth is not None and noise is not None and mixing is not None
+            mixed, heaviest = self.mixer(z, least, noise, *mixing.chunk(2))
+            seen.append(mixed)
+            drawn = torch.where(smooth[:, None], heaviest, drawn)
         tokens = torch.where(forced_mask, forced_tokens, drawn)
-        f_hat = f_hat + self.quantizer.contribution(tokens, up, phi_index)
+        features = self.quantizer.lookup(tokens)
+        if mixed is not None and smooth is not None:
+            features = torch.where((smooth[:, None] & ~forced_mask).unsqueeze(-1), mixed, features)
+        f_hat = f_hat + self.quantizer.spread(features, up, phi_index)
         x_next = embedded(self.word_embed, self.quantizer.reduce(f_hat, down), pos_next).index_select(0, image_row)
-        return tokens, drawn, f_hat, x_next, *(k for k, _ in new), *(v for _, v in new), logits
+        return tokens, drawn, f_hat, x_next, *(k for k, _ in new), *(v for _, v in new), logits, *seen
 
 
 def embedded(word_embed: Linear, features: Tensor, positions: Tensor) -> Tensor:
@@ -58,7 +77,8 @@ def embedded(word_embed: Linear, features: Tensor, positions: Tensor) -> Tensor:
     return Precision.high(word_embed(features)) + positions
 
 
-def make_step(var: VAR, quantizer: Quantizer, precision: Precision, max_top_k: int) -> Step:
-    """Assemble `Step` from the reference."""
+def make_step(var: VAR, quantizer: Quantizer, precision: Precision, max_top_k: int, *, smooth: bool) -> Step:
+    """Assemble `Step` from the reference; `smooth`: for bundles that can mix codebook entries."""
     word_embed = Linear(var.word_embed.weight, var.word_embed.bias, precision)
-    return Step(Trunk(var, precision), Sampler(max_top_k, var.config.vae.vocab_size), quantizer, word_embed)
+    mixer = Mixer(quantizer.codebook) if smooth else None
+    return Step(Trunk(var, precision), Sampler(max_top_k, var.config.vae.vocab_size), quantizer, word_embed, mixer)

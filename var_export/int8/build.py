@@ -134,7 +134,7 @@ def quantize_bundle(
             arrays = {name: base.constant(name) for name in base.constants}
             if "fused" in wanted:
                 progress("graph: fused", None)
-                models["fused"] = fuse(base.config, options.base_precision, models, arrays)
+                models["fused"] = fuse(base.config, options.base_precision, models, arrays, smooth=base.smooth)
                 weights.store(models["fused"])
             constants = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in arrays.items()}
         for graph in wanted:
@@ -142,16 +142,16 @@ def quantize_bundle(
             onnx.checker.check_model(str(writer.folder / f"{graph}.onnx"))
         models.clear()
         known = read_manifest(base.path)
-        kept = ("schema", "contract", "name", "model", "max_top_k", "sampling", "labels", "golden_key")
+        kept = ("schema", "contract", "name", "model", "max_top_k", "smooth", "sampling", "labels", "golden_key")
         counts = {way: sum(chosen == way for chosen in ways.values()) for way in policy.METHODS}
         writer.seal(
             {
-                **{name: known[name] for name in kept},
+                **{name: known[name] for name in kept if name in known},
                 "precision": contract.INT8,
                 "form": options.form,
                 "target": options.target,
                 "build_key": build_key,
-                "graphs": graph_table(base.config, options.form, options.base_precision),
+                "graphs": graph_table(base.config, options.form, options.base_precision, smooth=base.smooth),
                 "constants": {name: asdict(tensor) for name, tensor in constants.items()},
                 "provenance": {
                     **base.provenance,

@@ -67,8 +67,12 @@ class MultiScaleQuantizer(nn.Module):
 
     def contribution(self, tokens: Tensor, scale: int) -> Tensor:
         """Tokens int64 (B, L) of one scale -> what they add to f_hat, (B, Z, S, S)."""
+        return self.spread(self.embedding(tokens), scale)
+
+    def spread(self, features: Tensor, scale: int) -> Tensor:
+        """Features (B, L, Z) of one scale -> what they add to f_hat, (B, Z, S, S)."""
         side, size = self.config.patch_nums[scale], self.config.latent_size
-        h: Tensor = self.embedding(tokens).transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+        h = features.transpose(1, 2).reshape(features.shape[0], -1, side, side)
         if scale != self.config.num_scales - 1:
             h = functional.interpolate(h, size=(size, size), mode="bicubic")
         phis = self.phis()

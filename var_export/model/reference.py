@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engines.config import ModelConfig
+from engines.config import ModelConfig, mixing
 from engines.errors import CheckpointError
-from var_export.model.sampling import sample
+from var_export.model.sampling import mixture, sample
 from var_export.model.transformer import KV, VAR
 from var_export.model.vqvae import VQVAE
 
@@ -27,7 +28,7 @@ class Drawn:
     """One run of the reference."""
 
     tokens: Tensor
-    """int64 (B, sum L)."""
+    """int64 (B, sum L); of a smoothed image, the entries that weigh most."""
     f_hat: Tensor
     """float32 (B, Z, S, S)."""
     image: Tensor
@@ -90,6 +91,7 @@ class Reference:
         max_top_k: int,
         forced: Tensor | None = None,
         forced_mask: Tensor | None = None,
+        noise: Tensor | None = None,
         keep_logits: bool = False,
     ) -> Drawn:
         """Draw images.
@@ -104,6 +106,7 @@ class Reference:
             max_top_k: longest sorted list of the sampler.
             forced: int64 (B, sum L), tokens to take instead of the drawn ones.
             forced_mask: bool (B, sum L), where to take them; everywhere by default.
+            noise: float32 (B, sum L, V) in (0, 1): smooths all images, by mixing codebook entries where none is forced.
             keep_logits: keep the guided logits of every scale.
 
         """
@@ -115,7 +118,8 @@ class Reference:
         f_hat = torch.zeros(B, config.vae.z_channels, config.latent_size, config.latent_size, device=labels.device)
         past: list[KV] | None = None
         tokens: list[Tensor] = []
-        kept: list[Tensor] = []
+        kept_logits: list[Tensor] = []
+        codebook = self.vae.quantize.embedding.weight
         for scale in range(config.num_scales):
             here = config.scale_slice(scale)
             logits, past = self.var(x, cond, past)
@@ -123,18 +127,25 @@ class Reference:
                 t = (cfg * scale / (config.num_scales - 1)).view(B, 1, 1)
                 logits = (1 + t) * logits[:B] - t * logits[B:]
             if keep_logits:
-                kept.append(logits)
-            drawn = self.sample(
-                logits, uniforms[:, here], temperature=temperature, top_k=top_k, top_p=top_p, max_top_k=max_top_k
-            )
+                kept_logits.append(logits)
+            kept: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_top_k": max_top_k}
+            if noise is None:
+                drawn = self.sample(logits, uniforms[:, here], **kept)
+                features = codebook[drawn]
+            else:
+                gain, tau = mixing(config, scale)
+                weights = mixture(logits, noise[:, here], gain=gain, tau=tau, **kept)
+                drawn, features = weights.argmax(-1), weights @ codebook
             if forced is not None:
-                drawn = forced[:, here] if forced_mask is None else drawn.where(~forced_mask[:, here], forced[:, here])
+                where = torch.ones_like(drawn, dtype=torch.bool) if forced_mask is None else forced_mask[:, here]
+                drawn = drawn.where(~where, forced[:, here])
+                features = features.where(~where.unsqueeze(-1), codebook[drawn])
             tokens.append(drawn)
-            f_hat = f_hat + self.vae.quantize.contribution(drawn, scale)
+            f_hat = f_hat + self.vae.quantize.spread(features, scale)
             if scale + 1 < config.num_scales:
                 x = self.var.next_input(self.vae.quantize.next_input(f_hat, scale), scale + 1)
                 x = x.repeat(2, 1, 1) if guided else x
-        return Drawn(torch.cat(tokens, dim=1), f_hat, self.vae.decode(f_hat), kept)
+        return Drawn(torch.cat(tokens, dim=1), f_hat, self.vae.decode(f_hat), kept_logits)
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

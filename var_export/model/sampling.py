@@ -35,10 +35,59 @@ def sample(
     return torch.stack(rows)
 
 
-def _sample_image(logits: Tensor, uniforms: Tensor, top_k: int, top_p: float, max_top_k: int) -> Tensor:
+def mixture(
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    gain: float,
+    tau: float,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    max_top_k: int,
+) -> Tensor:
+    """How much each entry of the codebook weighs where entries are mixed: Gumbel-softmax, `more_smooth` of the official
+    code, over what top-k and top-p keep.
+
+    As there, an entry as likely as the last one that is kept is kept too.
+
+    Args:
+        logits: (B, L, V) float32.
+        noise: (B, L, V) float32 in (0, 1).
+        gain: factor of the logits at this scale.
+        tau: temperature of the softmax at this scale.
+        temperature: (B,), as `sample`; so are top_k, top_p and max_top_k.
+        top_k: (B,).
+        top_p: (B,).
+        max_top_k: length of the sorted list.
+
+    Returns:
+        (B, L, V) float32, sums of 1.
+
+    """
+    rows = []
+    for b in range(logits.shape[0]):
+        z = logits[b] / temperature[b]
+        values, _, probabilities = _kept(z, int(top_k[b]), float(top_p[b]), max_top_k)
+        least = values.masked_fill(probabilities == 0, torch.inf).amin(-1, keepdim=True)
+        scores = (z * gain - (-noise[b].log()).log()) / tau
+        rows.append(scores.masked_fill(z < least, -torch.inf).softmax(-1))
+    return torch.stack(rows)
+
+
+def _sample_image(z: Tensor, uniforms: Tensor, top_k: int, top_p: float, max_top_k: int) -> Tensor:
+    _, indices, probabilities = _kept(z, top_k, top_p, max_top_k)
+    return indices.gather(1, _inverse_cdf(probabilities, uniforms).unsqueeze(1)).squeeze(1)
+
+
+def _kept(z: Tensor, top_k: int, top_p: float, max_top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What top-k and top-p keep of (L, V): values, indices, and unnormalised probabilities that are 0 for the others.
+
+    Each is (L, K), likeliest first; in the order of the vocabulary where all of it is kept.
+    """
     if top_k == 0 and top_p in (0, 1):
-        return _inverse_cdf(logits.softmax(-1), uniforms)
-    values, indices = logits.sort(dim=-1, descending=True, stable=True)
+        return z, torch.arange(z.shape[-1], device=z.device).expand_as(z), z.softmax(-1)
+    values, indices = z.sort(dim=-1, descending=True, stable=True)
     kept = min(top_k or max_top_k, max_top_k)
     probabilities = values[:, :kept].softmax(-1)
     if 0 < top_p < 1:
@@ -46,7 +95,7 @@ def _sample_image(logits: Tensor, uniforms: Tensor, top_k: int, top_p: float, ma
         nucleus = before < top_p
         nucleus[:, 0] = True
         probabilities = probabilities * nucleus
-    return indices.gather(1, _inverse_cdf(probabilities, uniforms).unsqueeze(1)).squeeze(1)
+    return values[:, :kept], indices, probabilities
 
 
 def _inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:

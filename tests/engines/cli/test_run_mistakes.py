@@ -70,6 +70,8 @@ def test_options_that_exclude_each_other(call, pipeline, args):
         ("--class 0 --top-p 2", "top_p"),
         ("--class 0 --top-k -1", "top_k"),
         ("--class 0 --top-k 65", "top_k"),
+        ("--class 0 --smooth", "fake-fp32 was built without smoothing"),
+        ("--list-classes --smooth", "cannot be combined"),
         ("--class 0 --form sideways", "--form"),
         ("--class 0 --colour red", "--colour"),
         ("--class 0 extra", "extra"),

@@ -37,6 +37,7 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         form=form,
         target="onnxruntime",
         max_top_k=64,
+        smooth=False,
         sampling=SamplingDefaults(cfg=1.0, top_k=20, top_p=0.5),
         labels=labels,
         build_key=build_key,
@@ -74,7 +75,9 @@ class FakePipeline:
         cls.loads.append(pipeline)
         return pipeline
 
-    def generate(self, classes, *, seeds=0, cfg=None, temperature=None, top_k=None, top_p=None, forced=None):
+    def generate(
+        self, classes, *, seeds=0, cfg=None, temperature=None, top_k=None, top_p=None, smooth=False, forced=None
+    ):
         time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
         assert len(classes) <= self.options["max_batch"]
         for pair in zip(classes, seeds, strict=True):

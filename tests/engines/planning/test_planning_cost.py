@@ -1,7 +1,8 @@
 """The closed form of `engines/planning` against exported graphs: every product, node by node."""
 
 import pytest
-from graph_costs import Counter, count, load, planned
+from graph_costs import Counter, count, planned
+from graph_costs import load as load_graph
 from support import architectures, built_tiny, need_torch, tiny_config, tiny_reference
 
 from engines.bundle import DEMO_BUNDLE, Bundle
@@ -11,6 +12,7 @@ from engines.planning import cost
 from engines.planning.cost import cond_operations, next_tokens, step_operations
 from engines.planning.decoder import decode_operations
 from engines.planning.memory import cond_weights, decode_norm_bytes, step_weights
+from tests.bundles import shared_bundle
 
 BATCHES = ((1, 1), (1, 2), (3, 4), (2, 4))  # B, N: without guidance, with, mixed
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -112,12 +114,28 @@ def test_weights_of_random_models(traced):
     check_weights(*traced, repeated)
 
 
+@pytest.mark.parametrize("form", ["stepwise", "fused"])
+def test_mixing_codebook_entries_is_counted(form, tmp_path_factory):
+    bundle = Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory), verify=False)
+    config, images, rows = bundle.config, 2, 3
+    load = {"images": images, "rows": rows, "max_top_k": bundle.max_top_k, "form": form, "smooth": True}
+    scales = [step_operations(config, "fp32", scale, **load) for scale in range(config.num_scales)]
+    if form == "stepwise":
+        for scale, operations in enumerate(scales):
+            found = count(bundle.graph_path("step"), **sizes_of(config, scale, images, rows))
+            assert found.products() == planned(operations), f"scale {scale}"
+        return
+    fused = Counter(load_graph(bundle.graph_path("fused"), B=images, N=rows))
+    operations = cond_operations(config, "fp32", rows) + decode_operations(config, "fp32", images)
+    assert fused.products() == planned([*operations, *(op for scale in scales for op in scale)])
+
+
 @pytest.mark.slow
 def test_fused_does_the_same_work_with_the_weights_once(tmp_path_factory):
     """Its products are those of all scales, less what the last scale would prepare; its weights are stored once."""
     bundle = Bundle.open(built_tiny(tmp_path_factory), verify=False)
     config, precision, images, rows = bundle.config, bundle.precision, 2, 3
-    fused = Counter(load(bundle.graph_path("fused"), B=images, N=rows))
+    fused = Counter(load_graph(bundle.graph_path("fused"), B=images, N=rows))
     operations = cond_operations(config, precision, rows)
     for scale in range(config.num_scales):
         operations += step_operations(
@@ -125,7 +143,7 @@ def test_fused_does_the_same_work_with_the_weights_once(tmp_path_factory):
         )
     operations += decode_operations(config, precision, images)
     assert fused.products() == planned(operations)
-    stepwise = Counter(load(bundle.graph_path("step"), B=1, N=1, L=4, P=1, M=9)).constant_bytes(at_least=64)
+    stepwise = Counter(load_graph(bundle.graph_path("step"), B=1, N=1, L=4, P=1, M=9)).constant_bytes(at_least=64)
     stored = fused.constant_bytes(at_least=64)
     for name, size in stepwise.items():
         assert stored[f"step.{name}"] == size

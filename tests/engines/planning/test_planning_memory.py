@@ -12,6 +12,7 @@ from engines.planning.memory import CONTEXT_BYTES, PLAN_OVERHEAD, memory
 from engines.planning.models import official
 from engines.planning.plan import MAX_BATCH, Plan, Workload
 from engines.planning.roofline import step_work
+from tests.bundles import shared_bundle
 
 SHAPES = ((1, 1), (1, 2), (3, 4), (5, 10))
 
@@ -22,14 +23,16 @@ def allocated(backend):
 
 def estimate(bundle, shape, form="stepwise", **more):
     images, rows = shape
-    options = {"max_top_k": bundle.max_top_k, "tokens_only": False} | more
+    options = {"max_top_k": bundle.max_top_k, "tokens_only": False, "smooth": bundle.smooth} | more
     return memory(bundle.config, bundle.precision, images=images, rows=rows, form=form, **options)
 
 
-@pytest.fixture(params=["demo_fp16", "tiny"])
+@pytest.fixture(params=["demo_fp16", "tiny", "tiny-smooth"])
 def bundle(request, tmp_path_factory):
     if request.param == "tiny":
         return Bundle.open(built_tiny(tmp_path_factory), verify=False)
+    if request.param == "tiny-smooth":
+        return Bundle.open(shared_bundle(request.param, tmp_path_factory), verify=False)
     return Bundle.open(request.getfixturevalue(f"{request.param}_bundle"), verify=False)
 
 
@@ -37,10 +40,12 @@ def stepwise(bundle, shape):
     """The workspace of the loop for this shape, its backend, and the bytes of the constants."""
     backend = RecordingBackend()
     engines = {name: backend.open(bundle, name) for name in ("step", "decode")}
-    constants = Constants(backend, bundle.config, {name: bundle.constant(name) for name in bundle.constants})
+    arrays = {name: bundle.constant(name) for name in bundle.constants}
+    constants = Constants(backend, bundle.config, arrays, smooth=bundle.smooth)
     constant_bytes = allocated(backend)
     backend.log.clear()
-    return Workspace(backend, bundle.config, bundle.precision, engines, constants, shape), backend, constant_bytes
+    workspace = Workspace(backend, bundle.config, bundle.precision, engines, constants, shape, smooth=bundle.smooth)
+    return workspace, backend, constant_bytes
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,6 +82,7 @@ def test_bytes_that_a_step_moves_are_those_of_its_buffers(bundle, shape):
             rows=rows,
             max_top_k=bundle.max_top_k,
             form="stepwise",
+            smooth=bundle.smooth,
         )
         inputs = {b.address: b.array.nbytes for b in call.inputs.values() if b.array.nbytes}
         outputs = {b.address: b.array.nbytes for b in call.outputs.values()}
@@ -86,8 +92,9 @@ def test_bytes_that_a_step_moves_are_those_of_its_buffers(bundle, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fused_buffers(tmp_path_factory, shape):
-    bundle = Bundle.open(built_tiny(tmp_path_factory), verify=False)
+@pytest.mark.parametrize("name", ["tiny-fp32", "tiny-smooth"])
+def test_fused_buffers(tmp_path_factory, name, shape):
+    bundle = Bundle.open(shared_bundle(name, tmp_path_factory), verify=False)
     backend = RecordingBackend()
     GraphWorkspace(backend, backend.open(bundle, "fused"), shape)
     assert estimate(bundle, shape, "fused").loop_buffers == allocated(backend)
@@ -96,7 +103,8 @@ def test_fused_buffers(tmp_path_factory, shape):
 def test_no_tensor_of_the_fused_graph_has_the_type_of_the_cache():
     """`loop_buffers` relies on it."""
     config = official("d16")
-    assert resolve(FUSED, config, "fp32") == resolve(GRAPHS["fused"], config, "fp16")
+    for smooth in (False, True):
+        assert resolve(FUSED, config, "fp32", smooth=smooth) == resolve(GRAPHS["fused"], config, "fp16", smooth=smooth)
 
 
 def test_parts_add_up():

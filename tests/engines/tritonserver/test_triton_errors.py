@@ -30,6 +30,7 @@ REFUSED = [
     ({"class_": 88, "top_k": 901}, "top_k 901 is more than the 900"),
     ({"class_": 88, "top_k": -1}, "top_k must be 0 or more"),
     ({"class_": 88, "top_p": 1.5}, "top_p must lie in 0 to 1"),
+    ({"class_": 88, "smooth": True}, "built without smoothing"),
     ({"class_": [88, 999]}, "class 999 is out of range"),
 ]
 

@@ -195,10 +195,7 @@ def test_onnxruntime_gets_the_fused_graph(both, tmp_path):
         }
         for entry, node in zip(entries, nodes, strict=True):
             assert list(entry.dims) == [size if isinstance(size, int) else -1 for size in node.shape], entry.name
-    request = make_request(
-        both.config, both.labels, both.sampling, both.max_top_k, [88, 3],
-        seeds=[1, 2], cfg=[2.0, 0.0], temperature=None, top_k=None, top_p=None, forced=None,
-    )  # fmt: skip
+    request = make_request(both, [88, 3], seeds=[1, 2], cfg=[2.0, 0.0])
     tokens = session.run(["tokens"], fused_inputs(request.batch(both.config, slice(None))))[0]
     with Pipeline.load(both.path) as pipeline:
         wanted = pipeline.generate([88, 3], seeds=[1, 2], cfg=[2.0, 0.0])

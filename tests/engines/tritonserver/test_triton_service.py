@@ -19,7 +19,7 @@ class Asked:
     """A request; `gone_after` scales its client has gone."""
 
     def __init__(self, *, gone_after=None, preview_scales=None, **given):
-        types = {"label": object, "seed": np.uint64, "class": np.int64, "top_k": np.int64}
+        types = {"label": object, "seed": np.uint64, "class": np.int64, "top_k": np.int64, "smooth": np.bool_}
         self.given = {
             name.rstrip("_"): np.array(
                 [[value] for value in np.atleast_1d(values)], types.get(name.rstrip("_"), np.float32)
@@ -80,6 +80,25 @@ def test_every_request_gets_one_end(service):
     with Pipeline.load(DEMO_BUNDLE, threads=1) as alone:
         np.testing.assert_array_equal(batch[0].sent[-1]["tokens"], alone.generate(88, seeds=1).tokens)
         np.testing.assert_array_equal(batch[5].sent[-1]["tokens"], alone.generate([4, 5], seeds=[0, 0]).tokens)
+
+
+def test_smoothed_and_drawn_images_share_a_batch(demo_smooth_bundle, monkeypatch):
+    monkeypatch.setattr("engines.triton.service.JOIN_SECONDS", 0)
+    service = Service.load(demo_smooth_bundle, lambda name, labels, value: None, max_batch=8, threads=1)
+    batch = [
+        Asked(class_=88, seed=1, smooth=True, preview_scales="none"),
+        Asked(class_=88, seed=1, preview_scales="none"),
+        Asked(class_=[4, 5], smooth=[False, True], preview_scales="none"),
+    ]
+    service.run(batch)
+    service.close()
+    assert [asked.error for asked in batch] == [None] * 3
+    with Pipeline.load(demo_smooth_bundle, threads=1) as alone:
+        wanted = [alone.generate(88, seeds=1, smooth=True), alone.generate(88, seeds=1)]
+        wanted.append(alone.generate([4, 5], seeds=[0, 0], smooth=[False, True]))
+    for asked, images in zip(batch, wanted, strict=True):
+        np.testing.assert_array_equal(asked.sent[-1]["tokens"], images.tokens)
+        np.testing.assert_allclose(asked.sent[-1]["image"].astype(int), images.images.astype(int), atol=1)
 
 
 def test_the_batch_stops_when_all_have_gone(service, counted):
@@ -187,7 +206,7 @@ def test_what_is_handed_on_leaves_nothing_to_defaults(flags, tmp_path):
     assert {name: (value.shape, value.dtype.name, value.item()) for name, value in inputs.items()} == {
         "class": ((1, 1), "int64", 88), "seed": ((1, 1), "uint64", 2**64 - 1), "cfg": ((1, 1), "float32", 1.0),
         "temperature": ((1, 1), "float32", 1.0), "top_k": ((1, 1), "int64", 20),
-        "top_p": ((1, 1), "float32", pytest.approx(0.4)),
+        "top_p": ((1, 1), "float32", pytest.approx(0.4)), "smooth": ((1, 1), "bool", False),
     }  # fmt: skip
     assert parameters["preview_scales"] == "none"
     hands.close()

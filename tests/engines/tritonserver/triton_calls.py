@@ -15,6 +15,7 @@ TYPES = {
     "temperature": ("FP32", np.float32),
     "top_k": ("INT64", np.int64),
     "top_p": ("FP32", np.float32),
+    "smooth": ("BOOL", np.bool_),
 }
 
 

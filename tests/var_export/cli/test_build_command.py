@@ -129,6 +129,26 @@ def test_a_failed_check_is_exit_code_1(call, fake_build):
     assert err.splitlines()[-1] == "Error: the exported stepwise engines miss the reference: KL"
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ((), "var-emoji-demo-fp16"),
+        (("--smooth",), "var-emoji-demo-fp16-smooth"),
+        (("--smooth", "--form", "both"), "var-emoji-demo-fp16-both-smooth"),
+    ],
+)
+def test_the_default_name_says_what_is_special(call, fake_build, options, name):
+    assert call("build", *options)[0] == 0
+    seen = fake_build.seen[0]
+    assert seen.out == Path("bundles") / name
+    assert seen.options.smooth == bool(options)
+
+
+def test_a_bundle_cannot_be_made_to_mix(call, tiny_build):
+    code, _, err = call("build", str(tiny_build.path), "--precision", "int8", "--smooth")
+    assert (code, err) == (2, f"Error: --smooth is for checkpoints; {tiny_build.path} is a bundle\n")
+
+
 def test_a_full_disk_is_one_line(call, fake_build):
     def fill():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

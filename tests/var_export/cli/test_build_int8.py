@@ -114,7 +114,7 @@ def test_needs_no_torch(tiny_build, tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "var_export.build", None)
     monkeypatch.setitem(sys.modules, "var_export.model.reference", None)
-    args = arguments(tiny_build.path, tmp_path / "out", *FAST, "--smooth", "off")
+    args = arguments(tiny_build.path, tmp_path / "out", *FAST, "--smoothquant", "off")
     assert main([str(argument) for argument in args]) == 0
 
 
@@ -209,7 +209,7 @@ def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_dr
         ("--keep", "*"),
         ("--ranges", "mse"),
         ("--percentile", "99"),
-        ("--smooth", "off"),
+        ("--smoothquant", "off"),
         ("--samples", "32"),
         ("--classes", "0-3"),
         ("--images", "."),
@@ -225,8 +225,8 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tm
     out = tmp_path / "out"
     base = tiny_build.path
     for more, words in {
-        ("--smooth", "much"): ("--smooth",),
-        ("--smooth", "1.5"): ("--smooth",),
+        ("--smoothquant", "much"): ("--smoothquant",),
+        ("--smoothquant", "1.5"): ("--smoothquant",),
         ("--classes", "3"): ("class 3 alone",),
         ("--classes", "77"): ("77",),
         ("--images", tmp_path): ("no pictures",),

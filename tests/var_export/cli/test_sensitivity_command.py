@@ -77,7 +77,7 @@ def test_draws_the_table(call, base, suffix):
     [
         (("--plot", "table.txt"), (".png", "table.txt")),
         (("--target", "tensorrt"), ("fp16", "fp32")),
-        (("--smooth", "2"), ("--smooth",)),
+        (("--smoothquant", "2"), ("--smoothquant",)),
         (("--classes", "nobody"), ("nobody",)),
     ],
 )

@@ -15,8 +15,8 @@ from support import tiny_config
 from engines.contract import GraphSpec, TensorSpec
 from engines.uniforms import uniforms
 from var_export.export.trace import trace
-from var_export.graphs.sampler import Sampler
-from var_export.model.sampling import sample
+from var_export.graphs.sampler import Mixer, Sampler
+from var_export.model.sampling import mixture, sample
 
 EDGE = 1e-5  # of the cumulative probability: what float32 sums may be off by
 LAST = np.float32(1 - 2**-24)  # the largest uniform number
@@ -298,3 +298,69 @@ def test_a_list_longer_than_the_vocabulary_is_the_vocabulary():
     u = (torch.arange(64).float()[None] + 0.5) / 64
     drawn = sampler(logits, u, torch.ones(1), torch.tensor([0]), torch.tensor([0.9999]))
     assert len(set(drawn[0].tolist())) >= 63
+
+
+# --- smoothing --------------------------------------------------------------------------------------------------------
+
+
+def mix_traced(logits, noise, gain, tau, temperature, top_k, top_p, listed):
+    """As the step graph computes it, with a codebook that shows the weights."""
+    V = logits.shape[-1]
+    z = torch.from_numpy(logits) / torch.tensor(temperature)[:, None, None]
+    _, least = Sampler(listed, V).draw(z, torch.zeros(z.shape[:2]), torch.tensor(top_k), torch.tensor(top_p))
+    weights, heaviest = Mixer(torch.eye(V))(
+        z, least, torch.from_numpy(noise), torch.tensor([gain]), torch.tensor([tau])
+    )
+    np.testing.assert_array_equal(heaviest, weights.argmax(-1))
+    return weights.numpy()
+
+
+def mix_reference(logits, noise, gain, tau, temperature, top_k, top_p, listed):
+    return mixture(
+        torch.from_numpy(logits),
+        torch.from_numpy(noise),
+        gain=gain,
+        tau=tau,
+        temperature=torch.tensor(temperature),
+        top_k=torch.tensor(top_k),
+        top_p=torch.tensor(top_p),
+        max_top_k=listed,
+    ).numpy()
+
+
+@hypothesis_settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    size=st.sampled_from(SIZES),
+    top_k=st.sampled_from([0, 1, 3, 11]),
+    top_p=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    ratio=st.sampled_from([0.0, 0.4, 1.0]),
+)
+@pytest.mark.parametrize("mix", [mix_traced, mix_reference])
+def test_a_mixture_is_the_gumbel_softmax_of_what_is_kept(mix, seed, size, top_k, top_p, temperature, ratio):
+    """As `gumbel_softmax_with_rng` gives it, on logits of minus infinity where the official sampler left them out."""
+    vocabulary, listed = size
+    rng = np.random.RandomState(seed)
+    logits = rng.normal(0, 3, (1, 4, vocabulary)).astype(np.float32)
+    noise = rng.uniform(2**-24, 1 - 2**-24, logits.shape).astype(np.float32)
+    gain, tau = 1 + ratio, max(0.27 * (1 - 0.95 * ratio), 0.005)
+    weights = mix(logits, noise, gain, tau, [temperature], [top_k], [top_p], listed)
+
+    z = logits[0].astype(np.float64) / temperature
+    for row, of_row, mixed in zip(z, noise[0].astype(np.float64), weights[0], strict=True):
+        everything = top_k == 0 and top_p in (0.0, 1.0)
+        count = vocabulary if everything else min(top_k or listed, listed)
+        order = np.argsort(-row)[:count]
+        if 0 < top_p < 1:
+            p = np.exp(row[order] - row[order].max())
+            before = (np.cumsum(p) - p) / p.sum()
+            if abs(before - top_p).min() < EDGE:
+                continue  # rounding decides
+            order = order[before < top_p]
+        scores = np.full(vocabulary, -np.inf)
+        scores[order] = (row[order] * gain - np.log(-np.log(of_row[order]))) / tau
+        wanted = np.exp(scores - scores.max())
+        np.testing.assert_allclose(mixed, wanted / wanted.sum(), atol=2e-3)  # scores of float32 over 0.0135
+        assert set(np.flatnonzero(mixed)) <= set(order)
+        assert mixed.sum() == pytest.approx(1, abs=1e-5)

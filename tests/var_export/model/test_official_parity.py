@@ -13,6 +13,8 @@ from support import DATA, architectures, demo_reference, settings, tiny_config, 
 from torch.nn import functional
 
 from engines.config import phi_index
+from engines.editing.mask import boxes_to_grid, kept_tokens
+from engines.uniforms import noise
 
 ARCHITECTURES = architectures()
 LABELS = [0, 3, 5]  # the last is the unconditional class
@@ -55,6 +57,31 @@ def greedy(reference, labels, cfg, **options):
         keep_logits=True,
         **options,
     )
+
+
+@pytest.mark.parametrize("case", ["plain", "default", "whole", "edit"])
+def test_demo_smooths_as_officially(case, demo):
+    """`more_smooth=True`, with the Gumbel noise of `engines.uniforms.noise` in place of the official generator's."""
+    with np.load(DATA / "official_smooth.npz") as archive:
+        wanted = {name.partition("/")[2]: archive[name] for name in archive.files if name.startswith(f"{case}/")}
+    config, count = demo.config, len(wanted["classes"])
+    sampling = {name: wanted[name].item() for name in ("cfg", "top_k", "top_p")}
+    forced = {}
+    if "own" in wanted:  # what was kept: the upper half
+        kept = torch.from_numpy(kept_tokens(config, boxes_to_grid([(0.0, 0.5, 1.0, 1.0)], config.latent_size)[None]))
+        forced = {"forced": torch.from_numpy(wanted["own"].astype(np.int64)), "forced_mask": kept.expand(count, -1)}
+    drawn = demo.generate(
+        torch.from_numpy(wanted["classes"]),
+        torch.zeros(count, config.num_tokens),
+        **settings(count, **sampling),
+        max_top_k=900,
+        noise=torch.from_numpy(noise(wanted["seeds"], config.num_tokens, config.vae.vocab_size)),
+        **forced,
+    )
+    free = ~forced["forced_mask"].numpy() if forced else np.ones(wanted["tokens"].shape, bool)
+    np.testing.assert_array_equal(drawn.tokens.numpy()[free], wanted["tokens"][free])
+    np.testing.assert_allclose(drawn.f_hat, wanted["f_hat"], atol=4e-3)  # stored as float16
+    assert np.abs(drawn.image.numpy().astype(int) - wanted["image"]).max() <= 1
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

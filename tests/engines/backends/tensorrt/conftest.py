@@ -6,6 +6,7 @@ from support import built_tiny, copy_bundle, demo_reference
 
 from engines.backends.tensorrt import library
 from engines.pipeline import Pipeline
+from tests.bundles import shared_bundle
 from tests.emulation.machine import Emulation
 
 
@@ -40,6 +41,12 @@ def tiny(tmp_path_factory):
 def planned_tiny(tiny, tmp_path_factory):
     """The tiny model, batch 1 to 4. Not to be changed."""
     return with_plans(tmp_path_factory, tiny, "1:2:4")
+
+
+@pytest.fixture(scope="session")
+def planned_smooth(tmp_path_factory):
+    """The tiny model in FP32, both forms, which can mix codebook entries; batch 1 to 4. Not to be changed."""
+    return with_plans(tmp_path_factory, shared_bundle("tiny-smooth", tmp_path_factory), "1:2:4")
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,20 @@ def test_fp32_images_are_those_of_onnx_runtime(form, emulate, planned_tiny, refe
         assert_same(pipeline.generate([0, 4], seeds=seed), reference(planned_tiny, form).generate([0, 4], seeds=seed))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_smoothed_images_are_those_of_onnx_runtime(form, emulate, planned_smooth, reference):
+    """Some images of a batch, all, and none: what an earlier batch left in the buffers shows nowhere."""
+    emulation = emulate()
+    pipeline = emulation.load(planned_smooth, form=form)
+    wanted = reference(planned_smooth, form)
+    for seed, smooth in enumerate([[True, False, True], True, False, [False, True, False]]):
+        emulation.poison()
+        assert_same(
+            pipeline.generate([0, 4, 5], seeds=seed, smooth=smooth),
+            wanted.generate([0, 4, 5], seeds=seed, smooth=smooth),
+        )
+
+
 # --- what one call may ask for ------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,16 @@ def test_every_graph_builds(graph, precision, planned, rtx, demo_graphs):
     assert size > 0.9 * weight_bytes(folder / f"{graph}.onnx"), "the weights are in it"
 
 
+@pytest.mark.parametrize("graph", ["step", "fused"])
+def test_graphs_that_mix_codebook_entries_build(graph, rtx, demo_smooth_bundle):
+    bundle = Bundle.open(demo_smooth_bundle)
+    inputs, _ = bundle.tensors(graph)
+    assert "noise" in {info.name for info in inputs}
+    profiles = profiles_of(graph, CONFIG, inputs, OPTIONS.batch)
+    plan = build_plan(rtx, bundle.graph_path(graph), profiles, OPTIONS, OPTIONS.compute_capabilities, lambda done: None)
+    assert memoryview(plan).nbytes > 0.9 * weight_bytes(bundle.graph_path(graph))
+
+
 def test_a_bundle_is_given_plans(planned, rtx):
     path, built, _ = planned
     assert not built.reused
