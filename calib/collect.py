@@ -26,7 +26,7 @@ from calib.layers import Layer, find_layers, read_weight
 from calib.smooth import smoothable, smoothing_factors
 from calib.statistics import Statistics
 from engines.backends.base import Buffer
-from engines.backends.onnxruntime.library import import_onnxruntime, translated
+from engines.backends.onnxruntime.library import cpu_session
 from engines.backends.onnxruntime.runner import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeCall, OnnxRuntimeEngine
 from engines.bundle import Bundle, second_name, sha256_of
 from engines.config import ModelConfig
@@ -67,14 +67,7 @@ class ObservingBackend(OnnxRuntimeBackend):
                 model.graph.outputs.append(values[name])
         file = self._folder / f"{graph}.onnx"
         ir.save(model, file)
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads or 0
-        options.log_severity_level = 4
-        try:
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise translated(error, f"loading {graph} with its activations") from error
+        session = cpu_session(file, self.threads, f"loading {graph} with its activations")
         return _ObservedEngine(self, graph, session, bundle, wanted, self._watch)
 
 

@@ -16,7 +16,7 @@ from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.layers import Layer, read_weight
 from calib.quantize import quantize
 from calib.statistics import Statistics
-from engines.backends.onnxruntime.library import import_onnxruntime
+from engines.backends.onnxruntime.library import cpu_session
 from engines.config import ModelConfig
 from engines.policy import FLOAT
 
@@ -70,13 +70,8 @@ class Stopwatch:
         model, alone = _alone(layer)
         if way != FLOAT:
             quantize(model, [alone], {alone.name: way}, _statistics(alone, samples), "onnxruntime")
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads or 0
-        options.log_severity_level = 4
-        session = ort.InferenceSession(
-            ir.serde.serialize_model(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        graph = ir.serde.serialize_model(model).SerializeToString()
+        session = cpu_session(graph, self._threads, f"timing {layer.name}")
         return sum(_best(session, sample) for sample in samples)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,24 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import backends
-from engines.backends.base import Array, Engine
+from engines.backends.base import Array
+from engines.batch import Batch, fused_inputs
 from engines.bundle import Bundle, default_bundle
 from engines.conditioning import Conditioning
 from engines.editing.mask import prepare
+from engines.engine_set import EngineSet
 from engines.errors import UsageError
-from engines.loop import (
-    Batch,
-    Constants,
-    GraphWorkspace,
-    ScaleView,
-    Stop,
-    Timings,
-    Workspace,
-    advance,
-    ask,
-    fused_inputs,
-)
-from engines.pool import Pool
+from engines.loop import ScaleView, Stop, Timings, Workspace, advance, ask
 from engines.request import Flags, Forced, PerImage, PreviewScales, check_tokens, make_request, preview_sets
 from engines.results import Preview, Result
 
@@ -55,14 +44,10 @@ class Pipeline:
             raise UsageError(
                 f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
             )
-        self._lock = threading.Lock()
-        self._engines: dict[str, Engine] = {}
-        self._constants: Constants | None = None
-        self._spaces = Pool()
-        self._conditioning = Conditioning(lambda labels: self._call("cond", {"labels": labels}, len(labels)))
-        self._closed = False
+        self._engines = engines = EngineSet(bundle, backend)
+        self._conditioning = Conditioning(lambda labels: engines.call("cond", {"labels": labels}, len(labels)))
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
-            self.max_batch = min(self.max_batch, self._engine(graph).max_images or self.max_batch)
+            self.max_batch = min(self.max_batch, engines.open(graph).max_images or self.max_batch)
 
     @classmethod
     def load(
@@ -255,15 +240,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Free engines and buffers; the pipeline cannot be used afterwards."""
-        with self._lock:
-            self._closed = True
-            self._spaces.close()
-            self._conditioning.clear()
-            for engine in self._engines.values():
-                engine.close()
-            self._engines.clear()
-            self._constants = None
-            self.backend.close()
+        self._conditioning.clear()
+        self._engines.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -282,7 +260,7 @@ class Pipeline:
         stop: Stop | None,
     ) -> dict[str, Array]:
         last = self.config.num_scales - 1
-        with self._stepwise_space(batch) as space:
+        with self._engines.stepwise(batch.shape) as space:
             timings.cond += self._begin(space, batch)
             for scale in range(last + 1):
                 advance(space, scale, stop)
@@ -300,11 +278,8 @@ class Pipeline:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
         ask(stop)
         start = time.perf_counter()
-        engine = self._engine("fused")
-        batch = batch.padded(engine.shape_for(*batch.shape))
-        with self._spaces.borrow(
-            ("fused", *batch.shape), lambda: GraphWorkspace(self.backend, engine, batch.shape)
-        ) as space:
+        with self._engines.alone("fused", *batch.shape) as space:
+            batch = batch.padded(space.shape)
             result = space.run(fused_inputs(batch, self.config.vae.vocab_size if self.bundle.smooth else None))
         timings.scales[0] += time.perf_counter() - start
         return result
@@ -313,7 +288,7 @@ class Pipeline:
         last, images = self.config.num_scales - 1, len(batch.cfg)
         began = time.perf_counter()
         paused = 0.0
-        with self._stepwise_space(batch) as space:
+        with self._engines.stepwise(batch.shape) as space:
             cond = self._begin(space, batch)
             for scale in range(last + 1):
                 advance(space, scale, stop)
@@ -347,37 +322,5 @@ class Pipeline:
         parts = []
         for start in range(0, len(values), self.max_batch):
             part = values[start : start + self.max_batch]
-            parts.append(self._call(graph, {given: part}, len(part))[result])
+            parts.append(self._engines.call(graph, {given: part}, len(part))[result])
         return np.concatenate(parts)
-
-    def _call(self, graph: str, inputs: dict[str, Array], count: int) -> dict[str, Array]:
-        """Run a graph whose inputs have `count` images or rows."""
-        engine = self._engine(graph)
-        shape = engine.shape_for(count, count)
-        with self._spaces.borrow((graph, *shape), lambda: GraphWorkspace(self.backend, engine, shape)) as space:
-            return {name: value[:count] for name, value in space.run(inputs).items()}
-
-    def _engine(self, graph: str) -> Engine:
-        with self._lock:
-            if self._closed:
-                raise UsageError("this pipeline is closed; load it again")
-            if graph not in self._engines:
-                self._engines[graph] = self.backend.open(self.bundle, graph)
-            return self._engines[graph]
-
-    def _stepwise_space(self, batch: Batch) -> Any:
-        bundle = self.bundle
-
-        def make(shape: tuple[int, int]) -> Workspace:
-            engines = {name: self._engine(name) for name in ("step", "decode")}
-            with self._lock:
-                if self._constants is None:
-                    arrays = {name: bundle.constant(name) for name in bundle.constants}
-                    self._constants = Constants(self.backend, self.config, arrays, smooth=bundle.smooth)
-                constants = self._constants
-            return Workspace(
-                self.backend, self.config, bundle.high_precision, engines, constants, shape, smooth=bundle.smooth
-            )
-
-        shape = self._engine("step").shape_for(*batch.shape)
-        return self._spaces.borrow(("stepwise", *shape), lambda: make(shape))

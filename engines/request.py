@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engines.backends.base import Array
+from engines.batch import Batch, Rows
 from engines.config import ModelConfig, SamplingDefaults
 from engines.errors import UsageError
 from engines.labels import ClassNames
-from engines.loop import Batch, Rows
 from engines.uniforms import MAX_SEED, noise, uniforms
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import tritonclient.grpc as triton
 from PIL import Image
 
 from engines import Bundle
-from engines.loop import fused_inputs
+from engines.batch import fused_inputs
 from engines.request import make_request
 
 TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}

@@ -1,6 +1,6 @@
 """The fused graph for Triton's own ONNX Runtime and TensorRT backends: class to image in one call, without Python.
 
-What the Python models do for a request, its client does here: `engines.loop.fused_inputs` makes the tensors of a
+What the Python models do for a request, its client does here: `engines.batch.fused_inputs` makes the tensors of a
 batch, uniforms included (examples/triton_fused.py).
 """
 

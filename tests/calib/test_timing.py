@@ -5,6 +5,7 @@ import pytest
 from calib import timing
 from calib.layers import find_layers
 from calib.timing import Stopwatch, input_shapes, multiply_adds
+from engines.backends.onnxruntime import library
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_what_is_timed_is_the_integer_kernel(tiny_fp32, layers, monkeypatch):
         return seen.setdefault("session", session) and 1.0
 
     monkeypatch.setattr(timing, "_best", best)
-    options_of = timing.import_onnxruntime
+    options_of = library.import_onnxruntime
 
     class Recording:
         def __init__(self, folder):
@@ -89,6 +90,6 @@ def test_what_is_timed_is_the_integer_kernel(tiny_fp32, layers, monkeypatch):
     ):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "optimised.onnx"
-            monkeypatch.setattr(timing, "import_onnxruntime", lambda file=file: Recording(file))
+            monkeypatch.setattr(library, "import_onnxruntime", lambda file=file: Recording(file))
             Stopwatch(tiny_fp32.config, 1).seconds(layers[name], way)
             assert kernel in {node.op_type for node in ir.load(file).graph}

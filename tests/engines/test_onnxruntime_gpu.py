@@ -223,7 +223,7 @@ def test_a_compiled_graph_holds_some_batches_only(emulate, demo_both_bundle, on_
     emulation = emulate()
     pipeline = emulation.load(demo_both_bundle, "tensorrt", form="stepwise", max_batch=32)
     assert pipeline.max_batch == 8
-    step = pipeline._engines["step"]
+    step = pipeline._engines.open("step")
     assert step.shape_for(3, 6) == (3, 6)
     with pytest.raises(BackendError, match="9 images are more than provider 'tensorrt' builds the step graph for"):
         step.shape_for(9, 9)
@@ -425,8 +425,8 @@ def test_what_a_run_throws_is_translated(text, kind, emulate, demo_both_bundle):
 def test_a_closed_engine_says_so(emulate, demo_both_bundle):
     emulation = emulate()
     pipeline = emulation.load(demo_both_bundle, form="stepwise")
-    with pipeline._spaces.borrow(("any",), lambda: None):
-        engine = pipeline._engines["decode"]
+    with pipeline._engines._spaces.borrow(("any",), lambda: None):
+        engine = pipeline._engines.open("decode")
         buffers = [
             {info.name: pipeline.backend.buffer((1, *info.shape[1:]), info.dtype) for info in infos}
             for infos in (engine.inputs, engine.outputs)

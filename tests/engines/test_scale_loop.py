@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from recording_backend import RecordingBackend
 
+from engines.batch import Rows
 from engines.bundle import Bundle
 from engines.errors import UsageError
-from engines.loop import Rows
 from engines.pipeline import Pipeline
 from engines.uniforms import uniforms
 

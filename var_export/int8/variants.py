@@ -21,8 +21,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from engines.backends.onnxruntime import providers
-from engines.backends.onnxruntime.library import import_onnxruntime
+from engines.backends.onnxruntime.library import cpu_session
 from engines.backends.onnxruntime.runner import OnnxRuntimeBackend, OnnxRuntimeEngine
 from engines.bundle import Bundle, second_name
 from engines.contract import DECODER, PART_OF, TRANSFORMER
@@ -142,11 +141,7 @@ class _Sessions(OnnxRuntimeBackend):
         return OnnxRuntimeEngine(self, graph, session, {}, *bundle.tensors(graph))
 
     def _load(self, file: Path) -> Any:
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads or 0
-        options.log_severity_level = 4
-        return providers.open_session(ort, file, options, providers.session_providers("cpu", None, {}), "cpu")
+        return cpu_session(file, self.threads, f"loading {file.name}")
 
     def clear(self) -> None:
         """Let go of all sessions."""

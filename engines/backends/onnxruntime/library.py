@@ -101,6 +101,28 @@ def rtx_devices(ort: Any, name: str) -> list[Any]:
     return devices
 
 
+def cpu_session(model: Path | bytes, threads: int | None, doing: str) -> Any:
+    """A session of a graph on the CPU with ONNX Runtime's defaults, for looking into graphs and timing them.
+
+    Args:
+        model: a file, or a serialised graph that refers to none.
+        threads: of each operator; all physical cores by default.
+        doing: what for, as in `translated`.
+
+    Raises `BackendError`.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(
+            str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise translated(error, doing) from error
+
+
 def translated(error: Exception, doing: str, why: str = "") -> BackendError:
     """The border: what ONNX Runtime throws, as one line of ours."""
     text = " ".join(_SOURCE.sub("", str(error)).split())

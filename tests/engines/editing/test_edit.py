@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DATA
 
+from engines.batch import Rows
 from engines.editing.mask import boxes_to_grid, kept_tokens
 from engines.errors import UsageError
-from engines.loop import Rows
 from engines.pipeline import Pipeline
 from tests.bundles import shared_bundle
 

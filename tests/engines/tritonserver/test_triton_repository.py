@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from engines.batch import fused_inputs
 from engines.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import UsageError
-from engines.loop import fused_inputs
 from engines.pipeline import Pipeline
 from engines.plans import Machine, PlanFile, PlanSet
 from engines.request import make_request

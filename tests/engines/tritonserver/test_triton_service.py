@@ -105,9 +105,9 @@ def test_the_batch_stops_when_all_have_gone(service, counted):
     """Each is asked on its way in and then before each scale: none is started after the question that said yes."""
     batch = [Asked(class_=1, gone_after=3, preview_scales="none"), Asked(class_=2, gone_after=3, preview_scales="none")]
     runs = []
-    advance = service._pipeline._engine("step").bind
-    service._pipeline._spaces.close()  # so that the calls are bound anew, and can be counted
-    service._pipeline._engine("step").bind = lambda *args: Counted(advance(*args), runs)
+    advance = service._pipeline._engines.open("step").bind
+    service._pipeline._engines._spaces.close()  # so that the calls are bound anew, and can be counted
+    service._pipeline._engines.open("step").bind = lambda *args: Counted(advance(*args), runs)
     service.run(batch)
     assert len(runs) <= 5, "of 7"
     assert [asked.error[0] for asked in batch] == ["CANCELLED"] * 2

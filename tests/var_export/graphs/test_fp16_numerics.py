@@ -9,9 +9,9 @@ import torch
 from support import demo_reference, eager, settings
 
 from engines import contract
+from engines.batch import Rows
 from engines.config import phi_index
 from engines.fidelity import THRESHOLDS
-from engines.loop import Rows
 from engines.similarity import psnr
 from engines.uniforms import uniforms
 from var_export.build import make_graph

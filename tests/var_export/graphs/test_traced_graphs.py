@@ -10,8 +10,8 @@ import torch
 from support import architectures, eager, tiny_reference
 
 from engines import contract
+from engines.batch import Rows
 from engines.config import phi_index
-from engines.loop import Rows
 from var_export.build import make_graph
 from var_export.export.trace import trace
 from var_export.graphs.precision import PRECISIONS

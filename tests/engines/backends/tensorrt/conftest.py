@@ -68,7 +68,7 @@ def reference():
         if key not in kept:
             kept[key] = Pipeline.load(path, backend="onnxruntime", form=form)
             if padded_to is not None:
-                kept[key]._engine(form).shape_for = lambda images, rows: padded_to
+                kept[key]._engines.open(form).shape_for = lambda images, rows: padded_to
         return kept[key]
 
     yield get

@@ -151,7 +151,7 @@ def test_closing_while_another_thread_draws(emulate, planned_tiny):
 def test_closing_in_the_midst_of_binding(emulate, planned_tiny):
     """What the test above meets once in a while: the other thread has to wait."""
     pipeline = emulate().load(planned_tiny)
-    engine = pipeline._engine("step")
+    engine = pipeline._engines.open("step")
     find, closers = engine._profile_for, []
 
     def find_meanwhile(shapes):
@@ -195,7 +195,7 @@ def test_an_engine_can_be_closed_alone(emulate, planned_tiny):
     for _ in range(2):
         pipeline.generate([0])
     assert emulation.cuda.execs
-    engine = pipeline._engine("step")
+    engine = pipeline._engines.open("step")
     engine.close()
     assert not any(context.engine.graph == "step" for context in emulation.trt.contexts)
     with pytest.raises(BackendError, match="the step engine is closed"):
@@ -234,7 +234,10 @@ def test_garbage_is_not_freed_into_a_recording(emulate, planned_tiny, reference)
 
     def drop_the_other_first(work):
         def busy():
+            ring = [emulation.pipelines[0]]
+            ring.append(ring)  # so that nothing but a collection can free it
             emulation.pipelines[:] = [pipeline]
+            del ring
             rubbish = [[i] for i in range(1000)]  # with this threshold, a collection every few
             work()
             del rubbish
