@@ -12,7 +12,7 @@ from engines import fidelity
 from engines.bundle import Bundle
 from var_export.cli.build import PLAN_TARGETS
 
-STRICT = fidelity.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0)
+STRICT = fidelity.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 0)
 
 
 @pytest.fixture
