@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,42 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array
-from engines.contract import PARTS
+from engines.contract import DECODER, ENCODER, TRANSFORMER
 from engines.loop import ScaleView
 from engines.pipeline import OnScale, Pipeline
 from engines.results import Result
 from engines.similarity import psnr, ssim
+from engines.thresholds import AT_LEAST, AT_MOST, THRESHOLDS, Check
 
 SAMPLING = ("cfg", "temperature", "top_k", "top_p")
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a bundle of one precision must reach. `max_logit_error` is in logits, KL in nats, PSNR in dB."""
-
-    max_logit_error: float
-    kl: float
-    top1: float
-    draws: float
-    decoder_psnr: float
-    image_psnr: float
-    encoder_tokens: float
-    reconstruction_loss: float
-
-
-# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
-# the sorted list holds near-ties, rounding alone reorders them (d16 with random weights: 0.2 % of the draws in FP32;
-# with rounding after every operation 50 % in FP16 and 84 % in BF16, at a KL of 7e-7 and 4e-5; a wrong graph draws 1 in
-# 900 alike). So do the most likely entries: 0.3 % and 3 % of them change there (and d36 is 3 times as sensitive).
-# FP16 and BF16: what arithmetic with that rounding gives on the demo (decoder 47 and 42 dB), with room. The encoder is
-# judged by what its tokens look like, and below FP16 by nothing else: a code that wins by a hair at a coarse scale
-# changes every finer one and no image (one image of d16 with random weights kept 18 % in BF16, at a loss of 0 dB).
-THRESHOLDS = {
-    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01),
-    "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2),
-    "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5),
-    "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5),
-}
 
 
 @dataclass
@@ -104,8 +76,25 @@ class Report:
 
     @property
     def failed_parts(self) -> tuple[str, ...]:
-        """Parts of the model, of `PARTS`, whose figures miss a threshold."""
-        return tuple(failures_by_part(self, THRESHOLDS[self.precision]))
+        """Parts of the model, of `engines.contract.PARTS`, whose figures miss a threshold."""
+        return tuple(dict.fromkeys(check.part for check in self.checks() if not check.kept))
+
+    def checks(self) -> tuple[Check, ...]:
+        """Every figure that is judged, beside the threshold of the precision."""
+        total, limit = self.total, THRESHOLDS[self.precision]
+        worst = max(range(len(self.scales)), key=lambda s: self.scales[s].kl)
+        loss = "loss of the encoder's reconstruction in dB"
+        table = (
+            ("max_logit_error", TRANSFORMER, "largest logit error", total.max_abs, AT_MOST),
+            ("kl", TRANSFORMER, f"KL (worst at scale {worst})", total.kl, AT_MOST),
+            ("top1", TRANSFORMER, "top-1 agreement", total.top1, AT_LEAST),
+            ("draws", TRANSFORMER, "draws alike", total.draws, AT_LEAST),
+            ("decoder_psnr", DECODER, "decoder PSNR", self.decoder_psnr, AT_LEAST),
+            ("image_psnr", DECODER, "image PSNR", self.image_psnr, AT_LEAST),
+            ("encoder_tokens", ENCODER, "encoder tokens alike", self.encoder_tokens, AT_LEAST),
+            ("reconstruction_loss", ENCODER, loss, self.reconstruction_loss, AT_MOST),
+        )
+        return tuple(Check(*row, bound=getattr(limit, row[0])) for row in table)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
@@ -143,15 +132,39 @@ class FusedReport:
         """True where every figure keeps its threshold."""
         return not self.failures
 
+    def checks(self) -> tuple[Check, ...]:
+        """Every figure that is judged, beside the threshold of the precision."""
+        limit = THRESHOLDS[self.precision]
+        return (
+            Check("draws", TRANSFORMER, "draws alike", self.draws, AT_LEAST, limit.draws),
+            Check("image_psnr", DECODER, "image PSNR", self.image_psnr, AT_LEAST, limit.image_psnr),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
         finite: dict[str, Any] = _finite(asdict(self) | {"passed": self.passed})
         return finite
 
 
-def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | None = None) -> FusedReport:
+@dataclass(frozen=True)
+class Runs:
+    """What the engine drew for a report."""
+
+    forced: Result
+    """With the reference's tokens forced: the first run of the engine."""
+    free: Result
+    """From the same uniform numbers alone."""
+
+
+def verify_fused(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> FusedReport:
     """Hold a fused pipeline against a reference run, as `verify` does."""
     forced, free = _both_runs(pipeline, golden)
+    on_runs(Runs(forced, free))
     same = free.tokens == golden["tokens"]
     report = FusedReport(
         precision=precision or pipeline.bundle.precision,
@@ -162,11 +175,13 @@ def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array], precision: str
         image_psnr=psnr(forced.images, golden["image"]),
         image_ssim=ssim(forced.images, golden["image"]),
     )
-    limit = THRESHOLDS[report.precision]
-    report.failures = _missed(
-        ("draws alike", report.draws, ">=", limit.draws), ("image PSNR", report.image_psnr, ">=", limit.image_psnr)
-    )
+    report.failures = _missed(report)
     return report
+
+
+def _missed(report: Report | FusedReport) -> list[str]:
+    """One line per figure that misses its threshold."""
+    return [str(check) for check in report.checks() if not check.kept]
 
 
 def _both_runs(
@@ -185,18 +200,25 @@ def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Res
     return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings, **options)
 
 
-def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | None = None) -> Report:
+def verify(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> Report:
     """Hold a stepwise pipeline against a reference run.
 
     Args:
         pipeline: what to judge.
         golden: arrays of `contract.GOLDEN_ARRAYS`.
         precision: whose thresholds to judge by; the bundle's own, unless the pipeline emulates another.
+        on_runs: called with what the engine drew, for whoever shows it.
 
     """
     config = pipeline.config
     comparison = _Comparison(pipeline, golden)
     forced, free = _both_runs(pipeline, golden, comparison)
+    on_runs(Runs(forced, free))
     tokens = golden["tokens"]
     decoded = pipeline.decode_features(golden["f_hat"])
     encoded = pipeline.encode(golden["image"])
@@ -222,7 +244,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
         encoder_tokens=float((encoded == golden["encoded"]).mean()),
         reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
     )
-    report.failures = failures(report, THRESHOLDS[report.precision])
+    report.failures = _missed(report)
     return report
 
 
@@ -274,42 +296,6 @@ def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded
     if np.array_equal(encoded, wanted):
         return 0.0
     return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
-
-
-def failures(report: Report, limit: Thresholds) -> list[str]:
-    """One line per figure that misses its threshold, with the scale to blame where there is one."""
-    return [line for lines in failures_by_part(report, limit).values() for line in lines]
-
-
-def failures_by_part(report: Report, limit: Thresholds) -> dict[str, list[str]]:
-    """`failures`, by the part of the model that misses; parts without any are absent."""
-    total = report.total
-    worst = max(range(len(report.scales)), key=lambda s: report.scales[s].kl)
-    found = (
-        _missed(
-            ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
-            (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
-            ("top-1 agreement", total.top1, ">=", limit.top1),
-            ("draws alike", total.draws, ">=", limit.draws),
-        ),
-        _missed(
-            ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
-            ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
-        ),
-        _missed(
-            ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
-            ("loss of the encoder's reconstruction in dB", report.reconstruction_loss, "<=", limit.reconstruction_loss),
-        ),
-    )
-    return {part: lines for part, lines in zip(PARTS, found, strict=True) if lines}
-
-
-def _missed(*checks: tuple[str, float, str, float]) -> list[str]:
-    return [
-        f"{what} is {value:.6g}, must be {sign} {bound:g}"
-        for what, value, sign, bound in checks
-        if not (value <= bound if sign == "<=" else value >= bound)  # NaN fails either way
-    ]
 
 
 def _agreement(reference: Mapping[str, Array], logits: Array) -> Agreement:

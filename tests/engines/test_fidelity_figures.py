@@ -9,10 +9,11 @@ from support import built_tiny, copy_bundle, reseal, tiny_config
 
 from engines.bundle import Bundle
 from engines.errors import VarExportError
-from engines.fidelity import THRESHOLDS, verify, verify_fused
+from engines.fidelity import verify, verify_fused
 from engines.loop import ScaleView
 from engines.pipeline import Pipeline
 from engines.similarity import psnr, ssim
+from engines.thresholds import THRESHOLDS
 
 # --- whole bundles --------------------------------------------------------------------------------------------------
 

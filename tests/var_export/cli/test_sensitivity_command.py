@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from engines import fidelity
+from engines import thresholds
 from engines.bundle import Bundle
 from engines.policy import FLOAT
 
@@ -149,8 +149,8 @@ def failing(call, base, monkeypatch):
     """An INT8 bundle, and thresholds that it misses."""
     out = base.parent / "int8"
     assert call("build", base, "--precision", "int8", *KEEP, "--out", out)[0] == 0
-    strict = dataclasses.replace(fidelity.THRESHOLDS["int8"], kl=1e-9, image_psnr=99.0)
-    monkeypatch.setitem(fidelity.THRESHOLDS, "int8", strict)
+    strict = dataclasses.replace(thresholds.THRESHOLDS["int8"], kl=1e-9, image_psnr=99.0)
+    monkeypatch.setitem(thresholds.THRESHOLDS, "int8", strict)
     return out
 
 

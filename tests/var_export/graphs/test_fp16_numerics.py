@@ -10,9 +10,9 @@ from support import demo_reference, eager, settings
 
 from engines import contract
 from engines.config import phi_index
-from engines.fidelity import THRESHOLDS
 from engines.loop import Rows
 from engines.similarity import psnr
+from engines.thresholds import THRESHOLDS
 from engines.uniforms import uniforms
 from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS
