@@ -1,0 +1,66 @@
+"""Figures in words, as a page says them."""
+
+from __future__ import annotations
+
+import math
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+NOTHING = "–"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """With some significant digits: `0.0124`, `1,240`, `3.56 × 10⁻⁸`."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if -4 < exponent < 6:
+        return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
+    return f"{value / 10.0**exponent:.{digits - 1}f} × {power(exponent)}"
+
+
+def power(exponent: int) -> str:
+    """Of ten."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def percent(share: float) -> str:
+    """A share; never rounded up to all of them."""
+    if math.isnan(share):
+        return NOTHING
+    text = f"{100 * share:.2f}"
+    return f"{'99.99' if text == '100.00' and share < 1 else text} %"
+
+
+def decibels(value: float) -> str:
+    """A PSNR."""
+    if math.isinf(value):
+        return "identical pixels"
+    return NOTHING if math.isnan(value) else f"{value:.1f} dB"
+
+
+def milliseconds(seconds: float) -> str:
+    """Without the unit, for columns."""
+    ms = 1e3 * seconds
+    return f"{ms:,.0f}" if abs(ms) >= 1000 else f"{ms:.1f}" if abs(ms) >= 100 else f"{ms:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """With its unit."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{milliseconds(seconds)} ms"
+
+
+def counted(count: int, what: str, many: str | None = None) -> str:
+    """`1 image`, `4 images`."""
+    return f"{count:,} {what if count == 1 else many or what + 's'}"
+
+
+def guidance(cfg: float) -> str:
+    """Its strength."""
+    return f"guidance {cfg:g}" if cfg else "no guidance"
+
+
+def listed(words: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
