@@ -122,10 +122,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
     if options.html is not None:
         from var_export.report.bench import write_bench
 
-        evidence = {field.name: getattr(measured, field.name) for field in fields(measured)}
-        size = write_bench(
-            options.html, bundle, measured, reference=options.reference, command=command_line(context)
-        )
+        size = write_bench(options.html, bundle, measured, reference=options.reference, command=command_line(context))
         show_written(options.html, size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +86,16 @@ def save(file: Path, make: Callable[[], Figure]) -> None:
 
 
 def curves(
-    categories: Sequence[str], lines: Sequence[Curve], *, x: str, y: str, log: bool = False, limit: Limit | None = None
+    categories: Sequence[str],
+    lines: Sequence[Curve],
+    *,
+    x: str,
+    y: str,
+    log: bool = False,
+    from_zero: bool = False,
+    limit: Limit | None = None,
 ) -> Plot:
-    """Lines with marks over categories, on a logarithmic scale if asked; values that it cannot show are left out."""
+    """Lines with marks over categories, on a logarithmic scale or from 0 up if asked."""
 
     def plot(figure: Figure, axes: Any) -> None:
         for number, line in enumerate(lines):
@@ -107,10 +115,9 @@ def curves(
         axes.set_xlabel(x)
         axes.set_title(y, color=LIGHT["muted"], fontsize=10)
         if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(10, numticks=6))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+            log_axis(axes, axes.yaxis)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         if limit is not None:
             axes.axhline(limit.value, color=LIGHT["bad"], linestyle=(0, (5, 3)), linewidth=1.4)
             axes.annotate(
@@ -159,11 +166,9 @@ def bars_height(count: int) -> float:
     return 62 + 21 * count
 
 
-def _power_of_ten(value: float, _: int) -> str:
-    return power(round(_log10(value))) if value > 0 else ""
-
-
-def _log10(value: float) -> float:
-    import math
-
-    return math.log10(value)
+def log_axis(axes: Any, axis: Any) -> None:
+    """Powers of ten along one axis; a few of them, or between them where there would be less than two."""
+    axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(10, numticks=6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power(round(math.log10(value))) if value > 0 else ""))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.bundle import Bundle
 from engines.cli.common import version
 from engines.environment import installed
-from engines.inspection import grouped, quantised_layers
+from engines.inspection import quantised_layers
 from engines.machine import Machine
+from engines.policy import METHODS
 from var_export.cli.common import mebibytes
 from var_export.report.parts import Facts, Table
-from var_export.report.words import counted
+from var_export.report.words import counted, listed
 
 LOADED = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "onnx", "onnx_ir")
 
@@ -33,10 +35,10 @@ def bundle_facts(bundle: Bundle) -> Facts:
          f"{counted(config.num_tokens, 'token')}, {counted(config.transformer.num_classes, 'class', 'classes')}"),
         ("transformer", f"depth {config.transformer.depth}, width {config.transformer.width}"),
         ("precision", bundle.precision.upper() + _ways(bundle)),
-        ("form", " and ".join(bundle.forms)),
+        ("forms", " and ".join(bundle.forms)),
         ("graphs for", bundle.target),
         ("size", f"{mebibytes(total)} in {counted(len(bundle.files), 'file')}"),
-        ("plans", ", ".join(f"{plans.built_on}" for plans in bundle.plans)),
+        ("plans", "; ".join(map(str, bundle.plans))),
         ("checkpoint", ", ".join(map(str, checkpoint.get("files", ())))),
         ("checkpoint's SHA-256", str(checkpoint.get("sha256", ""))),
         ("build key", bundle.build_key),
@@ -46,8 +48,8 @@ def bundle_facts(bundle: Bundle) -> Facts:
 
 def _ways(bundle: Bundle) -> str:
     """Of an INT8 bundle, how its layers are computed."""
-    found = [f"{count} {role} {way}" for _, role, way, count in grouped(quantised_layers(bundle))]
-    return f": {', '.join(found)}" if found else ""
+    found = Counter(layer.way for layer in quantised_layers(bundle))
+    return ": " + listed([f"{counted(found[way], 'layer')} {way}" for way in METHODS if found[way]]) if found else ""
 
 
 def environment_facts(machine: Machine, runtime: Mapping[str, Any] | None = None) -> Facts:

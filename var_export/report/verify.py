@@ -17,7 +17,7 @@ from var_export.report.facts import bundle_facts, command_line, environment_fact
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.showcase import Showcase, showcase
-from var_export.report.words import NOTHING, counted, decibels, duration, milliseconds, number, percent
+from var_export.report.words import NOTHING, counted, decibels, duration, milliseconds, number, percent, power_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,13 +57,13 @@ class Evidence:
 
 def write_verify(file: Path, evidence: Evidence) -> int:
     """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
-    report = evidence.report
+    report, bundle = evidence.report, evidence.bundle
     judged = [check for check in report.checks() if _judged(check)]
     missed = [check for check in judged if not check.kept]
     return write_page(
         file,
         "verify",
-        name=evidence.bundle.name,
+        name=bundle.name,
         precision=report.precision.upper(),
         passed=report.passed,
         verdict=_verdict(report.precision, judged, missed),
@@ -75,8 +75,8 @@ def write_verify(file: Path, evidence: Evidence) -> int:
         blamed=_blamed(evidence.blamed),
         charts=_fidelity_charts(evidence),
         speed=_speed_chart(evidence),
-        speed_note=_speed_note(evidence),
-        facts=_facts(evidence),
+        costs=_costs(evidence),
+        facts=[bundle_facts(bundle), environment_facts(evidence.machine, evidence.runtime)],
         command=command_line(evidence.command),
     )
 
@@ -98,7 +98,7 @@ def _sentence(check: Check) -> str:
     name, _, unit = NAMES[check.figure].partition(", ")
     value = _value(check, check.value) + (f" {unit}" if check.sign == AT_MOST and unit else "")
     subject = f"{unit} of the {name.lower()}" if unit == "PSNR" else name
-    return f"{subject[0].upper()}{subject[1:]} is {value}, must be {must} {_value(check, check.bound)}" + (
+    return f"{subject[0].upper()}{subject[1:]} is {value}, must be {must} {_bound(check)}" + (
         f" ({where}" if where else ""
     )
 
@@ -107,6 +107,13 @@ def _value(check: Check, value: float) -> str:
     if check.figure in SHARES:
         return percent(value)
     return decibels(value) if check.figure.endswith("psnr") else number(value)
+
+
+def _bound(check: Check) -> str:
+    """As it was chosen, without digits that mean nothing."""
+    if check.figure in SHARES:
+        return f"{100 * check.bound:g} %"
+    return f"{check.bound:g} dB" if check.figure.endswith("psnr") else power_of(check.bound)
 
 
 def _margin(check: Check) -> str:
@@ -129,7 +136,7 @@ def _thresholds(checks: Sequence[Check]) -> Table:
         (
             NAMES[check.figure],
             _value(check, check.value),
-            f"{'≤' if check.sign == AT_MOST else '≥'} {_value(check, check.bound)}" if _judged(check) else "not judged",
+            f"{'≤' if check.sign == AT_MOST else '≥'} {_bound(check)}" if _judged(check) else "not judged",
             _margin(check) if _judged(check) else NOTHING,
         )
         for check in checks
@@ -214,12 +221,12 @@ def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
     limit = next(check.bound for check in report.checks() if check.figure == "kl")
     values = [scale.kl for scale in report.scales]
     worst = max(range(len(values)), key=lambda scale: values[scale])
-    line = Limit(f"limit of all tokens: {number(limit)}", limit)
+    line = Limit(f"limit of all tokens: {power_of(limit)}", limit)
     shown = [value if value > 0 else float("nan") for value in values]  # a logarithmic scale has no 0
     svg = drawn(
         "kl",
         f"KL divergence per scale, on a logarithmic scale: {number(report.total.kl)} nats over all tokens, the worst "
-        f"{number(values[worst])} at {sides[worst]} by {sides[worst]}; the limit of all tokens is {number(limit)}.",
+        f"{number(values[worst])} at {sides[worst]} by {sides[worst]}; the limit of all tokens is {power_of(limit)}.",
         curves(sides, [Curve("KL", shown)], x=x, y="KL in nats", log=True, limit=line),
     )
     rows = [
@@ -252,19 +259,21 @@ def _speed_chart(evidence: Evidence) -> Chart:
     rows += [("outside the engines", milliseconds(free.outside / images), NOTHING), ("total", milliseconds(total), NOTHING)]
     headers = ("stage", "drawn freely, ms", "first run, ms")
     table = Table("Latency per image", headers, rows, emphasised=len(rows) - 1)
-    return Chart("Latency per scale", svg, table)
-
-
-def _speed_note(evidence: Evidence) -> str:
-    images = len(evidence.golden["tokens"])
-    return (
-        f"The mean of {counted(images, 'image')}, one at a time, drawn freely after a first run with forced tokens, "
-        "which warmed the engines up and is in the table. A by-product of the check: var-export bench measures better."
+    note = (
+        f"Mean of {counted(images, 'image')} drawn freely, after a first run that warmed the engines up. "
+        "A by-product of the check: var-export bench takes more care."
     )
+    return Chart("Latency per scale", svg, table, note)
 
 
-def _facts(evidence: Evidence) -> list[Facts]:
-    bundle = evidence.bundle
-    total = sum(entry.size for entry in bundle.files.values())
-    memory = Facts("Memory", [("peak of the check", mebibytes(evidence.peak_memory)), ("bundle on disk", mebibytes(total))])
-    return [memory, bundle_facts(bundle), environment_facts(evidence.machine, evidence.runtime)]
+def _costs(evidence: Evidence) -> Facts:
+    images, runs = len(evidence.golden["tokens"]), evidence.runs
+    free = duration(runs.free.timings.total / images)
+    total = sum(entry.size for entry in evidence.bundle.files.values())
+    pairs = [
+        ("drawn freely", f"{free} an image, the mean of {images}, one at a time"),
+        ("first run", f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold, and read out"),
+        ("peak memory", f"{mebibytes(evidence.peak_memory)} of the whole check"),
+        ("bundle", mebibytes(total)),
+    ]
+    return Facts("", pairs)

@@ -25,6 +25,13 @@ def power(exponent: int) -> str:
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
+def power_of(value: float) -> str:
+    """A round number: `0.02`, `10⁻⁶`, `5 × 10⁻⁶`."""
+    mantissa, e, exponent = f"{value:g}".partition("e")
+    times = "" if mantissa == "1" else f"{mantissa} × "
+    return f"{times}{power(int(exponent))}" if e else mantissa
+
+
 def percent(share: float) -> str:
     """A share; never rounded up to all of them."""
     if math.isnan(share):
