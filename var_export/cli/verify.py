@@ -127,7 +127,9 @@ def verify(context: click.Context, /, **values: Any) -> None:
         evidence = Evidence(
             bundle=bundle,
             golden=golden,
-            against=_against(options),
+            against="the run of the PyTorch reference stored in the bundle"
+            if options.checkpoint is None
+            else f"a new run of the PyTorch reference on {options.checkpoint}, seed {options.seed}",
             report=report,
             runs=checked.runs,
             runtime=checked.runtime,
@@ -209,7 +211,10 @@ def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[
 def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
     from engines.fidelity import Report
 
-    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images", to_stdout=True)
+    show(
+        f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images",
+        to_stdout=True,
+    )
     show(to_stdout=True)
     free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
     if isinstance(report, Report):

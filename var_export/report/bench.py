@@ -40,7 +40,11 @@ def write_bench(
         place=f"{measured.machine}; load {measured.machine.load:.1f} before",
         tiles=_tiles(measured),
         charts=charts,
-        facts=[_settings(bundle, measured), bundle_facts(bundle), environment_facts(measured.machine, measured.runtime)],
+        facts=[
+            _settings(bundle, measured),
+            bundle_facts(bundle),
+            environment_facts(measured.machine, measured.runtime),
+        ],
         command=command_line(command),
     )
 
@@ -54,7 +58,9 @@ def _tiles(measured: Measured) -> list[Tile]:
     ]
     if measured.comparison is not None:
         ratio = measured.comparison.ratio
-        tiles.insert(0, Tile("Of PyTorch's time", f"{ratio.p50:.2f}", f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}"))
+        tiles.insert(
+            0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}")
+        )
     return tiles
 
 
@@ -92,7 +98,8 @@ def _ends(spreads: Sequence[Spread]) -> tuple[list[float], list[float]]:
 
 
 def _throughput(cases: Sequence[Case]) -> Chart:
-    batches, cfgs = (list(dict.fromkeys(values)) for values in ([c.batch for c in cases], [c.cfg for c in cases]))
+    batches = list(dict.fromkeys(case.batch for case in cases))
+    cfgs = list(dict.fromkeys(case.cfg for case in cases))
     found = {(case.batch, case.cfg): case.images_per_second for case in cases}
     lines = [Curve(guidance(cfg), [found[batch, cfg] for batch in batches]) for cfg in cfgs]
     plot = curves([str(batch) for batch in batches], lines, x="images at once", y="images per second", from_zero=True)
@@ -119,7 +126,9 @@ def _race(race: Comparison, version: str, weights: str) -> Chart:
         "race",
         f"One image by PyTorch {labels[0]}, by the engine {labels[1]}: {ratio.p50:.2f} of PyTorch's time, pair by pair "
         f"{ratio.min:.2f} to {ratio.max:.2f}.",
-        bars([name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends),
+        bars(
+            [name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends
+        ),
         height=bars_height(2) + 12,
     )
     rows = [(f"pair {pair}", f"{value:.3f}") for pair, value in enumerate(race.ratios, 1)]
@@ -139,6 +148,6 @@ def _settings(bundle: Bundle, measured: Measured) -> Facts:
         "Settings",
         [
             ("sampling", f"top-k {min(s.top_k, bundle.max_top_k)}, top-p {s.top_p:g}, temperature {s.temperature:g}"),
-            ("batches", ", ".join(dict.fromkeys(str(case.batch) for case in measured.cases))),
+            ("guidance", " and ".join(dict.fromkeys(guidance(case.cfg) for case in measured.cases))),
         ],
     )

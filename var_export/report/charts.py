@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 372, 250  # of a chart that fills a telephone: its units are the
 UNITS_PER_INCH = 72
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "font.family": "sans-serif",  # its widths are those of DejaVu Sans, wider than what a browser will take
     "svg.fonttype": "none",

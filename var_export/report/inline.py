@@ -1,4 +1,4 @@
-"""An SVG file of matplotlib as part of a page: colours that follow the page, ids of its own, words for those who listen."""
+"""An SVG file of matplotlib as part of a page: colours that follow the page, ids of its own, an alternative text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from markupsafe import Markup
 from var_export.report.palette import LIGHT
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_UNWANTED = (f"{_SVG}metadata", f"{_SVG}style")  # a style would hold for the whole page
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 _COLOUR = re.compile("|".join(_VARIABLES))
@@ -28,9 +29,7 @@ def inline(svg: str, name: str, alternative: str) -> Markup:
     width, height = (float(value) for value in root.attrib["viewBox"].split()[2:])
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag == f"{_SVG}metadata" or (child.tag == f"{_SVG}style"):  # a style would hold for the page
-                parent.remove(child)
-            elif child.tag == f"{_SVG}defs" and not len(child):
+            if child.tag in _UNWANTED:
                 parent.remove(child)
     elements = list(root.iter())
     wanted = {target for element in elements for target in _references(element)}
@@ -52,7 +51,7 @@ def inline(svg: str, name: str, alternative: str) -> Markup:
         {"class": "drawing", "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": alternative}
     )
     root.set("style", f"max-width: {width / 16 * 1.35:.1f}rem")
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - of matplotlib's own making
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _references(element: ElementTree.Element) -> list[str]:

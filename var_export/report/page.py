@@ -29,8 +29,10 @@ def write_page(file: Path, template: str, **data: Any) -> int:
         UsageError: it cannot be written, or would be larger than `MAX_BYTES`.
 
     """
-    page = _environment().get_template(f"{template}.html").render(
-        light=LIGHT, dark=DARK, version=version(), made=datetime.now().astimezone(), **data
+    page = (
+        _environment()
+        .get_template(f"{template}.html")
+        .render(light=LIGHT, dark=DARK, version=version(), made=datetime.now().astimezone(), **data)
     )
     content = page.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
     if len(content) > MAX_BYTES:

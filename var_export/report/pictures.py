@@ -37,12 +37,19 @@ class Encoded:
 
 def difference(a: Picture, b: Picture) -> NDArray[np.uint8]:
     """How far apart two images (h, w, 3) are, channel by channel."""
-    return np.abs(a.astype(np.int16) - b).astype(np.uint8)
+    apart: NDArray[np.uint8] = np.abs(a.astype(np.int16) - b).astype(np.uint8)
+    return apart
 
 
-def amplification(largest: int) -> int:
-    """The power of two that shows a largest difference as bright as can be; 1 where there is none."""
-    return next(factor for factor in AMPLIFICATIONS if factor * largest <= 255) if largest else 1
+def amplification(differences: Sequence[NDArray[np.uint8]]) -> int:
+    """The power of two that shows most of what differs (the 99th percentile) as bright as can be."""
+    typical = max((float(np.percentile(each, 99)) for each in differences), default=0.0)
+    return next(factor for factor in AMPLIFICATIONS if factor * typical <= 255 or factor == 1)
+
+
+def amplified(differences: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Brighter, up to white."""
+    return np.minimum(differences.astype(np.int32) * factor, 255).astype(np.uint8)
 
 
 def encode(images: Sequence[Picture], budget: int = BUDGET) -> Encoded | None:

@@ -104,7 +104,9 @@ def _part(table: Sensitivity, part: str) -> Part:
         height=AROUND + UNITS_PER_LAYER * max(len(layers), 4),
     )
     shown = _table(table, f"{part}: the {WORST} worst", worst[:WORST])
-    rest = _table(table, f"All {counted(len(worst), 'measurement')} of the {part}", worst) if len(worst) > WORST else None
+    rest = (
+        _table(table, f"All {counted(len(worst), 'measurement')} of the {part}", worst) if len(worst) > WORST else None
+    )
     return Part(part.capitalize(), Chart("In the order of computation", svg, None, QUESTIONS[part]), shown, rest)
 
 
@@ -113,8 +115,8 @@ def _table(table: Sensitivity, caption: str, effects: Sequence[Effect]) -> Table
     scale = 1e3 if in_seconds else 1e-9
     part = effects[0].part
     top1 = part == TRANSFORMER
-    headers = ["layer", "way", "saved, ms" if in_seconds else "GMAC", FIGURES[part], *(["top-1"] if top1 else [])]
+    headers = ["layer", "way", FIGURES[part], *(["top-1"] if top1 else []), "saved, ms" if in_seconds else "GMAC"]
     rows = [
-        [e.layer, e.way, number(e.saved * scale), _value(e), *([percent(e.top1)] if top1 else [])] for e in effects
+        [e.layer, e.way, _value(e), *([percent(e.top1)] if top1 else []), number(e.saved * scale, 2)] for e in effects
     ]
     return Table(caption, headers, rows, words=2)

@@ -14,7 +14,7 @@ from engines.errors import UsageError
 from engines.fidelity import Runs
 from engines.labels import ClassNames
 from engines.similarity import psnr
-from var_export.report.pictures import BUDGET, FINE, amplification, difference, encode
+from var_export.report.pictures import BUDGET, FINE, amplification, amplified, difference, encode
 from var_export.report.words import counted, decibels, guidance, number, percent
 
 MOST = 8
@@ -28,6 +28,7 @@ class Shown:
     source: str
     """Its data URI."""
     caption: str
+    figures: str
     alternative: str
 
 
@@ -38,8 +39,6 @@ class Comparison:
     title: str
     how: str
     """How it was drawn."""
-    figures: str
-    """How far engine and reference are apart."""
     pictures: tuple[Shown, ...]
 
 
@@ -48,7 +47,7 @@ class Showcase:
     """Of all images, or of those that differ most."""
 
     comparisons: list[Comparison]
-    notes: list[str]
+    note: str
     side: int
     """Pixels along one side."""
     fine: bool
@@ -59,7 +58,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
     """The pictures of a page within `budget` bytes; figures are of the originals."""
     reference, forced, free = golden["image"], runs.forced.images, runs.free.images
     differences = [difference(a, b) for a, b in zip(reference, forced, strict=True)]
-    factor = amplification(max(int(each.max()) for each in differences))
+    factor = amplification(differences)
     errors = [float(np.mean(each.astype(np.float64) ** 2)) for each in differences]
     worst_first = sorted(range(len(errors)), key=lambda image: -errors[image])
     count = min(MOST, len(errors))
@@ -68,7 +67,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
         flat = [
             picture
             for image in chosen
-            for picture in (reference[image], forced[image], differences[image] * np.uint8(factor), free[image])
+            for picture in (reference[image], forced[image], amplified(differences[image], factor), free[image])
         ]
         encoded = encode(flat, budget)
         if encoded is not None:
@@ -77,35 +76,38 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
             raise UsageError(f"not even one image of {bundle.config.image_size} pixels fits into a page")
         count //= 2
 
-    same = [bool(np.array_equal(runs.free.tokens[image], golden["tokens"][image])) for image in range(len(errors))]
-    alike = [float((runs.free.tokens[image] == golden["tokens"][image]).mean()) for image in range(len(errors))]
     names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
-    amplified = f"Difference, {factor} × amplified" if factor > 1 else "Difference"
     comparisons = []
     for place, image in enumerate(chosen):
         label = int(golden["classes"][image])
         name = names.label(label)
         title = name if name == str(label) or label == names.unconditional else f"{name} (class {label})"
-        sources = encoded.sources[4 * place : 4 * place + 4]
-        captions = (
-            ("PyTorch reference", f"{name}, drawn by the PyTorch reference"),
-            ("Engine, same tokens", f"{name}, drawn by the engine with the reference's tokens"),
-            (amplified, f"what differs between these two: {_apart(differences[image])}"),
+        freely = _alike(runs.free.tokens[image], golden["tokens"][image])
+        said = (
+            ("PyTorch reference", "", f"{name}, drawn by the PyTorch reference"),
+            ("Engine, same tokens", _quality(reference[image], forced[image]), f"{name}, drawn by the engine"),
             (
-                "Engine, drawn freely",
-                f"{name}, drawn freely by the engine: "
-                + ("all tokens as the reference's" if same[image] else f"{percent(alike[image])} of the tokens alike"),
+                f"Difference × {factor}",
+                _apart(differences[image]),
+                f"{name}, what differs between reference and engine: {_apart(differences[image])}",
             ),
+            ("Engine, drawn freely", freely, f"{name}, drawn freely by the engine: {freely}"),
         )
-        shown = tuple(Shown(s, caption, words) for s, (caption, words) in zip(sources, captions, strict=True))
-        freely = "the same tokens" if same[image] else f"{percent(alike[image])} of the tokens alike"
-        figures = f"{_quality(reference[image], forced[image])}; {_apart(differences[image])}; drawn freely, {freely}"
-        comparisons.append(Comparison(title, _how(golden, image), figures, shown))
-    notes = [] if not encoded.note else [encoded.note]
-    if count < len(errors):
-        notes.insert(0, f"Of {counted(len(errors), 'image')}, the {count} that differ most.")
+        sources = encoded.sources[4 * place : 4 * place + 4]
+        shown = tuple(Shown(source, *words) for source, words in zip(sources, said, strict=True))
+        comparisons.append(Comparison(title, _how(golden, image), shown))
+    notes = [
+        f"The {count} of {counted(len(errors), 'image')} that differ most." if count < len(errors) else "",
+        f"Differences are shown {factor} times as bright as they are." if factor > 1 else "",
+        encoded.note,
+    ]
     side = bundle.config.image_size
-    return Showcase(comparisons, notes, side, side < FINE)
+    return Showcase(comparisons, " ".join(filter(None, notes)), side, side < FINE)
+
+
+def _alike(drawn: NDArray[np.int64], reference: NDArray[np.int64]) -> str:
+    share = float((drawn == reference).mean())
+    return "the reference's tokens" if share == 1 else f"{percent(share)} of the tokens alike"
 
 
 def _quality(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> str:
@@ -117,7 +119,7 @@ def _apart(differences: NDArray[np.uint8]) -> str:
     largest = int(differences.max())
     if largest == 0:
         return "no pixel differs"
-    return f"largest difference {largest}/255, mean {number(float(differences.mean()), 2)}/255"
+    return f"at most {largest}/255, mean {number(float(differences.mean()), 2)}/255"
 
 
 def _how(golden: Mapping[str, NDArray[Any]], image: int) -> str:

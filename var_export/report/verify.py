@@ -149,7 +149,7 @@ def _compared(evidence: Evidence) -> str:
     images, tokens = evidence.golden["tokens"].shape
     return (
         f"{counted(images, 'image')} and {counted(images * tokens, 'token')} by {evidence.runtime['provider']}, "
-        f"{' and '.join(evidence.bundle.forms[:1])}, against {evidence.against}"
+        f"{evidence.runtime['form']}, against {evidence.against}"
     )
 
 
@@ -256,7 +256,10 @@ def _speed_chart(evidence: Evidence) -> Chart:
         height=bars_height(len(names)),
     )
     rows = [(n, a, milliseconds(b)) for n, a, b in zip(names, labels, cold, strict=True)]
-    rows += [("outside the engines", milliseconds(free.outside / images), NOTHING), ("total", milliseconds(total), NOTHING)]
+    rows += [
+        ("outside the engines", milliseconds(free.outside / images), NOTHING),
+        ("total", milliseconds(total), NOTHING),
+    ]
     headers = ("stage", "drawn freely, ms", "first run, ms")
     table = Table("Latency per image", headers, rows, emphasised=len(rows) - 1)
     note = (
@@ -272,8 +275,11 @@ def _costs(evidence: Evidence) -> Facts:
     total = sum(entry.size for entry in evidence.bundle.files.values())
     pairs = [
         ("drawn freely", f"{free} an image, the mean of {images}, one at a time"),
-        ("first run", f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold, and read out"),
+        (
+            "first run",
+            f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold, and read out",
+        ),
         ("peak memory", f"{mebibytes(evidence.peak_memory)} of the whole check"),
         ("bundle", mebibytes(total)),
     ]
-    return Facts("", pairs)
+    return Facts("Whole images, memory", pairs)

@@ -50,7 +50,7 @@ def decibels(value: float) -> str:
 def milliseconds(seconds: float) -> str:
     """Without the unit, for columns."""
     ms = 1e3 * seconds
-    return f"{ms:,.0f}" if abs(ms) >= 1000 else f"{ms:.1f}" if abs(ms) >= 100 else f"{ms:.2f}"
+    return f"{ms:,.0f}" if abs(ms) >= 99.95 else f"{ms:.1f}" if abs(ms) >= 9.995 else f"{ms:.2f}"
 
 
 def duration(seconds: float) -> str:
