@@ -109,11 +109,13 @@ def check_report(option: str, file: Path, suffixes: Sequence[str]) -> None:
 
     Raises:
         BackendError: a package is missing.
-        UsageError: the file has another suffix, or a place that cannot be written.
+        UsageError: the file has another suffix, lies in a bundle, or in a place that cannot be written.
 
     """
     if file.suffix.lower() not in suffixes:
         raise UsageError(f"{option} writes {', '.join(suffixes)}, not {file.name}")
+    if any(is_bundle(str(folder)) for folder in file.absolute().parents):
+        raise UsageError(f"{file} would lie in a bundle, which holds nothing else; choose another place for {option}")
     place = next(folder for folder in file.absolute().parents if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "may not be written to" if place.is_dir() else "is no folder"

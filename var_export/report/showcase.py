@@ -80,8 +80,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
     comparisons = []
     for place, image in enumerate(chosen):
         label = int(golden["classes"][image])
-        name = names.label(label)
-        title = name if name == str(label) or label == names.unconditional else f"{name} (class {label})"
+        name, title = _names(names, label)
         freely = _alike(runs.free.tokens[image], golden["tokens"][image])
         said = (
             ("PyTorch reference", "", f"{name}, drawn by the PyTorch reference"),
@@ -103,6 +102,14 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
     ]
     side = bundle.config.image_size
     return Showcase(comparisons, " ".join(filter(None, notes)), side, side < FINE)
+
+
+def _names(names: ClassNames, label: int) -> tuple[str, str]:
+    """What a class is called in a sentence, and above its pictures."""
+    name = names.label(label)
+    if name == str(label):
+        return f"class {label}", f"class {label}"
+    return ("no class", "no class") if label == names.unconditional else (name, f"{name} (class {label})")
 
 
 def _alike(drawn: NDArray[np.int64], reference: NDArray[np.int64]) -> str:

@@ -17,7 +17,7 @@ from var_export.report.facts import bundle_facts, command_line, environment_fact
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.showcase import Showcase, showcase
-from var_export.report.words import NOTHING, counted, decibels, duration, milliseconds, number, percent, power_of
+from var_export.report.words import NOTHING, counted, decibels, duration, milliseconds, number, percent, power_of, similarity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +166,7 @@ def _tiles(evidence: Evidence) -> list[Tile]:
         tiles = [Tile("Draws alike", percent(report.draws), "with the reference's tokens forced", "draws" in missed)]
     psnr = decibels(report.image_psnr)
     tiles += [
-        Tile("Image PSNR", psnr, f"SSIM {report.image_ssim:.4f}", "image_psnr" in missed),
+        Tile("Image PSNR", psnr, f"SSIM {similarity(report.image_ssim)}", "image_psnr" in missed),
         Tile("Time per image", duration(evidence.runs.free.timings.total / images), "drawn freely, one at a time"),
     ]
     return tiles

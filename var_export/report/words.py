@@ -9,12 +9,13 @@ NOTHING = "–"
 
 
 def number(value: float, digits: int = 3) -> str:
-    """With some significant digits: `0.0124`, `1,240`, `3.56 × 10⁻⁸`."""
+    """With some significant digits, no more: `0.0124`, `1,240`, `3.56 × 10⁻⁸`."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite" if value > 0 else "-infinite"
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    value = float(f"{value:.{digits - 1}e}")
+    exponent = math.floor(math.log10(abs(value)))
     if -4 < exponent < 6:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
     return f"{value / 10.0**exponent:.{digits - 1}f} × {power(exponent)}"
@@ -38,6 +39,12 @@ def percent(share: float) -> str:
         return NOTHING
     text = f"{100 * share:.2f}"
     return f"{'99.99' if text == '100.00' and share < 1 else text} %"
+
+
+def similarity(ssim: float) -> str:
+    """An SSIM; never rounded up to sameness."""
+    text = f"{ssim:.4f}"
+    return "0.9999" if text == "1.0000" and ssim < 1 else text
 
 
 def decibels(value: float) -> str:
