@@ -26,8 +26,9 @@ def bundle_facts(bundle: Bundle) -> Facts:
     total = sum(entry.size for entry in bundle.files.values())
     files = Table(
         "Files of the bundle",
-        ("file", "size", "SHA-256"),
-        [(name, mebibytes(entry.size), entry.sha256) for name, entry in bundle.files.items()],
+        ("file", "SHA-256", "size"),
+        [(name, entry.sha256, mebibytes(entry.size)) for name, entry in bundle.files.items()],
+        words=2,
     )
     pairs = [
         ("path", str(bundle.path)),

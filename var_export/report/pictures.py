@@ -42,8 +42,10 @@ def difference(a: Picture, b: Picture) -> NDArray[np.uint8]:
 
 
 def amplification(differences: Sequence[NDArray[np.uint8]]) -> int:
-    """The power of two that shows most of what differs (the 99th percentile) as bright as can be."""
-    typical = max((float(np.percentile(each, 99)) for each in differences), default=0.0)
+    """The power of two that shows most of what differs (its 99th percentile) as bright as can be; 1 for no difference."""
+    if not any(each.any() for each in differences):
+        return 1
+    typical = max(float(np.percentile(each, 99)) for each in differences)
     return next(factor for factor in AMPLIFICATIONS if factor * typical <= 255 or factor == 1)
 
 

@@ -86,7 +86,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
             ("PyTorch reference", "", f"{name}, drawn by the PyTorch reference"),
             ("Engine, same tokens", _quality(reference[image], forced[image]), f"{name}, drawn by the engine"),
             (
-                f"Difference × {factor}",
+                f"Difference × {factor}" if factor > 1 else "Difference",
                 _apart(differences[image]),
                 f"{name}, what differs between reference and engine: {_apart(differences[image])}",
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,17 @@ from var_export.report.facts import bundle_facts, command_line, environment_fact
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.showcase import Showcase, showcase
-from var_export.report.words import NOTHING, counted, decibels, duration, milliseconds, number, percent, power_of, similarity
+from var_export.report.words import (
+    NOTHING,
+    counted,
+    decibels,
+    duration,
+    milliseconds,
+    number,
+    percent,
+    power_of,
+    similarity,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,10 +130,12 @@ def _bound(check: Check) -> str:
 def _margin(check: Check) -> str:
     """How far a figure is from its threshold, in the measure that tells most."""
     room = check.value - check.bound
+    if not math.isfinite(room):
+        return NOTHING
     if check.figure in SHARES:
         return f"{100 * room:+.2f} points"
     if check.figure.endswith("psnr"):
-        return NOTHING if room == float("inf") else f"{room:+.1f} dB"
+        return f"{room:+.1f} dB"
     if check.figure == "reconstruction_loss":
         return f"{0 - room:+.2f} dB"
     if check.value == 0:
@@ -196,7 +209,7 @@ def _fidelity_charts(evidence: Evidence) -> list[Chart]:
     if isinstance(report, Report):
         charts.append(_kl_chart(report, sides, x))
         shares.insert(0, Curve("top-1", [scale.top1 for scale in report.scales]))
-    lowest = min((value for share in shares for value in share.values), default=1.0)
+    lowest = min((value for share in shares for value in share.values if math.isfinite(value)), default=1.0)
     plot = curves(sides, [Curve(share.label, [100 * v for v in share.values]) for share in shares], x=x, y="tokens")
 
     def near(figure: Any, axes: Any) -> None:

@@ -18,7 +18,7 @@ from engines.machine import machine
 from engines.pipeline import Pipeline
 from engines.policy import PER_BLOCK, PER_TOKEN, STATIC
 
-NASTY = ("<b>&amp; \"it's\"</b>", "$\\frac{$", "\N{PARTY POPPER}", "owl", "<script>alert(1)</script>")
+NASTY = ('<b>&amp; "it\'s"</b>', "$\\frac{$", "\N{PARTY POPPER}", "owl", "<script>alert(1)</script>")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +72,10 @@ def failing(stepwise) -> Any:
         stepwise,
         report=report,
         runs=replace(stepwise.runs, forced=inverted),
-        blamed=[Blame("transformer", "fc1", "KL", 0.5, 0.01, False), Blame("decoder", "up.0", "PSNR", 12.0, 50.0, True)],
+        blamed=[
+            Blame("transformer", "fc1", "KL", 0.5, 0.01, False),
+            Blame("decoder", "up.0", "PSNR", 12.0, 50.0, True),
+        ],
     )
 
 
@@ -84,15 +87,22 @@ def spread(middle: float) -> Spread:
 def measured() -> Any:
     """Two batch sizes with and without guidance, and a race."""
     cases = [
-        Case(batch, cfg, 5, spread(1e-3), tuple(spread(s * 1e-3 * batch) for s in (1, 2, 4)), spread(5e-3), spread(1e-4),
-             spread(0.0131 * batch))
+        Case(
+            batch, cfg, 5, spread(1e-3), tuple(spread(s * 1e-3 * batch) for s in (1, 2, 4)), spread(5e-3),
+            spread(1e-4), spread(0.0131 * batch),
+        )
         for batch in (1, 4)
         for cfg in (4.0, 0.0)
     ]  # fmt: skip
     return SimpleNamespace(
         machine=machine(),
         threads=2,
-        runtime={"backend": "onnxruntime", "onnxruntime": "1.0", "provider": "CPUExecutionProvider", "form": "stepwise"},
+        runtime={
+            "backend": "onnxruntime",
+            "onnxruntime": "1.0",
+            "provider": "CPUExecutionProvider",
+            "form": "stepwise",
+        },
         load_seconds=0.5,
         cases=cases,
         peak_memory=1 << 28,
