@@ -42,7 +42,7 @@ def difference(a: Picture, b: Picture) -> NDArray[np.uint8]:
 
 
 def amplification(differences: Sequence[NDArray[np.uint8]]) -> int:
-    """The power of two that shows most of what differs (its 99th percentile) as bright as can be; 1 for no difference."""
+    """The power of two that shows the 99th percentile of what differs as bright as can be; 1 where nothing does."""
     if not any(each.any() for each in differences):
         return 1
     typical = max(float(np.percentile(each, 99)) for each in differences)

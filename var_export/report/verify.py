@@ -138,10 +138,11 @@ def _margin(check: Check) -> str:
         return f"{room:+.1f} dB"
     if check.figure == "reconstruction_loss":
         return f"{0 - room:+.2f} dB"
-    if check.value == 0:
+    if check.value <= 0:
         return "exact"
-    factor = check.bound / check.value
-    return f"{number(factor, 2)} × smaller" if factor >= 1 else f"{number(1 / factor, 2)} × too large"
+    if check.kept:
+        return f"{number(check.bound / check.value, 2)} × smaller"
+    return f"{number(check.value / check.bound, 2)} × too large" if check.bound > 0 else "too large"
 
 
 def _thresholds(checks: Sequence[Check]) -> Table:
