@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from engines.bench import Case, Comparison, Spread
 from engines.bundle import Bundle
-from var_export.cli.common import mebibytes
 from var_export.report.charts import Curve, bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
-from var_export.report.words import counted, duration, guidance, milliseconds, number
+from var_export.report.words import counted, duration, guidance, milliseconds, number, size
 
 if TYPE_CHECKING:
     from var_export.cli.bench import Measured
@@ -53,7 +52,7 @@ def _tiles(measured: Measured) -> list[Tile]:
     best = max(measured.cases, key=lambda case: case.images_per_second)
     tiles = [
         Tile("Throughput", f"{number(best.images_per_second)} images/s", f"batch {best.batch}, {guidance(best.cfg)}"),
-        Tile("Peak memory", mebibytes(measured.peak_memory), "of the process, engines alone"),
+        Tile("Peak memory", size(measured.peak_memory), "of the process, engines alone"),
         Tile("Loading", duration(measured.load_seconds), "bundle and engines"),
     ]
     if measured.comparison is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from engines.images import atomic_write
 from var_export.report.inline import inline
 from var_export.report.palette import LIGHT, SERIES
-from var_export.report.words import power
+from var_export.report.words import power_of
 
 WIDTH, HEIGHT = 372, 250  # of a chart that fills a telephone: its units are then about CSS pixels
 UNITS_PER_INCH = 72
@@ -114,17 +113,15 @@ def curves(
         axes.margins(x=0.04)
         axes.set_xlabel(x)
         axes.set_title(y, color=LIGHT["muted"], fontsize=10)
+        if limit is not None:
+            axes.axhline(limit.value, color=LIGHT["bad"], linestyle=(0, (5, 3)), linewidth=1.4, label=limit.label)
         if log:
             log_axis(axes, axes.yaxis)
         if from_zero:
             axes.set_ylim(bottom=0)
-        if limit is not None:
-            axes.axhline(limit.value, color=LIGHT["bad"], linestyle=(0, (5, 3)), linewidth=1.4)
-            axes.annotate(
-                limit.label, (0, limit.value), (2, -4), textcoords="offset points", va="top", color=LIGHT["bad"]
-            )
-        if len(lines) > 1:
-            figure.legend(loc="outside lower center", ncols=1 if len(lines) > 3 else len(lines), columnspacing=1.2)
+        entries = len(lines) + (limit is not None)
+        if entries > 1:
+            figure.legend(loc="outside lower center", ncols=1 if entries > 3 else entries, columnspacing=1.2)
 
     return plot
 
@@ -167,8 +164,9 @@ def bars_height(count: int) -> float:
 
 
 def log_axis(axes: Any, axis: Any) -> None:
-    """Powers of ten along one axis; a few of them, or between them where there would be less than two."""
+    """Powers of ten along an axis on which all is drawn; between them too, where there are hardly any."""
     axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(10, numticks=6))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 50 * low else (1,), numticks=6))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: power(round(math.log10(value))) if value > 0 else ""))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of(float(f"{value:.3g}"))))

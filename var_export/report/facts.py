@@ -13,9 +13,8 @@ from engines.environment import installed
 from engines.inspection import quantised_layers
 from engines.machine import Machine
 from engines.policy import METHODS
-from var_export.cli.common import mebibytes
 from var_export.report.parts import Facts, Table
-from var_export.report.words import counted, listed
+from var_export.report.words import counted, listed, size
 
 LOADED = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "onnx", "onnx_ir")
 
@@ -27,7 +26,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
     files = Table(
         "Files of the bundle",
         ("file", "SHA-256", "size"),
-        [(name, entry.sha256, mebibytes(entry.size)) for name, entry in bundle.files.items()],
+        [(name, entry.sha256, size(entry.size)) for name, entry in bundle.files.items()],
         words=2,
     )
     pairs = [
@@ -38,7 +37,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         ("precision", bundle.precision.upper() + _ways(bundle)),
         ("forms", " and ".join(bundle.forms)),
         ("graphs for", bundle.target),
-        ("size", f"{mebibytes(total)} in {counted(len(bundle.files), 'file')}"),
+        ("size", f"{size(total)} in {counted(len(bundle.files), 'file')}"),
         ("plans", "; ".join(map(str, bundle.plans))),
         ("checkpoint", ", ".join(map(str, checkpoint.get("files", ())))),
         ("checkpoint's SHA-256", str(checkpoint.get("sha256", ""))),

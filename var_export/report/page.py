@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from engines.cli.common import version
 from engines.errors import UsageError
@@ -15,6 +17,7 @@ from engines.images import atomic_write
 from var_export.report.palette import DARK, LIGHT
 
 MAX_BYTES = 3_000_000
+_PLACES = re.compile(r"[/._](?=\w)|[0-9a-f]{16}(?=[0-9a-f]{8})")
 
 
 def write_page(file: Path, template: str, **data: Any) -> int:
@@ -42,12 +45,19 @@ def write_page(file: Path, template: str, **data: Any) -> int:
     return len(content)
 
 
+def _breakable(text: str) -> Markup:
+    """A path, name or hash that may go on in the next line at some places."""
+    return Markup(_PLACES.sub(r"\g<0><wbr>", str(escape(text))))
+
+
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("var_export.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment

@@ -12,7 +12,6 @@ from engines.bundle import Bundle
 from engines.fidelity import FusedReport, Report, Runs
 from engines.machine import Machine
 from engines.thresholds import AT_MOST, Check
-from var_export.cli.common import mebibytes
 from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
@@ -26,8 +25,10 @@ from var_export.report.words import (
     milliseconds,
     number,
     percent,
+    percent_of,
     power_of,
     similarity,
+    size,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _value(check: Check, value: float) -> str:
 def _bound(check: Check) -> str:
     """As it was chosen, without digits that mean nothing."""
     if check.figure in SHARES:
-        return f"{100 * check.bound:g} %"
+        return percent_of(check.bound)
     return f"{check.bound:g} dB" if check.figure.endswith("psnr") else power_of(check.bound)
 
 
@@ -150,7 +151,9 @@ def _thresholds(checks: Sequence[Check]) -> Table:
         (
             NAMES[check.figure],
             _value(check, check.value),
-            f"{'≤' if check.sign == AT_MOST else '≥'} {_bound(check)}" if _judged(check) else "not judged",
+            f"{'≤' if check.sign == AT_MOST else '≥'}\N{NO-BREAK SPACE}{_bound(check)}"
+            if _judged(check)
+            else "not judged",
             _margin(check) if _judged(check) else NOTHING,
         )
         for check in checks
@@ -293,7 +296,7 @@ def _costs(evidence: Evidence) -> Facts:
             "first run",
             f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold, and read out",
         ),
-        ("peak memory", f"{mebibytes(evidence.peak_memory)} of the whole check"),
-        ("bundle", mebibytes(total)),
+        ("peak memory", f"{size(evidence.peak_memory)} of the whole check"),
+        ("bundle", size(total)),
     ]
     return Facts("Whole images, memory", pairs)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+from var_export.cli.common import mebibytes
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOTHING = "–"
+_GAP = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -18,7 +21,7 @@ def number(value: float, digits: int = 3) -> str:
     exponent = math.floor(math.log10(abs(value)))
     if -4 < exponent < 6:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
-    return f"{value / 10.0**exponent:.{digits - 1}f} × {power(exponent)}"
+    return f"{value / 10.0**exponent:.{digits - 1}f}{_GAP}×{_GAP}{power(exponent)}"
 
 
 def power(exponent: int) -> str:
@@ -28,9 +31,11 @@ def power(exponent: int) -> str:
 
 def power_of(value: float) -> str:
     """A round number: `0.02`, `10⁻⁶`, `5 × 10⁻⁶`."""
-    mantissa, e, exponent = f"{value:g}".partition("e")
-    times = "" if mantissa == "1" else f"{mantissa} × "
-    return f"{times}{power(int(exponent))}" if e else mantissa
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    if value == 0 or -3 < int(exponent) < 5:
+        return f"{value:g}"
+    times = "" if float(mantissa) == 1 else f"{float(mantissa):g}{_GAP}×{_GAP}"
+    return f"{times}{power(int(exponent))}"
 
 
 def percent(share: float) -> str:
@@ -38,7 +43,12 @@ def percent(share: float) -> str:
     if math.isnan(share):
         return NOTHING
     text = f"{100 * share:.2f}"
-    return f"{'99.99' if text == '100.00' and share < 1 else text} %"
+    return f"{'99.99' if text == '100.00' and share < 1 else text}{_GAP}%"
+
+
+def percent_of(share: float) -> str:
+    """A round share: `99.9 %`."""
+    return f"{100 * share:g}{_GAP}%"
 
 
 def similarity(ssim: float) -> str:
@@ -51,7 +61,7 @@ def decibels(value: float) -> str:
     """A PSNR."""
     if math.isinf(value):
         return "identical pixels"
-    return NOTHING if math.isnan(value) else f"{value:.1f} dB"
+    return NOTHING if math.isnan(value) else f"{value:.1f}{_GAP}dB"
 
 
 def milliseconds(seconds: float) -> str:
@@ -62,7 +72,12 @@ def milliseconds(seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """With its unit."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{milliseconds(seconds)} ms"
+    return f"{seconds:.2f}{_GAP}s" if seconds >= 1 else f"{milliseconds(seconds)}{_GAP}ms"
+
+
+def size(count: int) -> str:
+    """Of `count` bytes."""
+    return (mebibytes(count) if count >= 2**20 else f"{count / 2**10:.1f} KiB").replace(" ", _GAP)
 
 
 def counted(count: int, what: str, many: str | None = None) -> str:

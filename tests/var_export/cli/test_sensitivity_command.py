@@ -94,7 +94,7 @@ def test_the_page(call, base):
     code, out, err = call(*arguments, "--html", file, "--plot", file.with_suffix(".svg"))
     assert code == 0
     assert f"page: {file} (" in err
-    page = file.read_text()
+    page = file.read_text().replace("<wbr>", "")
     for word in ("each alone in INT8", "step/blocks.0.fc1", "Decoder", "Encoder", f"--html {file}", TABLE):
         assert word in page
     assert out == call(*arguments)[1]

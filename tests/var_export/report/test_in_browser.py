@@ -17,7 +17,7 @@ OUTSIDE = """() => [...document.querySelectorAll("main *")].filter(element => {
     return box.width && !element.closest(".wide") && !element.closest("svg")
         && (box.right > document.documentElement.clientWidth + 1 || box.left < -1);
 }).map(element => element.outerHTML.slice(0, 80))"""
-HIDDEN = """() => [...document.querySelectorAll("details table")].filter(
+HIDDEN = """() => [...document.querySelectorAll("details:not(.long) table")].filter(
     table => !table.checkVisibility({contentVisibilityAuto: true})
 ).map(table => table.outerHTML.slice(0, 80))"""
 # Of charts: text that leaves its drawing, or lies on other text.

@@ -14,7 +14,7 @@ from var_export.report import page
 from var_export.report.verify import write_verify
 
 LINKS = ("src", "href", "srcset", "data", "action", "poster", "background", "formaction", "xlink:href", "cite")
-VOID = {"meta", "link", "img", "br", "input", "hr"}
+VOID = {"meta", "link", "img", "br", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -29,6 +29,8 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        if tag != "wbr":
+            self.text.append(" ")
         attributes = dict(attrs)
         self.links += [value for name, value in attributes.items() if name in LINKS]
         self.ids += [value for name, value in attributes.items() if name == "id"]
@@ -52,7 +54,7 @@ class Reader(HTMLParser):
 
     @property
     def words(self):
-        return " ".join(" ".join(self.text).split())
+        return " ".join("".join(self.text).split())
 
 
 def all_of(pages):
