@@ -147,6 +147,6 @@ def _settings(bundle: Bundle, measured: Measured) -> Facts:
         "Settings",
         [
             ("sampling", f"top-k {min(s.top_k, bundle.max_top_k)}, top-p {s.top_p:g}, temperature {s.temperature:g}"),
-            ("guidance", " and ".join(dict.fromkeys(guidance(case.cfg) for case in measured.cases))),
+            ("guidance", " and ".join(dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases))),
         ],
     )

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from engines.images import atomic_write
 from var_export.report.inline import inline
 from var_export.report.palette import LIGHT, SERIES
-from var_export.report.words import power_of
+from var_export.report.words import scientific
 
 WIDTH, HEIGHT = 372, 250  # of a chart that fills a telephone: its units are then about CSS pixels
 UNITS_PER_INCH = 72
@@ -169,4 +169,4 @@ def log_axis(axes: Any, axis: Any) -> None:
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 50 * low else (1,), numticks=6))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of(float(f"{value:.3g}"))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: scientific(float(f"{value:.3g}"))))

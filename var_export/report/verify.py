@@ -26,7 +26,7 @@ from var_export.report.words import (
     number,
     percent,
     percent_of,
-    power_of,
+    rounded,
     similarity,
     size,
 )
@@ -125,7 +125,7 @@ def _bound(check: Check) -> str:
     """As it was chosen, without digits that mean nothing."""
     if check.figure in SHARES:
         return percent_of(check.bound)
-    return f"{check.bound:g} dB" if check.figure.endswith("psnr") else power_of(check.bound)
+    return f"{check.bound:g}\N{NO-BREAK SPACE}dB" if check.figure.endswith("psnr") else rounded(check.bound)
 
 
 def _margin(check: Check) -> str:
@@ -238,12 +238,12 @@ def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
     limit = next(check.bound for check in report.checks() if check.figure == "kl")
     values = [scale.kl for scale in report.scales]
     worst = max(range(len(values)), key=lambda scale: values[scale])
-    line = Limit(f"limit of all tokens: {power_of(limit)}", limit)
+    line = Limit(f"limit of all tokens: {rounded(limit)}", limit)
     shown = [value if value > 0 else float("nan") for value in values]  # a logarithmic scale has no 0
     svg = drawn(
         "kl",
         f"KL divergence per scale, on a logarithmic scale: {number(report.total.kl)} nats over all tokens, the worst "
-        f"{number(values[worst])} at {sides[worst]} by {sides[worst]}; the limit of all tokens is {power_of(limit)}.",
+        f"{number(values[worst])} at {sides[worst]} by {sides[worst]}; the limit of all tokens is {rounded(limit)}.",
         curves(sides, [Curve("KL", shown)], x=x, y="KL in nats", log=True, limit=line),
     )
     rows = [

@@ -29,11 +29,14 @@ def power(exponent: int) -> str:
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
-def power_of(value: float) -> str:
-    """A round number: `0.02`, `10⁻⁶`, `5 × 10⁻⁶`."""
+def rounded(value: float) -> str:
+    """A round number: `0.02`, `10⁻⁶`."""
+    return f"{value:g}" if value == 0 or 1e-4 <= abs(value) < 1e5 else scientific(value)
+
+
+def scientific(value: float) -> str:
+    """A round number that is not 0: `10⁻²`, `5 × 10⁻⁶`."""
     mantissa, _, exponent = f"{value:e}".partition("e")
-    if value == 0 or -3 < int(exponent) < 5:
-        return f"{value:g}"
     times = "" if float(mantissa) == 1 else f"{float(mantissa):g}{_GAP}×{_GAP}"
     return f"{times}{power(int(exponent))}"
 

@@ -22,7 +22,7 @@ def test_is_one_image_with_words():
     root = ElementTree.fromstring(chart("kl", log=True, limit=Limit("the limit", 0.02)))
     assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "what kl shows")
     texts = {element.text for element in root.iter("text")}
-    assert {"1", "2", "3", "side", "KL <in> nats", "one", "two", "the limit", "0.01"} <= texts
+    assert {"1", "2", "3", "side", "KL <in> nats", "one", "two", "the limit", "10⁻²"} <= texts
     assert {"width", "height", "id"}.isdisjoint(root.keys())
 
 

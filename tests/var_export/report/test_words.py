@@ -46,10 +46,14 @@ def test_durations(seconds, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.02, "0.02"), (1e-6, "10⁻⁶"), (5e-7, "5 × 10⁻⁷"), (8.0, "8"), (0.0, "0")]
+    ("value", "text"), [(0.02, "0.02"), (1e-6, "10⁻⁶"), (5e-7, "5 × 10⁻⁷"), (8.0, "8"), (0.0, "0"), (5e-3, "0.005")]
 )
 def test_thresholds_are_as_they_were_chosen(value, text):
-    assert words.power_of(value) == text.replace(" ", GAP)
+    assert words.rounded(value) == text.replace(" ", GAP)
+
+
+def test_ticks_are_powers_of_ten():
+    assert [words.scientific(value).replace(GAP, " ") for value in (0.01, 2e-3, 1.0)] == ["10⁻²", "2 × 10⁻³", "10⁰"]
 
 
 def test_phrases():
