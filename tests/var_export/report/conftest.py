@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from support import built_tiny
 
@@ -17,8 +16,7 @@ from engines.fidelity import Runs, verify, verify_fused
 from engines.machine import machine
 from engines.pipeline import Pipeline
 from engines.policy import PER_BLOCK, PER_TOKEN, STATIC
-
-NASTY = ('<b>&amp; "it\'s"</b>', "$\\frac{$", "\N{PARTY POPPER}", "owl", "<script>alert(1)</script>")
+from tests.var_export.report.reading import NASTY
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +150,3 @@ def pages(tmp_path, tiny, stepwise, failing, fused, measured, table) -> Pages:
     )
     sensitivity.write_sensitivity(made.sensitivity, evidence)
     return made
-
-
-def noise(count: int, side: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from tests.var_export.report.conftest import NASTY, noise
-from tests.var_export.report.test_page import Reader
+from tests.var_export.report.reading import NASTY, Reader, noise
 from var_export.report.showcase import showcase
 from var_export.report.verify import write_verify
 

@@ -3,58 +3,14 @@
 import dataclasses
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from engines.errors import UsageError
-from tests.var_export.report.conftest import NASTY
+from tests.var_export.report.reading import NASTY, Reader
 from var_export.report import page
 from var_export.report.verify import write_verify
-
-LINKS = ("src", "href", "srcset", "data", "action", "poster", "background", "formaction", "xlink:href", "cite")
-VOID = {"meta", "link", "img", "br", "wbr"}
-
-
-class Reader(HTMLParser):
-    """What a page refers to, and its elements."""
-
-    def __init__(self, file):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.links, self.ids, self.text, self.open, self.images = [], [], [], [], [], []
-        self.source = file.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag != "wbr":
-            self.text.append(" ")
-        attributes = dict(attrs)
-        self.links += [value for name, value in attributes.items() if name in LINKS]
-        self.ids += [value for name, value in attributes.items() if name == "id"]
-        if tag == "img":
-            self.images.append(attributes)
-        assert not any(name.startswith("on") for name in attributes), attributes
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.text.append(data)
-
-    @property
-    def words(self):
-        return " ".join("".join(self.text).split())
 
 
 def all_of(pages):

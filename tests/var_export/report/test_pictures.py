@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.var_export.report.conftest import noise
+from tests.var_export.report.reading import noise
 from var_export.report.pictures import amplification, amplified, difference, encode
 
 
