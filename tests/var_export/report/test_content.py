@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
+from engines.fidelity import Runs
+from engines.loop import Timings
 from tests.var_export.report.reading import NASTY, Reader, noise
 from var_export.report.showcase import showcase
 from var_export.report.verify import write_verify
@@ -149,3 +151,23 @@ def test_pictures_say_what_they_show(stepwise, failing):
     inverted = showcase(failing.bundle, failing.golden, failing.runs)
     assert inverted.comparisons[0].pictures[2].caption == "Difference"
     assert "PSNR" in inverted.comparisons[0].pictures[1].figures
+
+
+def test_each_scale_has_its_own_figures(stepwise, tmp_path):
+    config, golden, runs = stepwise.bundle.config, stepwise.golden, stepwise.runs
+    free, drawn = golden["tokens"].copy(), golden["tokens"].copy()
+    free[:, config.scale_slice(2)] += 1
+    drawn[:2, config.scale_slice(1)] += 1
+    timings = Timings(cond=0.004, scales=[0.04 * (scale + 1) for scale in range(config.num_scales)], decode=1, total=2)
+    changed = Runs(replace(runs.forced, drawn=drawn), replace(runs.free, tokens=free, timings=timings))
+    write_verify(tmp_path / "p.html", replace(stepwise, runs=changed))
+    words = Reader(tmp_path / "p.html").words
+    sides, top1 = config.patch_nums, [scale.top1 for scale in stepwise.report.scales]
+    assert top1[1] == top1[2] == 1
+    assert f"{sides[1]}×{sides[1]} {sides[1] ** 2} 100.00 % 50.00 % 100.00 %" in words
+    assert f"{sides[2]}×{sides[2]} {sides[2] ** 2} 100.00 % 100.00 % 0.00 %" in words
+    assert f"cond 1.00 {1e3 * runs.forced.timings.cond / 4:.2f}" in words  # of 4 images
+    assert f"{sides[1]}×{sides[1]} 20.0" in words
+    assert "decode 250" in words
+    assert "total 500" in words
+    assert "Time per image 500 ms" in words
