@@ -11,6 +11,7 @@ from var_export.report.palette import LIGHT
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _UNWANTED = (f"{_SVG}metadata", f"{_SVG}style")  # a style would hold for the whole page
+LARGEST = 1.35  # CSS pixels of one unit of a drawing, on a wide page
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 _COLOUR = re.compile("|".join(_VARIABLES))
@@ -50,7 +51,7 @@ def inline(svg: str, name: str, alternative: str) -> Markup:
     root.attrib.update(
         {"class": "drawing", "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": alternative}
     )
-    root.set("style", f"max-width: {width / 16 * 1.35:.1f}rem")
+    root.set("style", f"max-width: {LARGEST * width / 16:.1f}rem")  # 16 CSS pixels
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -16,7 +16,7 @@ from var_export.report.charts import Curve, Limit, bars, bars_height, curves, dr
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
-from var_export.report.showcase import Showcase, showcase
+from var_export.report.showcase import showcase
 from var_export.report.words import (
     NOTHING,
     counted,
@@ -82,7 +82,7 @@ def write_verify(file: Path, evidence: Evidence) -> int:
         failures=[_sentence(check) for check in missed],
         compared=_compared(evidence),
         tiles=_tiles(evidence),
-        showcase=_pictures(evidence),
+        showcase=showcase(bundle, evidence.golden, evidence.runs),
         thresholds=_thresholds(report.checks()),
         blamed=_blamed(evidence.blamed),
         charts=_fidelity_charts(evidence),
@@ -100,7 +100,9 @@ def _judged(check: Check) -> bool:
 
 def _verdict(precision: str, judged: Sequence[Check], missed: Sequence[Check]) -> str:
     if not missed:
-        return f"all {len(judged)} figures keep the thresholds of {precision.upper()}"
+        return (
+            f"{'both' if len(judged) == 2 else f'all {len(judged)}'} figures keep the thresholds of {precision.upper()}"
+        )
     return f"{len(missed)} of {len(judged)} figures miss the thresholds of {precision.upper()}"
 
 
@@ -189,10 +191,6 @@ def _tiles(evidence: Evidence) -> list[Tile]:
     return tiles
 
 
-def _pictures(evidence: Evidence) -> Showcase:
-    return showcase(evidence.bundle, evidence.golden, evidence.runs)
-
-
 def _blamed(blamed: Sequence[Blame]) -> Table | None:
     if not blamed:
         return None
@@ -247,10 +245,11 @@ def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
         curves(sides, [Curve("KL", shown)], x=x, y="KL in nats", log=True, limit=line),
     )
     rows = [
-        (f"{side}×{side}", number(part.kl), number(part.max_abs), f"{part.cosine:.6f}")
-        for side, part in zip([*sides, "all "], [*report.scales, report.total], strict=True)
+        (name, number(part.kl), number(part.max_abs), f"{part.cosine:.6f}")
+        for name, part in zip(
+            [*(f"{side}×{side}" for side in sides), "all"], [*report.scales, report.total], strict=True
+        )
     ]
-    rows[-1] = ("all", *rows[-1][1:])
     headers = ("scale", "KL, nats", "largest logit error", "cosine")
     return Chart("KL divergence", svg, Table("Logits per scale", headers, rows, emphasised=len(rows) - 1))
 
@@ -294,7 +293,7 @@ def _costs(evidence: Evidence) -> Facts:
         ("drawn freely", f"{free} an image, the mean of {images}, one at a time"),
         (
             "first run",
-            f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold, and read out",
+            f"{duration(runs.forced.timings.total / images)} an image, with forced tokens: cold",
         ),
         ("peak memory", f"{size(evidence.peak_memory)} of the whole check"),
         ("bundle", size(total)),

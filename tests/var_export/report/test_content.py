@@ -71,7 +71,7 @@ def test_a_figure_without_a_threshold_is_not_judged(stepwise, tmp_path):
 
 def test_the_fused_form_has_what_it_shows(pages):
     words = Reader(pages.fused).words
-    assert "✓ Passed: all 2 figures keep the thresholds of FP32" in words
+    assert "✓ Passed: both figures keep the thresholds of FP32" in words
     assert "fused graph" in words
     assert "Agreement per scale" in words
     assert "KL divergence" not in words
