@@ -16,7 +16,7 @@ from engines.machine import Machine
 from engines.manifest import MANIFEST
 
 if TYPE_CHECKING:
-    from engines.fidelity import Report
+    from engines.reports import Report
 
 PROJECT = "var-export"
 PACKAGES = (

@@ -8,18 +8,17 @@ golden run of the bundle, or a fresh one made by `var_export`.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array
-from engines.contract import PARTS
 from engines.loop import ScaleView
 from engines.pipeline import OnScale, Pipeline
+from engines.reports import Agreement, FusedReport, Report, Smoothing
 from engines.results import Result
 from engines.similarity import psnr, ssim
 
@@ -27,152 +26,24 @@ SAMPLING = ("cfg", "temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """What a bundle of one precision must reach. `max_logit_error` is in logits, KL in nats, PSNR in dB."""
+class Runs:
+    """What the engine drew for a report."""
 
-    max_logit_error: float
-    kl: float
-    top1: float
-    draws: float
-    decoder_psnr: float
-    image_psnr: float
-    encoder_tokens: float
-    reconstruction_loss: float
-    heaviest: float
-    mixing_error: float
+    forced: Result
+    """With the reference's tokens forced: the first run of the engine."""
+    free: Result
+    """From the same uniform numbers alone."""
 
 
-# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
-# the sorted list holds near-ties, rounding alone reorders them (d16 with random weights: 0.2 % of the draws in FP32;
-# with rounding after every operation 50 % in FP16 and 84 % in BF16, at a KL of 7e-7 and 4e-5; a wrong graph draws 1 in
-# 900 alike). So do the most likely entries: 0.3 % and 3 % of them change there (and d36 is 3 times as sensitive).
-# FP16 and BF16: what arithmetic with that rounding gives on the demo (decoder 47 and 42 dB), with room. The encoder is
-# judged by what its tokens look like, and below FP16 by nothing else: a code that wins by a hair at a coarse scale
-# changes every finer one and no image (one image of d16 with random weights kept 18 % in BF16, at a loss of 0 dB).
-THRESHOLDS = {
-    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01, 0.999, 0.001),
-    "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2, 0.98, 0.03),
-    "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5, 0.9, 0.2),
-    "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5, 0.85, 0.4),
-}
-
-
-@dataclass
-class Agreement:
-    """How an engine's logits compare with the reference's, over some tokens."""
-
-    tokens: int
-    max_abs: float
-    """Largest difference among the reference's top logits."""
-    cosine: float
-    """Of the reference's top logits with the engine's, each centred, mean over tokens."""
-    kl: float
-    """KL(reference || engine) in nats, mean over tokens; the tail beyond the top logits counts as one event."""
-    top1: float
-    """Share of tokens whose most likely entry is the same."""
-    draws: float = math.nan
-    """Share of tokens drawn alike from the same uniform numbers."""
-
-
-@dataclass
-class Smoothing:
-    """How an engine's mixing of codebook entries compares with the reference's, teacher-forced."""
-
-    heaviest: float
-    """Share of tokens whose heaviest entry is the same."""
-    errors: list[float] | None
-    """Per scale: RMS of the difference by the RMS of the reference's mixed entries; None where they are not shown."""
-
-    @property
-    def error(self) -> float:
-        """The median scale's: where an entry weighs most by a hair, another engine may choose its neighbour."""
-        return float(np.median(self.errors or math.nan))
-
-
-@dataclass
-class Report:
-    """The outcome of `verify`."""
-
-    precision: str
-    images: int
-    scales: list[Agreement]
-    total: Agreement
-    free_tokens: float
-    """Token agreement when the engine runs freely; a single flip near the start changes all that follows."""
-    free_identical: int
-    """Images whose tokens are all the same when the engine runs freely."""
-    first_difference: int | None
-    """First scale at which a freely drawn token differs."""
-    decoder_psnr: float
-    decoder_ssim: float
-    image_psnr: float
-    """Of the final image with the reference's tokens forced."""
-    image_ssim: float
-    encoder_tokens: float
-    """Share of the tokens of the reference's images; one flip at a coarse scale changes all finer ones."""
-    reconstruction_loss: float
-    """By how many dB the image is reconstructed worse from the engine's tokens than from the reference's."""
-    smoothing: Smoothing | None = None
-    """Of a bundle that was built with it."""
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """True where every figure keeps its threshold."""
-        return not self.failures
-
-    @property
-    def failed_parts(self) -> tuple[str, ...]:
-        """Parts of the model, of `PARTS`, whose figures miss a threshold."""
-        return tuple(failures_by_part(self, THRESHOLDS[self.precision]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
-        report = asdict(self) | {"passed": self.passed, "thresholds": asdict(THRESHOLDS[self.precision])}
-        report["total"] |= {"psnr": self.image_psnr}
-        finite: dict[str, Any] = _finite(report)
-        return finite
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass
-class FusedReport:
-    """The outcome of `verify_fused`: the fused form shows draws and images, no logits."""
-
-    precision: str
-    images: int
-    draws: float
-    """Share of tokens drawn alike, with the reference's tokens forced."""
-    free_tokens: float
-    free_identical: int
-    image_psnr: float
-    """With the reference's tokens forced."""
-    image_ssim: float
-    smoothing: Smoothing | None = None
-    """Of a bundle that was built with it."""
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """True where every figure keeps its threshold."""
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
-        finite: dict[str, Any] = _finite(asdict(self) | {"passed": self.passed})
-        return finite
-
-
-def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | None = None) -> FusedReport:
+def verify_fused(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> FusedReport:
     """Hold a fused pipeline against a reference run, as `verify` does."""
     forced, free = _both_runs(pipeline, golden)
+    on_runs(Runs(forced, free))
     same = free.tokens == golden["tokens"]
     report = FusedReport(
         precision=precision or pipeline.bundle.precision,
@@ -184,13 +55,13 @@ def verify_fused(pipeline: Pipeline, golden: Mapping[str, Array], precision: str
         image_ssim=ssim(forced.images, golden["image"]),
         smoothing=_smoothing(pipeline, golden),
     )
-    limit = THRESHOLDS[report.precision]
-    report.failures = _missed(
-        ("draws alike", report.draws, ">=", limit.draws),
-        ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
-        *_smoothing_checks(report.smoothing, limit),
-    )
+    report.failures = _missed(report)
     return report
+
+
+def _missed(report: Report | FusedReport) -> list[str]:
+    """One line per figure that misses its threshold."""
+    return [str(check) for check in report.checks() if not check.kept]
 
 
 def _both_runs(
@@ -226,18 +97,25 @@ def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Res
     return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings, **options)
 
 
-def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | None = None) -> Report:
+def verify(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> Report:
     """Hold a stepwise pipeline against a reference run.
 
     Args:
         pipeline: what to judge.
         golden: arrays of `contract.GOLDEN_ARRAYS`.
         precision: whose thresholds to judge by; the bundle's own, unless the pipeline emulates another.
+        on_runs: called with what the engine drew, for whoever shows it.
 
     """
     config = pipeline.config
     comparison = _Comparison(pipeline, golden)
     forced, free = _both_runs(pipeline, golden, comparison)
+    on_runs(Runs(forced, free))
     tokens = golden["tokens"]
     decoded = pipeline.decode_features(golden["f_hat"])
     encoded = pipeline.encode(golden["image"])
@@ -264,7 +142,7 @@ def verify(pipeline: Pipeline, golden: Mapping[str, Array], precision: str | Non
         reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
         smoothing=_smoothing(pipeline, golden),
     )
-    report.failures = failures(report, THRESHOLDS[report.precision])
+    report.failures = _missed(report)
     return report
 
 
@@ -316,55 +194,6 @@ def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded
     if np.array_equal(encoded, wanted):
         return 0.0
     return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
-
-
-def failures(report: Report, limit: Thresholds) -> list[str]:
-    """One line per figure that misses its threshold, with the scale to blame where there is one."""
-    return [line for lines in failures_by_part(report, limit).values() for line in lines]
-
-
-def failures_by_part(report: Report, limit: Thresholds) -> dict[str, list[str]]:
-    """`failures`, by the part of the model that misses; parts without any are absent."""
-    total = report.total
-    worst = max(range(len(report.scales)), key=lambda s: report.scales[s].kl)
-    found = (
-        _missed(
-            ("largest logit error", total.max_abs, "<=", limit.max_logit_error),
-            (f"KL (worst at scale {worst})", total.kl, "<=", limit.kl),
-            ("top-1 agreement", total.top1, ">=", limit.top1),
-            ("draws alike", total.draws, ">=", limit.draws),
-            *_smoothing_checks(report.smoothing, limit),
-        ),
-        _missed(
-            ("decoder PSNR", report.decoder_psnr, ">=", limit.decoder_psnr),
-            ("image PSNR", report.image_psnr, ">=", limit.image_psnr),
-        ),
-        _missed(
-            ("encoder tokens alike", report.encoder_tokens, ">=", limit.encoder_tokens),
-            ("loss of the encoder's reconstruction in dB", report.reconstruction_loss, "<=", limit.reconstruction_loss),
-        ),
-    )
-    return {part: lines for part, lines in zip(PARTS, found, strict=True) if lines}
-
-
-Check = tuple[str, float, str, float]
-
-
-def _smoothing_checks(smoothing: Smoothing | None, limit: Thresholds) -> list[Check]:
-    if smoothing is None:
-        return []
-    checks: list[Check] = [("heaviest entries alike", smoothing.heaviest, ">=", limit.heaviest)]
-    if smoothing.errors is not None:
-        checks.append(("mixing error", smoothing.error, "<=", limit.mixing_error))
-    return checks
-
-
-def _missed(*checks: Check) -> list[str]:
-    return [
-        f"{what} is {value:.6g}, must be {sign} {bound:g}"
-        for what, value, sign, bound in checks
-        if not (value <= bound if sign == "<=" else value >= bound)  # NaN fails either way
-    ]
 
 
 def _agreement(reference: Mapping[str, Array], logits: Array) -> Agreement:

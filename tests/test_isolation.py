@@ -92,6 +92,17 @@ def test_every_module_of_calibration_imports_without_torch():
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
 
 
+def test_pages_are_made_without_torch():
+    """`verify --html` on a device; the page of `sensitivity` takes what that command takes."""
+    for package in ("matplotlib", "jinja2"):
+        pytest.importorskip(package, reason=f"{package} is not installed: it comes with the extra report")
+    modules = [name for name in modules_of("var_export/report") if not name.endswith(("layers", "sensitivity"))]
+    assert "var_export.report.verify" in modules
+    run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=BLOCKED)
+    blocked = [name for name in BLOCKED if name not in CALIBRATION_NEEDS]
+    run("import var_export.report.sensitivity", blocked=blocked)
+
+
 def test_ranges_are_chosen_with_numpy_alone():
     run("import calib, calib.statistics, calib.calibration", blocked=(*BLOCKED, "onnxruntime", "tensorrt"))
 

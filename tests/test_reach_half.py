@@ -7,8 +7,9 @@ import pytest
 
 from engines import backends
 from engines.bundle import Bundle
-from engines.fidelity import Report, verify
+from engines.fidelity import verify
 from engines.pipeline import Pipeline
+from engines.reports import Report
 from var_export.checkpoint import demo_checkpoint
 from var_export.export.emulate import emulated
 from var_export.golden import run_reference

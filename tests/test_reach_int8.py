@@ -10,8 +10,9 @@ from calib.collect import Requests, collect
 from calib.quantize import Ranges
 from engines import backends
 from engines.bundle import Bundle
-from engines.fidelity import Report, verify
+from engines.fidelity import verify
 from engines.pipeline import Pipeline
+from engines.reports import Report
 from var_export.checkpoint import demo_checkpoint
 from var_export.golden import run_reference
 from var_export.int8.build import quantize_bundle

@@ -17,8 +17,9 @@ from engines import backends, contract
 from engines.bundle import Bundle, foreign_files, is_bundle_folder
 from engines.config import ModelConfig
 from engines.errors import BundleError, CheckFailedError, UsageError
-from engines.fidelity import FusedReport, Report, verify, verify_fused
+from engines.fidelity import verify, verify_fused
 from engines.pipeline import Pipeline
+from engines.reports import FusedReport, Report
 from var_export.export.emulate import emulated
 
 Progress = Callable[[str], None]

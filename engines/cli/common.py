@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None
     """The entry point of a command: runs it and returns its exit code.
 
     What a user can correct becomes `Error: <one line>` on stderr, with the exit code of the error (2 for
-    parse errors); Ctrl-C one line and 130. A bug keeps its traceback.
+    parse errors); Ctrl-C one line and 130. A bug keeps its traceback. `command_line` tells what was typed.
     """
 
     def main(args: Sequence[str] | None = None) -> int:
+        typed = [name, *(sys.argv[1:] if args is None else args)]
         try:
-            code = command.main(list(args) if args is not None else None, prog_name=name, standalone_mode=False)
+            code = command.main(typed[1:], prog_name=name, standalone_mode=False, obj=typed)
         except click.Abort as abort:  # click's form of KeyboardInterrupt
             click.echo(one_line(abort.__cause__) or "interrupted", err=True)
             return EXIT_INTERRUPTED
@@ -37,6 +39,12 @@ def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None
         return code if isinstance(code, int) else 0
 
     return main
+
+
+def command_line(context: click.Context) -> list[str]:
+    """The program and its arguments, as they were typed."""
+    typed: list[str] = context.find_root().obj
+    return typed
 
 
 def one_line(error: object) -> str:
@@ -72,7 +80,6 @@ def version() -> str:
 def peak_memory() -> int:
     """The most memory that this process held, in bytes."""
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

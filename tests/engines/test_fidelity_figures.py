@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ from support import built_tiny, copy_bundle, reseal, tiny_config
 
 from engines.bundle import Bundle
 from engines.errors import VarExportError
-from engines.fidelity import THRESHOLDS, verify, verify_fused
+from engines.fidelity import verify, verify_fused
 from engines.loop import ScaleView
 from engines.pipeline import Pipeline
 from engines.similarity import psnr, ssim
+from engines.thresholds import THRESHOLDS, Thresholds
 
 # --- whole bundles --------------------------------------------------------------------------------------------------
 
@@ -53,6 +55,29 @@ def test_the_two_forms_pass(tiny):
     report = checked(tiny, "fused")
     assert report.passed
     assert report.draws >= 0.99
+
+
+@pytest.mark.parametrize("form", ["stepwise", "fused"])
+def test_what_the_engine_drew_is_shown(form, tiny):
+    shown = []
+    with Pipeline.load(tiny, form=form, threads=1) as pipeline:
+        golden = pipeline.bundle.golden
+        (verify if form == "stepwise" else verify_fused)(pipeline, golden, on_runs=shown.append)
+    (runs,) = shown
+    assert np.array_equal(runs.forced.tokens, golden["tokens"])
+    assert runs.forced.images.shape == runs.free.images.shape == golden["image"].shape
+    assert runs.free.timings.total > 0
+
+
+def test_every_threshold_is_checked(tiny):
+    checks = checked(tiny).checks()
+    assert [check.figure for check in checks] == [field.name for field in dataclasses.fields(Thresholds)]
+    assert all(check.kept and check.bound == getattr(THRESHOLDS["fp32"], check.figure) for check in checks)
+    for check in checks:
+        worse = check.bound + 1 if check.sign == "<=" else check.bound - 1
+        assert not dataclasses.replace(check, value=worse).kept
+        assert not dataclasses.replace(check, value=math.nan).kept
+        assert dataclasses.replace(check, value=check.bound).kept
 
 
 def test_figures_do_not_depend_on_the_batch(tiny):

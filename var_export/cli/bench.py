@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, peak_memory, print_table
+from engines.cli.common import command_line, json_out, peak_memory, print_table
 from var_export.cli.common import (
     CHECKPOINT,
+    PAGE_SUFFIXES,
     POSITIVE,
     Figure,
     bundle_argument,
+    check_report,
+    html_option,
     json_option,
     mebibytes,
     needs_export_packages,
     open_bundle,
     runtime_options,
     show,
+    show_written,
     threads_option,
     torch_threads,
 )
@@ -59,6 +63,7 @@ class BenchOptions:
     backend: str | None
     provider: str
     device: int
+    html: Path | None
     as_json: bool
 
 
@@ -93,8 +98,10 @@ class Measured:
 @click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
 @threads_option
 @runtime_options
+@html_option
 @json_option
-def bench(**values: Any) -> None:
+@click.pass_context
+def bench(context: click.Context, /, **values: Any) -> None:
     """Measure latency per scale, throughput over batch sizes, and memory.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo. Close other programs: the figures are
@@ -103,6 +110,8 @@ def bench(**values: Any) -> None:
     options = BenchOptions(**values)
     if options.vae and options.reference is None:
         raise click.UsageError("--vae needs --reference")
+    if options.html is not None:
+        check_report("--html", options.html, PAGE_SUFFIXES)
     bundle = open_bundle(options.bundle)
     with Progress() as progress:
         measured = _measure(options, bundle, progress)
@@ -110,6 +119,11 @@ def bench(**values: Any) -> None:
         json_out(_document(options, bundle, measured))
     else:
         _print(options, bundle, measured)
+    if options.html is not None:
+        from var_export.report.bench import write_bench
+
+        size = write_bench(options.html, bundle, measured, reference=options.reference, command=command_line(context))
+        show_written(options.html, size)
 
 
 def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measured:

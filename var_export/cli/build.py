@@ -46,7 +46,7 @@ from var_export.cli.tensorrt import (
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
-    from engines.fidelity import FusedReport, Report
+    from engines.reports import FusedReport, Report
     from var_export.assembly import Built
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -320,7 +320,7 @@ def _summary(built: Built, seconds: float) -> None:
 
 def _figures(report: Report | FusedReport) -> str:
     """The figures of a check that tell most, on one line."""
-    from engines.fidelity import Report
+    from engines.reports import Report
 
     images = f"images: {quality(report.image_psnr)}"
     if not isinstance(report, Report):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.cli.common import BACKENDS, PROVIDER_HELP
-from engines.errors import BackendError
+from engines.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
     from engines.bundle import Bundle
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
-PLOT_PACKAGES = ("matplotlib",)
+PAGE_SUFFIXES = (".html", ".htm")
+REPORT_PACKAGES = ("matplotlib", "jinja2")
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 # Plain strings: a Path would squeeze the slashes of hf://owner/repo.
@@ -31,6 +33,12 @@ POSITIVE = click.IntRange(min=1)
 
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page too: one .html file with pictures and charts, for any browser.",
+)
 threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
 _RUNTIME_OPTIONS = (
     click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
@@ -88,12 +96,38 @@ def needs_export_packages(what: str, extra: str = "export") -> Iterator[None]:
         yield
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in PLOT_PACKAGES:
-            raise BackendError(f'{what} needs {missing}: pip install "var-export[plot]"') from error
         if missing not in EXPORT_PACKAGES:
             raise
         extras = extra if importlib.util.find_spec("onnxruntime") else f"cpu,{extra}"
         raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error
+
+
+def check_report(option: str, file: Path, suffixes: Sequence[str]) -> None:
+    """Before the work: that what draws is installed, and that `file` can be written.
+
+    The packages are found, not loaded: a measurement that follows must not count their memory.
+
+    Raises:
+        BackendError: a package is missing.
+        UsageError: the file has another suffix, lies in a bundle, or in a place that cannot be written.
+
+    """
+    if file.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} writes {', '.join(suffixes)}, not {file.name}")
+    if any(is_bundle(str(folder)) for folder in file.absolute().parents):
+        raise UsageError(f"{file} would lie in a bundle, which holds nothing else; choose another place for {option}")
+    place = next(folder for folder in file.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "may not be written to" if place.is_dir() else "is no folder"
+        raise UsageError(f"cannot write {file}: {place} {why}")
+    for package in REPORT_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise BackendError(f'{option} needs {package}: pip install "var-export[report]"')
+
+
+def show_written(file: Path, size: int) -> None:
+    """Says where a page is; on stderr, where it disturbs no JSON."""
+    show(f"page: {file} ({size / 1000:.0f} kB)")
 
 
 @contextmanager

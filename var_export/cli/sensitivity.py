@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, print_table
-from engines.errors import UsageError
-from var_export.cli.common import FOLDER, Figure, json_option, needs_export_packages, open_bundle, show, threads_option
+from engines.cli.common import command_line, json_out, print_table
+from engines.machine import machine
+from var_export.cli.common import (
+    FOLDER,
+    PAGE_SUFFIXES,
+    Figure,
+    check_report,
+    html_option,
+    json_option,
+    needs_export_packages,
+    open_bundle,
+    show,
+    show_written,
+    threads_option,
+)
 from var_export.cli.int8 import CALIBRATION_NAMES, INT8, CalibrationSource, calibration_options, calibration_wishes
 from var_export.cli.progress import Progress
 
@@ -37,6 +49,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
     help="Draw the table too: a .png, .svg or .pdf.",
 )
 @threads_option
+@html_option
 @json_option
 @click.pass_context
 def sensitivity(
@@ -46,6 +59,7 @@ def sensitivity(
     target: str,
     plot: Path | None,
     threads: int | None,
+    html: Path | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -54,15 +68,15 @@ def sensitivity(
     BUNDLE is in FP32 (in FP16 for tensorrt) and stays as it is. What was measured is kept beside the calibration: an
     interrupted run goes on, and `build --precision int8 --max-loss` chooses from it.
     """
-    if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise UsageError(f"--plot writes {', '.join(PLOT_SUFFIXES)}, not {plot.name}")
+    if plot is not None:
+        check_report("--plot", plot, PLOT_SUFFIXES)
+    if html is not None:
+        check_report("--html", html, PAGE_SUFFIXES)
     with needs_export_packages("sensitivity", INT8):
         from var_export.int8.build import check_base
         from var_export.int8.rewrite import Int8Options
         from var_export.int8.sensitivity import measure, sensitivity_file
-    if plot is not None:
-        with needs_export_packages("--plot"):
-            from var_export.charts import draw_sensitivity
+    here = machine()
     options = Int8Options(target=target)
     base = open_bundle(bundle)
     check_base(base, options)
@@ -71,16 +85,26 @@ def sensitivity(
         calibrated = CalibrationSource(base, wishes, bundle.parent, threads, progress)
         file = sensitivity_file(calibrated.file, target)
         table = measure(base, calibrated(), wishes.options, file=file, threads=threads, progress=progress)
-        if plot is not None:
-            draw_sensitivity(table, plot, f"{base.name}, each layer alone in INT8")
     if as_json:
         json_out(
             {"bundle": str(base.path), "target": target, "file": str(file)}
             | {name: value for name, value in table.to_dict().items() if name != "format"}
         )
-        return
-    _print(table)
-    show(f"\nkept in {file}" + ("" if plot is None else f", drawn in {plot}"), to_stdout=True)
+    else:
+        _print(table)
+        show(f"\nkept in {file}", to_stdout=True)
+    if plot is not None:
+        from var_export.report.layers import plot_layers
+
+        plot_layers(table, plot, f"{base.name}, each layer alone in INT8")
+        show(f"chart: {plot}")
+    if html is not None:
+        from var_export.report.sensitivity import Evidence, write_sensitivity
+
+        evidence = Evidence(
+            bundle=base, table=table, target=target, file=file, machine=here, command=command_line(context)
+        )
+        show_written(html, write_sensitivity(html, evidence))
 
 
 def _print(table: Sensitivity) -> None:

@@ -14,8 +14,8 @@ from var_export.cli.common import POSITIVE, mebibytes, quality, show
 if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
     from engines.backends.tensorrt.options import PlanOptions
-    from engines.fidelity import FusedReport, Report
     from engines.plans import PlanSet
+    from engines.reports import FusedReport, Report
     from var_export.cli.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])

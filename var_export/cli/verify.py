@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, print_table
+from engines.cli.common import command_line, json_out, peak_memory, print_table
 from engines.errors import BackendError, CheckFailedError
+from engines.machine import machine
 from var_export.cli.common import (
     CHECKPOINT,
+    PAGE_SUFFIXES,
     POSITIVE,
     Figure,
     bundle_argument,
+    check_report,
+    html_option,
     json_option,
     needs_export_packages,
     open_bundle,
@@ -23,6 +27,7 @@ from var_export.cli.common import (
     runtime_options,
     set_option,
     show,
+    show_written,
     threads_option,
     torch_threads,
 )
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
 
     from engines.bundle import Bundle
     from engines.config import ModelConfig
-    from engines.fidelity import Agreement, FusedReport, Report, Smoothing
+    from engines.fidelity import Runs
+    from engines.reports import Agreement, FusedReport, Report, Smoothing
     from var_export.int8.attribution import Blame
 
 FRESH_SEED = 1000  # far from the golden run's seeds
@@ -56,7 +62,17 @@ class VerifyOptions:
     backend: str | None
     provider: str
     device: int
+    html: Path | None
     as_json: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What a check found, and what it was found by."""
+
+    report: Report | FusedReport
+    runs: Runs
+    runtime: dict[str, Any]
 
 
 @click.command(short_help="Check a bundle against the PyTorch reference.")
@@ -76,6 +92,7 @@ class VerifyOptions:
 )
 @threads_option
 @runtime_options
+@html_option
 @json_option
 @click.pass_context
 def verify(context: click.Context, /, **values: Any) -> None:
@@ -91,16 +108,38 @@ def verify(context: click.Context, /, **values: Any) -> None:
     extra = [p.opts[0] for p in given if p.name in _LIVE_ONLY]
     if extra and options.checkpoint is None:
         raise click.UsageError(f"{extra[0]} needs --checkpoint")
+    if options.html is not None:
+        check_report("--html", options.html, PAGE_SUFFIXES)
     bundle = open_bundle(options.bundle)
+    here = machine()
     with Progress() as progress:
         golden, note = (bundle.golden, None) if options.checkpoint is None else _live(options, bundle, progress)
         progress(f"checking {bundle.path}")
-        report, runtime = _check(options, bundle, golden)
+        checked = _check(options, bundle, golden)
+        report, peak = checked.report, peak_memory()
         blamed = _blame(options, bundle, golden, report, progress)
     if options.as_json:
-        json_out(_document(options, bundle, report, runtime, blamed))
+        json_out(_document(options, bundle, report, checked.runtime, blamed))
     else:
         _print(options, bundle, report, blamed)
+    if options.html is not None:
+        from var_export.report.verify import Evidence, write_verify
+
+        evidence = Evidence(
+            bundle=bundle,
+            golden=golden,
+            against="the run of the PyTorch reference stored in the bundle"
+            if options.checkpoint is None
+            else f"a new run of the PyTorch reference on {options.checkpoint}, seed {options.seed}",
+            report=report,
+            runs=checked.runs,
+            runtime=checked.runtime,
+            machine=here,
+            peak_memory=peak,
+            blamed=blamed or (),
+            command=command_line(context),
+        )
+        show_written(options.html, write_verify(options.html, evidence))
     if not report.passed:
         because = f" ({note})" if note else ""
         raise CheckFailedError(f"{bundle.path} misses the reference{because}: {'; '.join(report.failures)}")
@@ -114,7 +153,7 @@ def _blame(
     progress: Progress,
 ) -> list[Blame] | None:
     """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
-    from engines.fidelity import Report
+    from engines.reports import Report
 
     if report.passed or bundle.precision != INT8 or not isinstance(report, Report):
         return None
@@ -151,9 +190,7 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
     return golden, note
 
 
-def _check(
-    options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]
-) -> tuple[Report | FusedReport, dict[str, Any]]:
+def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]) -> Checked:
     from engines import backends, fidelity
     from engines.pipeline import Pipeline
 
@@ -167,14 +204,18 @@ def _check(
     )
     with Pipeline(bundle, backend, max_batch=1) as pipeline:
         judge = fidelity.verify if "stepwise" in bundle.forms else fidelity.verify_fused
-        return judge(pipeline, golden), pipeline.describe_runtime()
+        runs: list[Runs] = []
+        report = judge(pipeline, golden, on_runs=runs.append)
+        return Checked(report=report, runs=runs[0], runtime=pipeline.describe_runtime())
 
 
 def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
-    from engines.fidelity import Report
+    from engines.reports import Report
 
-    against = "the run stored in it" if options.checkpoint is None else f"a new run of {options.checkpoint}"
-    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {against}, {report.images} images", to_stdout=True)
+    show(
+        f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images",
+        to_stdout=True,
+    )
     show(to_stdout=True)
     free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
     if isinstance(report, Report):
@@ -211,6 +252,10 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport,
 def _smoothing_line(smoothing: Smoothing) -> str:
     alike = f"{smoothing.heaviest:.2%} of the heaviest entries alike"
     return alike if smoothing.errors is None else f"{alike}, error of the mixed ones {smoothing.error:.1e}"
+
+
+def _against(options: VerifyOptions) -> str:
+    return "the run stored in it" if options.checkpoint is None else f"a new run of {options.checkpoint}"
 
 
 _HEADERS = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")

@@ -13,6 +13,7 @@ from engines.bundle import Bundle
 from engines.cli.common import peak_memory
 from engines.errors import OutOfMemoryError
 from engines.pipeline import Pipeline
+from engines.thresholds import THRESHOLDS
 from var_export.gpu_check import building, hardware
 from var_export.gpu_check.cases import ONNXRUNTIME, Job
 from var_export.gpu_check.hardware import Tell
@@ -49,7 +50,7 @@ def verify(job: Job, tell: Tell) -> dict[str, Any]:
         judge = fidelity.verify if job.step.form == "stepwise" else fidelity.verify_fused
         report = judge(pipeline, pipeline.bundle.golden)
         return report.to_dict() | {
-            "thresholds": asdict(fidelity.THRESHOLDS[report.precision]),
+            "thresholds": asdict(THRESHOLDS[report.precision]),
             "runtime": pipeline.describe_runtime(),
             "first_image_seconds": first_seconds,
         }

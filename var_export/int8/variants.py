@@ -25,9 +25,10 @@ from engines.backends.onnxruntime.library import cpu_session
 from engines.backends.onnxruntime.runner import OnnxRuntimeBackend, OnnxRuntimeEngine
 from engines.bundle import Bundle, second_name
 from engines.contract import DECODER, PART_OF, TRANSFORMER
-from engines.fidelity import Agreement, logits_agreement, mean_agreement, reconstruction_loss
+from engines.fidelity import logits_agreement, mean_agreement, reconstruction_loss
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
+from engines.reports import Agreement
 from engines.similarity import psnr
 from var_export.export.emulate import emulate
 from var_export.export.weights import WeightFile

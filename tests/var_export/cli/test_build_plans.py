@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from engines import fidelity
+from engines import thresholds
 from engines.bundle import Bundle
 from var_export.cli.build import PLAN_TARGETS
 
-STRICT = fidelity.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 0)
+STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 0)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_plans_for_another_gpu_are_built_and_not_judged_by_older_ones(bundle, ca
     emulate(rtx=True)
     assert call("build", bundle, "--target", "tensorrt-rtx", "--batch", "1")[0] == 0
     (here,) = sets(bundle)
-    monkeypatch.setitem(fidelity.THRESHOLDS, "fp32", STRICT)  # the older set would miss it
+    monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", STRICT)  # the older set would miss it
     code, out, err = call(
         "build", bundle, "--target", "tensorrt-rtx", "--batch", "1", "--compute-capability", "12.0", "--json"
     )
@@ -85,7 +85,7 @@ def test_plans_for_another_gpu_are_built_and_not_judged_by_older_ones(bundle, ca
 
 def test_plans_that_miss_the_reference_are_removed(bundle, call, emulate, monkeypatch):
     emulate()
-    monkeypatch.setitem(fidelity.THRESHOLDS, "fp32", STRICT)
+    monkeypatch.setitem(thresholds.THRESHOLDS, "fp32", STRICT)
     code, out, err = call("build", bundle, "--target", "tensorrt", "--batch", "1")
     assert code == 1
     assert out == ""

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from engines import fidelity
+from engines import thresholds
 from engines.bundle import Bundle
 from engines.policy import FLOAT
 
@@ -58,9 +58,9 @@ def test_json_has_every_effect(call, base):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_draws_the_table(call, base, suffix):
     file = base.parent / "drawn" / f"table{suffix}"
-    code, out, _ = call("sensitivity", base, "--samples", 4, "--threads", 1, "--plot", file)
+    code, _, err = call("sensitivity", base, "--samples", 4, "--threads", 1, "--plot", file)
     assert code == 0
-    assert str(file) in out
+    assert f"chart: {file}" in err
     assert [made.name for made in file.parent.iterdir()] == [file.name]
     if suffix == ".png":
         with Image.open(file) as image:
@@ -88,14 +88,17 @@ def test_mistakes_are_one_line(call, base, arguments, words):
     assert "Traceback" not in err
 
 
-def test_a_missing_matplotlib_is_one_line_before_the_work(call, base, monkeypatch):
-    (base.parent / TABLE).unlink()
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "var_export.charts", raising=False)
-    code, out, err = call("sensitivity", base, "--plot", "s.png")
-    assert (code, out) == (2, "")
-    assert 'pip install "var-export[plot]"' in err
-    assert not (base.parent / TABLE).exists()
+def test_the_page(call, base):
+    file = base.parent / "pages" / "table.html"
+    arguments = ("sensitivity", base, "--samples", 4, "--threads", 1)
+    code, out, err = call(*arguments, "--html", file, "--plot", file.with_suffix(".svg"))
+    assert code == 0
+    assert f"page: {file} (" in err
+    page = file.read_text().replace("<wbr>", "")
+    for word in ("each alone in INT8", "step/blocks.0.fc1", "Decoder", "Encoder", f"--html {file}", TABLE):
+        assert word in page
+    assert out == call(*arguments)[1]
+    assert call(*arguments, "--html", file, "--json")[1] == call(*arguments, "--json")[1]
 
 
 def test_max_loss_chooses_the_layers(call, base):
@@ -149,8 +152,8 @@ def failing(call, base, monkeypatch):
     """An INT8 bundle, and thresholds that it misses."""
     out = base.parent / "int8"
     assert call("build", base, "--precision", "int8", *KEEP, "--out", out)[0] == 0
-    strict = dataclasses.replace(fidelity.THRESHOLDS["int8"], kl=1e-9, image_psnr=99.0)
-    monkeypatch.setitem(fidelity.THRESHOLDS, "int8", strict)
+    strict = dataclasses.replace(thresholds.THRESHOLDS["int8"], kl=1e-9, image_psnr=99.0)
+    monkeypatch.setitem(thresholds.THRESHOLDS, "int8", strict)
     return out
 
 

@@ -72,8 +72,8 @@ def test_choices_are_those_of_the_library():
     from engines import contract
     from engines.backends import BACKENDS
     from engines.contract import FORMS
-    from engines.fidelity import THRESHOLDS
     from engines.policy import LEVELS
+    from engines.thresholds import THRESHOLDS
     from var_export.graphs.precision import PRECISIONS
 
     assert build_module.PRECISIONS == contract.PRECISIONS == tuple(THRESHOLDS)

@@ -14,10 +14,11 @@ from support import built_tiny, demo_reference, eager
 from engines import backends
 from engines.bundle import Bundle
 from engines.errors import BackendError, CheckFailedError
-from engines.fidelity import THRESHOLDS, Thresholds, verify
+from engines.fidelity import verify
 from engines.manifest import WEIGHTS
 from engines.pipeline import Pipeline
 from engines.similarity import psnr
+from engines.thresholds import THRESHOLDS, Thresholds
 from var_export.assembly import check as check_of_a_build
 from var_export.build import make_graph
 from var_export.export.emulate import emulate, emulated

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from engines import fidelity
+from engines import thresholds
 from engines.errors import OutOfMemoryError
 from tests.emulation import HostCuda
 from var_export.gpu_check import cases, hardware, report
@@ -152,8 +152,8 @@ def test_both_products_and_what_is_missing(check, emulated, in_process, monkeypa
 
 
 def test_a_missed_threshold_fails_and_is_named(check, emulated, in_process, no_torch_gpu, monkeypatch):
-    strict = fidelity.Thresholds(0, 0, 1, 1, 200.0, 200.0, 1, 0, 1, 0)
-    monkeypatch.setitem(fidelity.THRESHOLDS, "fp16", strict)
+    strict = thresholds.Thresholds(0, 0, 1, 1, 200.0, 200.0, 1, 0, 1, 0)
+    monkeypatch.setitem(thresholds.THRESHOLDS, "fp16", strict)
     code, _, err, document, page = check("--batch", "1")
     assert code == 1
     failures = document["verdict"]["failures"]

@@ -11,8 +11,8 @@ from support import demo_reference, eager, settings
 from engines import contract
 from engines.batch import Rows
 from engines.config import phi_index
-from engines.fidelity import THRESHOLDS
 from engines.similarity import psnr
+from engines.thresholds import THRESHOLDS
 from engines.uniforms import uniforms
 from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS

@@ -1,0 +1,153 @@
+"""The page of `var-export bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.bench import Case, Comparison, Spread
+from engines.bundle import Bundle
+from var_export.report.charts import Curve, bars, bars_height, curves, drawn
+from var_export.report.facts import bundle_facts, command_line, environment_facts
+from var_export.report.page import write_page
+from var_export.report.parts import Chart, Facts, Table, Tile
+from var_export.report.words import counted, duration, guidance, milliseconds, number, size
+
+if TYPE_CHECKING:
+    from var_export.cli.bench import Measured
+
+RANDOM = "random"
+
+
+def write_bench(
+    file: Path, bundle: Bundle, measured: Measured, *, reference: str | None, command: Sequence[str]
+) -> int:
+    """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
+    first, race = measured.cases[0], measured.comparison
+    charts = [_latency(bundle, first), _throughput(measured.cases)]
+    if race is not None:
+        charts.append(_race(race, measured.torch_version or "", reference or ""))
+    return write_page(
+        file,
+        "bench",
+        name=bundle.name,
+        precision=bundle.precision.upper(),
+        lead=duration(first.total.p50),
+        lead_note=f"for {counted(first.batch, 'image')} with {guidance(first.cfg)}, the median of "
+        f"{counted(first.runs, 'run')}",
+        place=f"{measured.machine}; load {measured.machine.load:.1f} before",
+        tiles=_tiles(measured),
+        charts=charts,
+        facts=[
+            _settings(bundle, measured),
+            bundle_facts(bundle),
+            environment_facts(measured.machine, measured.runtime),
+        ],
+        command=command_line(command),
+    )
+
+
+def _tiles(measured: Measured) -> list[Tile]:
+    best = max(measured.cases, key=lambda case: case.images_per_second)
+    tiles = [
+        Tile("Throughput", f"{number(best.images_per_second)} images/s", f"batch {best.batch}, {guidance(best.cfg)}"),
+        Tile("Peak memory", size(measured.peak_memory), "of the process, engines alone"),
+        Tile("Loading", duration(measured.load_seconds), "bundle and engines"),
+    ]
+    if measured.comparison is not None:
+        ratio = measured.comparison.ratio
+        tiles.insert(
+            0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}")
+        )
+    return tiles
+
+
+def _latency(bundle: Bundle, case: Case) -> Chart:
+    sides = bundle.config.patch_nums
+    stages = [(f"{side}×{side}", spread) for side, spread in zip(sides, case.scales, strict=False)]
+    if len(case.scales) == 1:
+        stages = [("fused graph", case.scales[0]), ("outside", case.outside)]
+    else:
+        stages = [("cond", case.cond), *stages, ("decode", case.decode), ("outside", case.outside)]
+    names, spreads = [name for name, _ in stages], [spread for _, spread in stages]
+    labels = [milliseconds(spread.p50) for spread in spreads]
+    svg = drawn(
+        "latency",
+        f"Median milliseconds of each stage at batch {case.batch}: "
+        f"{', '.join(f'{name} {label}' for name, label in zip(names, labels, strict=True))}; "
+        f"{milliseconds(case.total.p50)} in all.",
+        bars(names, [1e3 * spread.p50 for spread in spreads], labels, x="ms", ends=_ends(spreads)),
+        height=bars_height(len(names)),
+    )
+    headers = ("stage", "p50", "p90", "p99", "min")
+    table = Table("Latency in ms", headers, [_row(*stage) for stage in [*stages, ("total", case.total)]],
+                  emphasised=len(stages))  # fmt: skip
+    note = f"Batch {case.batch}, {guidance(case.cfg)}, median of {counted(case.runs, 'run')}; the whisker ends at p90."
+    return Chart("Latency per scale", svg, table, note)
+
+
+def _row(name: str, spread: Spread) -> tuple[str, ...]:
+    return (name, *(milliseconds(value) for value in (spread.p50, spread.p90, spread.p99, spread.min)))
+
+
+def _ends(spreads: Sequence[Spread]) -> tuple[list[float], list[float]]:
+    """Whiskers in ms from the median up to p90."""
+    return [0.0] * len(spreads), [1e3 * (spread.p90 - spread.p50) for spread in spreads]
+
+
+def _throughput(cases: Sequence[Case]) -> Chart:
+    batches = list(dict.fromkeys(case.batch for case in cases))
+    cfgs = list(dict.fromkeys(case.cfg for case in cases))
+    found = {(case.batch, case.cfg): case.images_per_second for case in cases}
+    lines = [Curve(guidance(cfg), [found[batch, cfg] for batch in batches]) for cfg in cfgs]
+    plot = curves([str(batch) for batch in batches], lines, x="images at once", y="images per second", from_zero=True)
+    said = "; ".join(
+        f"{line.label}: {', '.join(f'{number(v)} at batch {b}' for b, v in zip(batches, line.values, strict=True))}"
+        for line in lines
+    )
+    rows = [
+        (str(c.batch), guidance(c.cfg), str(c.runs), milliseconds(c.total.p50), number(c.images_per_second))
+        for c in cases
+    ]
+    table = Table("Throughput", ("batch", "guidance", "runs", "p50, ms", "images/s"), rows, words=2)
+    return Chart("Throughput", drawn("throughput", f"Images per second. {said}.", plot), table)
+
+
+def _race(race: Comparison, version: str, weights: str) -> Chart:
+    sides = (("PyTorch", race.reference), ("engine", race.engine))
+    spreads = [spread for _, spread in sides]
+    labels = [duration(spread.p50) for spread in spreads]
+    ends = tuple([1e3 * abs(edge - spread.p50) for spread, edge in zip(spreads, edges, strict=True)]
+                 for edges in ([s.min for s in spreads], [s.max for s in spreads]))  # fmt: skip
+    ratio = race.ratio
+    svg = drawn(
+        "race",
+        f"One image by PyTorch {labels[0]}, by the engine {labels[1]}: {ratio.p50:.2f} of PyTorch's time, pair by pair "
+        f"{ratio.min:.2f} to {ratio.max:.2f}.",
+        bars(
+            [name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends
+        ),
+        height=bars_height(2) + 12,
+    )
+    rows = [(f"pair {pair}", f"{value:.3f}") for pair, value in enumerate(race.ratios, 1)]
+    rows += [("median", f"{ratio.p50:.3f}")]
+    alike = "" if weights == RANDOM else f" {100 * race.tokens_alike:.2f} % of the tokens alike."
+    note = (
+        f"PyTorch {version}, eager FP32, weights: {weights}; in turns with the engine, one image at a time, "
+        f"{counted(len(race.ratios), 'pair')}; whiskers from the fastest to the slowest.{alike}"
+    )
+    table = Table("Time of the engine for one of PyTorch", ("pair", "ratio"), rows, emphasised=len(rows) - 1)
+    return Chart("Against PyTorch", svg, table, note)
+
+
+def _settings(bundle: Bundle, measured: Measured) -> Facts:
+    s = bundle.sampling
+    strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
+    return Facts(
+        "Settings",
+        [
+            ("sampling", f"top-k {min(s.top_k, bundle.max_top_k)}, top-p {s.top_p:g}, temperature {s.temperature:g}"),
+            ("guidance", " and ".join(strengths)),
+        ],
+    )

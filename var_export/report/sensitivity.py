@@ -1,0 +1,122 @@
+"""The page of `var-export sensitivity`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calib.sensitivity import SECONDS, Effect, Sensitivity
+from engines.bundle import Bundle
+from engines.contract import DECODER, ENCODER, PARTS, TRANSFORMER
+from engines.machine import Machine
+from var_export.report.charts import drawn
+from var_export.report.facts import bundle_facts, command_line, environment_facts
+from var_export.report.layers import effects_of, layers_of, panel, value_of
+from var_export.report.page import write_page
+from var_export.report.parts import Chart, Facts, Table, Tile
+from var_export.report.words import counted, decibels, number, percent
+
+UNITS_PER_LAYER = 15
+AROUND = 100  # units of height for axis and legend
+WORST = 10
+"""Rows that are shown at once; the others are folded."""
+FIGURES = {TRANSFORMER: "KL, nats", DECODER: "image PSNR", ENCODER: "loss, dB"}
+QUESTIONS = {
+    TRANSFORMER: "How far the guided logits move: to the left is better.",
+    DECODER: "How close the image stays: to the right is better.",
+    ENCODER: "By how much a picture is reconstructed worse from its tokens: to the left is better.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that the page shows."""
+
+    bundle: Bundle
+    table: Sensitivity
+    target: str
+    file: Path
+    """Where the table is kept."""
+    machine: Machine
+    command: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of the model: its chart and its layers."""
+
+    title: str
+    chart: Chart
+    worst: Table
+    all: Table | None
+    """None where `worst` has all of them."""
+
+
+def write_sensitivity(file: Path, evidence: Evidence) -> int:
+    """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
+    table = evidence.table
+    parts = [part for part in PARTS if effects_of(table, part)]
+    settings = [("INT8 as of", evidence.target), ("table", str(evidence.file))]
+    return write_page(
+        file,
+        "sensitivity",
+        name=evidence.bundle.name,
+        layers=counted(len(layers_of(table.effects)), "layer"),
+        float_kl=number(table.float_kl),
+        tiles=[_tile(part, table.worst_first(part)[0]) for part in parts],
+        parts_of_model=[_part(table, part) for part in parts],
+        facts=[
+            Facts("Settings", settings),
+            bundle_facts(evidence.bundle),
+            environment_facts(evidence.machine),
+        ],
+        command=command_line(evidence.command),
+    )
+
+
+def _tile(part: str, effect: Effect) -> Tile:
+    layer = effect.layer.partition("/")[2]
+    return Tile(f"Worst of the {part}", _value(effect), f"{FIGURES[part].partition(',')[0]}: {layer}, {effect.way}")
+
+
+def _value(effect: Effect) -> str:
+    value = value_of(effect)
+    if effect.part == DECODER:
+        return decibels(value)
+    return number(value) if effect.part == TRANSFORMER else f"{value:+.2f} dB"
+
+
+def _part(table: Sensitivity, part: str) -> Part:
+    effects, worst = effects_of(table, part), table.worst_first(part)
+    layers = layers_of(effects)
+
+    def plot(figure: Any, axes: Any) -> None:
+        panel(axes, part, effects, font=9)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=9.5, columnspacing=1.2, handlelength=1)
+
+    said = "; ".join(f"{effect.layer} {effect.way} {_value(effect)}" for effect in worst[:3])
+    svg = drawn(
+        f"layers-{part}",
+        f"{FIGURES[part]} of {counted(len(layers), 'layer')} of the {part}, each alone in INT8. The worst: {said}.",
+        plot,
+        height=AROUND + UNITS_PER_LAYER * max(len(layers), 4),
+    )
+    shown = _table(table, f"{part}: the {WORST} worst", worst[:WORST])
+    rest = (
+        _table(table, f"All {counted(len(worst), 'measurement')} of the {part}", worst) if len(worst) > WORST else None
+    )
+    return Part(part.capitalize(), Chart("In the order of computation", svg, None, QUESTIONS[part]), shown, rest)
+
+
+def _table(table: Sensitivity, caption: str, effects: Sequence[Effect]) -> Table:
+    in_seconds = table.unit == SECONDS
+    scale = 1e3 if in_seconds else 1e-9
+    part = effects[0].part
+    top1 = part == TRANSFORMER
+    headers = ["layer", "way", FIGURES[part], *(["top-1"] if top1 else []), "saved, ms" if in_seconds else "GMAC"]
+    rows = [
+        [e.layer, e.way, _value(e), *([percent(e.top1)] if top1 else []), number(e.saved * scale, 2)] for e in effects
+    ]
+    return Table(caption, headers, rows, words=2)

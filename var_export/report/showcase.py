@@ -1,0 +1,136 @@
+"""Reference and engine side by side, with what differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle import Bundle
+from engines.errors import UsageError
+from engines.fidelity import Runs
+from engines.labels import ClassNames
+from engines.similarity import psnr
+from var_export.report.pictures import BUDGET, FINE, amplification, amplified, difference, encode
+from var_export.report.words import counted, decibels, guidance, number, percent
+
+MOST = 8
+"""Images of a page: of more, those that differ most."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture."""
+
+    source: str
+    """Its data URI."""
+    caption: str
+    figures: str
+    alternative: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The pictures of one image."""
+
+    title: str
+    how: str
+    """How it was drawn."""
+    pictures: tuple[Shown, ...]
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """Of all images, or of those that differ most."""
+
+    comparisons: list[Comparison]
+    note: str
+    side: int
+    """Pixels along one side."""
+    fine: bool
+    """Whether single pixels are to be seen."""
+
+
+def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, budget: int = BUDGET) -> Showcase:
+    """The pictures of a page within `budget` bytes; figures are of the originals."""
+    reference, forced, free = golden["image"], runs.forced.images, runs.free.images
+    differences = [difference(a, b) for a, b in zip(reference, forced, strict=True)]
+    factor = amplification(differences)
+    errors = [float(np.mean(each.astype(np.float64) ** 2)) for each in differences]
+    worst_first = sorted(range(len(errors)), key=lambda image: -errors[image])
+    count = min(MOST, len(errors))
+    while True:
+        chosen = sorted(worst_first[:count])
+        flat = [
+            picture
+            for image in chosen
+            for picture in (reference[image], forced[image], amplified(differences[image], factor), free[image])
+        ]
+        encoded = encode(flat, budget)
+        if encoded is not None:
+            break
+        if count == 1:
+            raise UsageError(f"not even one image of {bundle.config.image_size} pixels fits into a page")
+        count //= 2
+
+    names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
+    comparisons = []
+    for place, image in enumerate(chosen):
+        label = int(golden["classes"][image])
+        name, title = _names(names, label)
+        freely = _alike(runs.free.tokens[image], golden["tokens"][image])
+        said = (
+            ("PyTorch reference", "", f"{name}, drawn by the PyTorch reference"),
+            ("Engine, same tokens", _quality(reference[image], forced[image]), f"{name}, drawn by the engine"),
+            (
+                f"Difference × {factor}" if factor > 1 else "Difference",
+                _apart(differences[image]),
+                f"{name}, what differs between reference and engine: {_apart(differences[image])}",
+            ),
+            ("Engine, drawn freely", freely, f"{name}, drawn freely by the engine: {freely}"),
+        )
+        sources = encoded.sources[4 * place : 4 * place + 4]
+        shown = tuple(Shown(source, *words) for source, words in zip(sources, said, strict=True))
+        comparisons.append(Comparison(title, _how(golden, image), shown))
+    notes = [
+        f"The {count} of {counted(len(errors), 'image')} that differ most." if count < len(errors) else "",
+        f"Differences are shown {factor} times as bright as they are." if factor > 1 else "",
+        encoded.note,
+    ]
+    side = bundle.config.image_size
+    return Showcase(comparisons, " ".join(filter(None, notes)), side, side < FINE)
+
+
+def _names(names: ClassNames, label: int) -> tuple[str, str]:
+    """What a class is called in a sentence, and above its pictures."""
+    name = names.label(label)
+    if name == str(label):
+        return f"class {label}", f"class {label}"
+    return ("no class", "no class") if label == names.unconditional else (name, f"{name} (class {label})")
+
+
+def _alike(drawn: NDArray[np.int64], reference: NDArray[np.int64]) -> str:
+    share = float((drawn == reference).mean())
+    return "the reference's tokens" if share == 1 else f"{percent(share)} of the tokens alike"
+
+
+def _quality(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> str:
+    value = psnr(a, b)
+    return "identical pixels" if np.isinf(value) else f"PSNR {decibels(value)}"
+
+
+def _apart(differences: NDArray[np.uint8]) -> str:
+    largest = int(differences.max())
+    if largest == 0:
+        return "no pixel differs"
+    return f"at most {largest}/255, mean {number(float(differences.mean()), 2)}/255"
+
+
+def _how(golden: Mapping[str, NDArray[Any]], image: int) -> str:
+    settings: Sequence[str] = [f"seed {int(golden['seeds'][image])}", guidance(float(golden["cfg"][image]))]
+    top_k, top_p = int(golden["top_k"][image]), float(golden["top_p"][image])
+    more = [f"top-k {top_k}"] * bool(top_k) + [f"top-p {top_p:g}"] * bool(top_p)
+    return ", ".join([*settings, *more])
