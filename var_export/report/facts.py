@@ -35,7 +35,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
          f"{counted(config.num_tokens, 'token')}, {counted(config.transformer.num_classes, 'class', 'classes')}"),
         ("transformer", f"depth {config.transformer.depth}, width {config.transformer.width}"),
         ("precision", bundle.precision.upper() + _ways(bundle)),
-        ("forms", " and ".join(bundle.forms)),
+        ("forms", " and ".join(bundle.forms) + (", can be smoothed" if bundle.smooth else "")),
         ("graphs for", bundle.target),
         ("size", f"{size(total)} in {counted(len(bundle.files), 'file')}"),
         ("plans", "; ".join(map(str, bundle.plans))),

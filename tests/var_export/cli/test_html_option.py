@@ -11,7 +11,7 @@ import pytest
 from engines.thresholds import THRESHOLDS, Thresholds
 from var_export.cli.common import PAGE_SUFFIXES
 
-NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0)
+NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, -1.0)
 
 
 def test_verify_writes_a_page_beside_what_it_prints(call, tiny_build, tmp_path):

@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engines.bundle import Bundle
 from engines.errors import UsageError
 from engines.fidelity import Runs
 from engines.loop import Timings
+from tests.bundles import shared_bundle
+from tests.var_export.report.conftest import evidence_of
 from tests.var_export.report.reading import NASTY, Reader, noise
 from var_export.report.showcase import showcase
 from var_export.report.verify import write_verify
@@ -75,6 +78,17 @@ def test_the_fused_form_has_what_it_shows(pages):
     assert "fused graph" in words
     assert "Agreement per scale" in words
     assert "KL divergence" not in words
+
+
+@pytest.mark.parametrize("form", ["stepwise", "fused"])
+def test_smoothing_is_judged_where_a_bundle_has_it(form, tmp_path, tmp_path_factory):
+    evidence = evidence_of(Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory)), form)
+    write_verify(tmp_path / "p.html", evidence)
+    words = Reader(tmp_path / "p.html").words
+    assert f"all {10 if form == 'stepwise' else 3} figures keep the thresholds of FP32" in words
+    assert "Smoothing's heaviest entries alike 100.00 % ≥ 99.9 %" in words
+    assert ("Smoothing's mixing error" in words) == (form == "stepwise")
+    assert "can be smoothed" in words
 
 
 def test_nothing_finite_breaks_no_page(stepwise, tmp_path):
