@@ -115,6 +115,7 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
         ),
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
+        _extra("write pages and charts", "report", versions, fallback=("matplotlib", "jinja2")),
         _onnxruntime_gpu(runtime, available, problem, device),
         *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
     ]
