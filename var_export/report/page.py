@@ -17,7 +17,7 @@ from engines.images import atomic_write
 from var_export.report.palette import DARK, LIGHT
 
 MAX_BYTES = 3_000_000
-_PLACES = re.compile(r"[/._](?=\w)|[0-9a-f]{16}(?=[0-9a-f]{8})")
+_PLACES = re.compile(r"[/_](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])|[0-9a-f]{16}(?=[0-9a-f]{8})")
 
 
 def write_page(file: Path, template: str, **data: Any) -> int:

@@ -85,7 +85,7 @@ def _value(effect: Effect) -> str:
     value = value_of(effect)
     if effect.part == DECODER:
         return decibels(value)
-    return number(value) if effect.part == TRANSFORMER else f"{value:+.2f} dB"
+    return number(value) if effect.part == TRANSFORMER else f"{value:+.2f}\N{NO-BREAK SPACE}dB"
 
 
 def _part(table: Sensitivity, part: str) -> Part:

@@ -79,3 +79,18 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, stepwise):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         write_verify(tmp_path / "file" / "p.html", stepwise)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("pair by pair 0.46 to 0.67", "pair by pair 0.46 to 0.67"),
+        ("onnxruntime 1.31.1, torch 2.13.0+cpu", "onnxruntime 1.31.1, torch 2.13.0+cpu"),
+        ("decode/up.0.block.2.conv2", "decode/|up.|0.|block.|2.|conv2"),
+        ("bundles/var_d16.pth", "bundles/|var_|d16.|pth"),
+        ("a & b/<c>", "a &amp; b/&lt;c&gt;"),
+        ("0123456789abcdef" * 2, "0123456789abcdef|0123456789abcdef"),
+    ],
+)
+def test_lines_may_break_in_names_but_not_in_numbers(text, broken):
+    assert str(page._breakable(text)) == broken.replace("|", "<wbr>")
