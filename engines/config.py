@@ -17,6 +17,10 @@ from typing import Any
 
 from engines.errors import UsageError
 
+# How the golden run smooths, with as many entries kept as the bundle sorts: so that many are mixed, whatever sampling
+# it recommends. One coarse map of them is seen in an image.
+SMOOTH_CHECK = {"temperature": 2.0, "top_p": 0.0}
+MIXED_SCALE = 1
 HEAD_DIM = 64  # of every official model: heads = width / 64
 
 

@@ -208,6 +208,7 @@ GOLDEN_ARRAYS = {
 SMOOTH_ARRAYS = {
     "heaviest": "int64 (G, T), the entries of the codebook that weigh most",
     "mixed": "float32 (G, T, Z), the entries mixed",
+    "smooth_image": "uint8 (G, h, w, 3), mixed at scale 1 alone, with the tokens of the others",
 }
 
 

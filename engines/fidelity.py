@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array
+from engines.config import MIXED_SCALE, SMOOTH_CHECK
 from engines.loop import ScaleView
 from engines.pipeline import OnScale, Pipeline
 from engines.reports import Agreement, FusedReport, Report, Smoothing
@@ -76,7 +77,7 @@ def _forced_run(pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnSca
 
 
 def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | None:
-    """The reference's tokens are forced, so every scale mixes from what the reference mixed from."""
+    """With the reference's tokens forced, so that each scale mixes from the same logits; then without, at one scale."""
     if not pipeline.bundle.smooth:
         return None
     config = pipeline.config
@@ -87,14 +88,22 @@ def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | N
         squares[view.scale] += np.square(view.read_mixed() - wanted).sum(), np.square(wanted).sum()
 
     stepwise = pipeline.form == "stepwise"
-    run = _run(pipeline, golden, forced=golden["tokens"], smooth=True, on_scale=compare if stepwise else None)
-    errors = np.sqrt(squares[:, 0] / squares[:, 1]).tolist() if stepwise else None
-    return Smoothing(float((run.drawn == golden["heaviest"]).mean()), errors)
+    settings = {"smooth": True, "top_k": pipeline.bundle.max_top_k, **SMOOTH_CHECK}
+    run = _run(pipeline, golden, forced=golden["tokens"], on_scale=compare if stepwise else None, **settings)
+    mask = np.ones(golden["tokens"].shape, bool)
+    mask[:, config.scale_slice(MIXED_SCALE)] = False
+    images = _run(pipeline, golden, forced=(golden["tokens"], mask), **settings).images
+    close = [psnr(image, wanted) for image, wanted in zip(images, golden["smooth_image"], strict=True)]
+    return Smoothing(
+        heaviest=float((run.drawn == golden["heaviest"]).mean()),
+        image_psnr=float(np.median(close)),
+        errors=np.sqrt(squares[:, 0] / squares[:, 1]).tolist() if stepwise else None,
+    )
 
 
 def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
-    settings: dict[str, Any] = {name: golden[name] for name in SAMPLING}
-    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings, **options)
+    settings: dict[str, Any] = {name: golden[name] for name in SAMPLING} | options
+    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings)
 
 
 def verify(

@@ -271,8 +271,13 @@ class GraphWorkspace:
         self._call = engine.bind(self._inputs, self._outputs)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name; an input that is given fewer entries than the batch holds is padded with its last one."""
+        """Outputs by name; an input that is given fewer entries than the batch holds is padded with its last one.
+
+        `noise` may be left out where no image is smoothed: nothing reads it then.
+        """
         for name, buffer in self._inputs.items():
+            if name == "noise" and name not in inputs:
+                continue
             value = inputs[name]
             missing = buffer.shape[0] - len(value)
             buffer.write(np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) if missing else value)

@@ -240,8 +240,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Free engines and buffers; the pipeline cannot be used afterwards."""
-        self._conditioning.clear()
         self._engines.close()
+        self._conditioning.clear()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -280,7 +280,10 @@ class Pipeline:
         start = time.perf_counter()
         with self._engines.alone("fused", *batch.shape) as space:
             batch = batch.padded(space.shape)
-            result = space.run(fused_inputs(batch, self.config.vae.vocab_size if self.bundle.smooth else None))
+            inputs = fused_inputs(batch, self.config.vae.vocab_size if self.bundle.smooth else None)
+            if batch.noise is None:
+                inputs.pop("noise", None)
+            result = space.run(inputs)
         timings.scales[0] += time.perf_counter() - start
         return result
 

@@ -35,6 +35,8 @@ class Smoothing:
 
     heaviest: float
     """Share of tokens whose heaviest entry is the same."""
+    image_psnr: float
+    """Of images mixed at scale 1 alone, with the reference's tokens forced at the others: dB, of the median image."""
     errors: list[float] | None
     """Per scale: RMS of the difference by the RMS of the reference's mixed entries; None where they are not shown."""
 
@@ -44,6 +46,7 @@ class Smoothing:
         return float(np.median(self.errors or math.nan))
 
 
+SMOOTHING_FIGURES = ("heaviest", "smooth_psnr", "mixing_error")
 Row = tuple[str, str, str, float, str]
 """Of a `Check`, all but its bound."""
 
@@ -52,6 +55,7 @@ def _of_smoothing(smoothing: Smoothing | None) -> list[Row]:
     if smoothing is None:
         return []
     rows: list[Row] = [("heaviest", TRANSFORMER, "heaviest entries alike", smoothing.heaviest, AT_LEAST)]
+    rows.append(("smooth_psnr", TRANSFORMER, "PSNR of the smoothed image", smoothing.image_psnr, AT_LEAST))
     if smoothing.errors is not None:
         rows.append(("mixing_error", TRANSFORMER, "mixing error", smoothing.error, AT_MOST))
     return rows
@@ -91,8 +95,9 @@ class Report:
 
     @property
     def failed_parts(self) -> tuple[str, ...]:
-        """Parts of the model, of `engines.contract.PARTS`, whose figures miss a threshold."""
-        return tuple(dict.fromkeys(check.part for check in self.checks() if not check.kept))
+        """Parts of the model, of `engines.contract.PARTS`, whose figures miss a threshold; smoothing's do not count."""
+        of_logits = [check for check in self.checks() if check.figure not in SMOOTHING_FIGURES]
+        return tuple(dict.fromkeys(check.part for check in of_logits if not check.kept))
 
     def checks(self) -> tuple[Check, ...]:
         """Every figure that is judged, beside the threshold of the precision."""
@@ -116,6 +121,8 @@ class Report:
         """Plain JSON types; what is not finite (the PSNR of equal images) becomes None."""
         report = asdict(self) | {"passed": self.passed, "thresholds": asdict(THRESHOLDS[self.precision])}
         report["total"] |= {"psnr": self.image_psnr}
+        if self.smoothing is not None:
+            report["smoothing"] |= {"error": self.smoothing.error}
         finite: dict[str, Any] = _finite(report)
         return finite
 

@@ -177,7 +177,10 @@ def _spread(name: str, value: PerImage, default: float, B: int, dtype: type[np.g
 
 
 def _flags(name: str, given: Flags, B: int) -> Array:
-    array = np.asarray(False if given is None else given)
+    try:
+        array = np.asarray(False if given is None else given)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
     if array.dtype != np.bool_ or array.shape not in ((), (B,)):
         raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {given!r:.60}")
     return np.broadcast_to(array, (B,)).copy()

@@ -106,7 +106,6 @@ def build(
             "config": checkpoint.config.to_dict(),
             "sampling": asdict(checkpoint.sampling),
             "max_top_k": max_top_k,
-            "smooth": options.smooth,
             "torch": versions["torch"],
             "sources": source_digest(SOURCES),
         }
@@ -128,7 +127,7 @@ def build(
 
     with BundleWriter(out) as writer:
         reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
-        if existing is not None and existing.golden_key == golden_key:
+        if existing is not None and (existing.golden_key, existing.smooth) == (golden_key, options.smooth):
             progress("golden run: taken from the bundle that is there")
             shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)
         else:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.config import ModelConfig, SamplingDefaults, mixing
+from engines.config import MIXED_SCALE, SMOOTH_CHECK, ModelConfig, SamplingDefaults, mixing
 from engines.uniforms import noise, uniforms
-from var_export.model.reference import Reference
+from var_export.model.reference import Drawn, Reference
 from var_export.model.sampling import mixture
 
 TOP = 256
@@ -56,17 +56,14 @@ def run_reference(
     T, V = reference.config.num_tokens, reference.config.vae.vocab_size
     for image, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
         report(image)
-        kept_by: dict[str, Any] = {
-            "temperature": torch.tensor([settings["temperature"]]),
-            "top_k": torch.tensor([settings["top_k"]]),
-            "top_p": torch.tensor([settings["top_p"]]),
-            "max_top_k": max_top_k,
-        }
         drawn = reference.generate(
             torch.tensor([label]),
             torch.from_numpy(uniforms([seed], T)),
             cfg=torch.tensor([settings["cfg"]]),
-            **kept_by,
+            temperature=torch.tensor([settings["temperature"]]),
+            top_k=torch.tensor([settings["top_k"]]),
+            top_p=torch.tensor([settings["top_p"]]),
+            max_top_k=max_top_k,
             keep_logits=True,
         )
         logits = torch.cat(drawn.logits, dim=1)
@@ -85,20 +82,29 @@ def run_reference(
             "encoded": reference.encode(drawn.image).numpy(),
         }
         if smooth:
-            arrays |= _smoothed(reference, drawn.logits, torch.from_numpy(noise([seed], T, V)), kept_by)
+            arrays |= _smoothed(reference, drawn, torch.from_numpy(noise([seed], T, V)), max_top_k)
         for name, array in arrays.items():
             kept.setdefault(name, []).append(array)
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def _smoothed(
-    reference: Reference, logits: Sequence[Tensor], noise: Tensor, kept_by: dict[str, Any]
-) -> dict[str, NDArray[Any]]:
-    config = reference.config
+@torch.inference_mode()
+def _smoothed(reference: Reference, drawn: Drawn, noise: Tensor, max_top_k: int) -> dict[str, NDArray[Any]]:
+    """`contract.SMOOTH_ARRAYS` of one image, from the logits of its run."""
+    config, quantize = reference.config, reference.vae.quantize
+    settings: dict[str, Any] = {name: torch.tensor([value]) for name, value in SMOOTH_CHECK.items()}
+    settings |= {"top_k": torch.tensor([max_top_k]), "max_top_k": max_top_k}
     parts = []
-    for scale, of_scale in enumerate(logits):
+    for scale, logits in enumerate(drawn.logits):
         gain, tau = mixing(config, scale)
-        parts.append(mixture(of_scale, noise[:, config.scale_slice(scale)], gain=gain, tau=tau, **kept_by))
+        parts.append(mixture(logits, noise[:, config.scale_slice(scale)], gain=gain, tau=tau, **settings))
     weights = torch.cat(parts, dim=1)
-    codebook = reference.vae.quantize.embedding.weight
-    return {"heaviest": weights.argmax(-1).numpy(), "mixed": (weights @ codebook).numpy()}
+    mixed = weights @ quantize.embedding.weight
+    here = config.scale_slice(MIXED_SCALE)
+    hard = quantize.contribution(drawn.tokens[:, here], MIXED_SCALE)
+    soft = quantize.spread(mixed[:, here], MIXED_SCALE)
+    return {
+        "heaviest": weights.argmax(-1).numpy(),
+        "mixed": mixed.numpy(),
+        "smooth_image": reference.vae.decode(drawn.f_hat - hard + soft).numpy(),
+    }

@@ -82,12 +82,10 @@ def test_the_schedule_is_the_official_one():
 # --- what holds for every image --------------------------------------------------------------------------------------
 
 
-def test_nearly_what_its_tokens_decode_to_and_softer(pipeline, smoothed):
+def test_nearly_what_its_tokens_decode_to(pipeline, smoothed):
     """The tokens of a smoothed image are the entries that weigh most."""
     again = pipeline.decode(smoothed.tokens)
     assert 25 < psnr(again, smoothed.images) < 60
-    sharp = [np.abs(np.diff(images.astype(float), axis=2)).mean() for images in (smoothed.images, again)]
-    assert sharp[0] < 1.02 * sharp[1]
 
 
 def test_with_one_candidate_there_is_nothing_to_mix(pipeline):
@@ -154,7 +152,9 @@ def test_a_bundle_without_smoothing_says_how_to_get_it(demo_fp16_bundle):
         plain.generate(88, smooth=False)
 
 
-@pytest.mark.parametrize("smooth", [1, "yes", [True], [True, False, True], [[True, False]], 0.5, [1, 0]])
+@pytest.mark.parametrize(
+    "smooth", [1, "yes", [True], [True, False, True], [[True, False]], [[True], [True, False]], 0.5, [1, 0]]
+)
 def test_what_is_no_flag_is_refused(smooth, pipeline):
     with pytest.raises(UsageError, match="smooth must be"):
         pipeline.generate([1, 2], smooth=smooth)
@@ -172,6 +172,7 @@ def test_both_forms_pass_the_check(pipeline, fused):
     report = verify_fused(fused, fused.bundle.golden)
     assert report.passed, report.failures
     assert (report.smoothing.heaviest, report.smoothing.errors) == (1.0, None)
+    assert report.smoothing.image_psnr > 60
 
 
 @pytest.mark.parametrize("form", ["stepwise", "fused"])
@@ -192,4 +193,5 @@ def test_the_check_sees_entries_that_are_not_mixed(pipeline, demo_smooth_bundle,
     with Pipeline.load(demo_smooth_bundle, form="stepwise", threads=2) as hard:
         report = verify(hard, hard.bundle.golden)
     assert report.smoothing.heaviest > 0.99
-    assert any("mixing error" in failure for failure in report.failures), report.smoothing
+    for figure in ("mixing error", "PSNR of the smoothed image"):
+        assert any(figure in failure for failure in report.failures), report.smoothing

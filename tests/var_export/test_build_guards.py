@@ -8,6 +8,7 @@ from support import architectures, built_tiny, copy_bundle, tiny_checkpoint, tin
 
 from engines.bundle import Bundle
 from engines.errors import UsageError
+from tests.bundles import shared_bundle
 from var_export import build as build_module
 from var_export.build import Options, build
 
@@ -61,6 +62,7 @@ def test_the_same_inputs_find_the_bundle_there(checkpoint, bundle, no_graphs):
         {"options": Options(precision="fp16", form="both")},
         {"options": Options(precision="fp32", form="stepwise")},
         {"options": Options(precision="fp32", form="both", max_top_k=8)},
+        {"options": Options(precision="fp32", form="both", smooth=True)},
         {"sha256": "another"},
         {"labels": tuple("abcde")},
     ],
@@ -139,6 +141,23 @@ def test_the_golden_run_is_taken_from_a_bundle_of_the_same_model(checkpoint, bun
     with pytest.raises(ReachedGraphsError):
         build(checkpoint, bundle, Options(precision="fp16", form="both"), force=True, progress=lines.append)
     assert any("taken from the bundle" in line for line in lines)
+
+
+@pytest.fixture
+def smooth(tmp_path_factory):
+    return Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory))
+
+
+def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, checkpoint, bundle, no_graphs):
+    """So a calibration serves bundles with and without it."""
+    lines = []
+    with pytest.raises(ReachedGraphsError):
+        build(checkpoint, bundle, Options(precision="fp32", smooth=True), force=True, progress=lines.append)
+    assert not any("taken from the bundle" in line for line in lines)
+    plain = Bundle.open(bundle)
+    assert (smooth.golden_key, smooth.smooth) == (plain.golden_key, True)
+    assert smooth.build_key != plain.build_key
+    assert {"mixed", "heaviest", "smooth_image"} == set(smooth.golden) - set(plain.golden)
 
 
 @pytest.mark.parametrize(

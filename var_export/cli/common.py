@@ -114,11 +114,13 @@ def check_report(option: str, file: Path, suffixes: Sequence[str]) -> None:
     """
     if file.suffix.lower() not in suffixes:
         raise UsageError(f"{option} writes {', '.join(suffixes)}, not {file.name}")
-    if any(is_bundle(str(folder)) for folder in file.absolute().parents):
+    parents = [str(folder) for folder in file.absolute().parents]
+    if any(os.path.isfile(os.path.join(folder, "manifest.json")) for folder in parents):  # noqa: PTH113, PTH118
         raise UsageError(f"{file} would lie in a bundle, which holds nothing else; choose another place for {option}")
-    place = next(folder for folder in file.absolute().parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        why = "may not be written to" if place.is_dir() else "is no folder"
+    # os.path, whose questions are answered with no where a folder may not be searched
+    place = next(folder for folder in parents if os.path.exists(folder))  # noqa: PTH110
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):  # noqa: PTH112
+        why = "may not be written to" if os.path.isdir(place) else "is no folder"  # noqa: PTH112
         raise UsageError(f"cannot write {file}: {place} {why}")
     for package in REPORT_PACKAGES:
         if importlib.util.find_spec(package) is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.common import command_line, json_out, peak_memory, print_table
-from engines.errors import BackendError, CheckFailedError
+from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
 from var_export.cli.common import (
     CHECKPOINT,
@@ -139,7 +139,12 @@ def verify(context: click.Context, /, **values: Any) -> None:
             blamed=blamed or (),
             command=command_line(context),
         )
-        show_written(options.html, write_verify(options.html, evidence))
+        try:
+            show_written(options.html, write_verify(options.html, evidence))
+        except UsageError as error:
+            if report.passed:
+                raise
+            show(f"note: {error}")  # the check's outcome is what the exit code tells
     if not report.passed:
         because = f" ({note})" if note else ""
         raise CheckFailedError(f"{bundle.path} misses the reference{because}: {'; '.join(report.failures)}")
@@ -155,7 +160,7 @@ def _blame(
     """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
     from engines.reports import Report
 
-    if report.passed or bundle.precision != INT8 or not isinstance(report, Report):
+    if bundle.precision != INT8 or not isinstance(report, Report) or not report.failed_parts:
         return None
     try:
         with needs_export_packages("telling which layers are to blame", INT8):

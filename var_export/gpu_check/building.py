@@ -68,6 +68,8 @@ def _of_step(found: Bundle, job: Job) -> Bundle:
     sizes = RANDOM.get(job.step.model)
     if (found.precision, found.form) != (job.step.precision, BOTH):
         raise BundleError(f"{found.path} holds {found.precision}, {found.form}, not {job.step.precision}, {BOTH}")
+    if sizes is None and not found.smooth:
+        raise BundleError(f"{found.path} was built without smoothing, which the check looks at")
     if sizes is not None and found.config.to_dict() != sizes.to_dict():
         raise BundleError(f"{found.path} holds {found.name}, not {sizes.name}")
     return found

@@ -20,6 +20,9 @@ FIDELITY = (
     ("image PSNR, dB", "image_psnr", "image_psnr", ">=", ".1f"),
     ("encoder tokens", "encoder_tokens", "encoder_tokens", ">=", ".2%"),
     ("loss of the encoder, dB", "reconstruction_loss", "reconstruction_loss", "<=", ".2f"),
+    ("smoothing, heaviest", "heaviest", "heaviest", ">=", ".2%"),
+    ("smoothed image PSNR, dB", "smooth_psnr", "smooth_psnr", ">=", ".1f"),
+    ("mixing error", "mixing_error", "mixing_error", "<=", ".1e"),
 )
 
 
@@ -144,7 +147,7 @@ def _fidelity(steps: Sequence[Entry]) -> str:
     rows = []
     for entry in _of(steps, "verify"):
         result = entry["result"]
-        limits, flat = result["thresholds"], {**result, **result.get("total", {})}
+        limits, flat = result["thresholds"], {**result, **result.get("total", {}), **_smoothing(result)}
         cells = [
             _judged(where, flat[where], limits[limit], sign, style) if where in flat else "-"
             for _, where, limit, sign, style in FIDELITY
@@ -152,6 +155,15 @@ def _fidelity(steps: Sequence[Entry]) -> str:
         free = f"{result['free_tokens']:.2%}, {result['free_identical']} of {result['images']} images"
         rows.append((case_of(entry), "yes" if result["passed"] else "**NO**", *cells, free))
     return table(("case", "passed", *(heading for heading, *_ in FIDELITY), "tokens drawn freely"), rows)
+
+
+def _smoothing(result: Entry) -> Entry:
+    """Figures that only a bundle with smoothing has; of the fused form not all."""
+    found = result.get("smoothing")
+    if found is None:
+        return {}
+    flat = {"heaviest": found["heaviest"], "smooth_psnr": found["image_psnr"]}
+    return flat if found["errors"] is None else flat | {"mixing_error": found["error"]}
 
 
 def _judged(what: str, value: float | None, limit: float, sign: str, style: str) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from var_export.graphs.precision import frozen
 
 LOWEST = torch.finfo(torch.float32).min
+TINY = 2.0**-25
 
 
 class PrefixSum(nn.Module):
@@ -91,6 +92,7 @@ class Mixer(nn.Module):
         """Logits by temperature and noise (B, L, V), least (B, L, 1), gain and tau (1,) -> features (B, L, Z), and the
         entries that weigh most, int64 (B, L).
         """
-        scores = (z * gain - (-noise.log()).log()) / tau
+        rates = (-noise.log()).clamp_min(TINY)  # below all that can be: for logarithms that round to 0 next to 1
+        scores = (z * gain - rates.log()) / tau
         scores = torch.where(z < least, LOWEST, scores)
         return torch.matmul(scores.softmax(-1), self.codebook), scores.argmax(-1)

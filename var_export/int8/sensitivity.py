@@ -55,7 +55,8 @@ def measure(
     """
     key = digest_of(
         {
-            "base": base.build_key,
+            "model": base.golden_key,
+            "precision": base.precision,
             "calibration": calibration.digest(),
             "target": options.target,
             "ranges": asdict(options.ranges),

@@ -101,9 +101,9 @@ def curves(
             axes.plot(
                 range(len(categories)),
                 line.values,
-                color=SERIES[number],
+                color=SERIES[number % len(SERIES)],
                 linestyle=LINES[number % len(LINES)],
-                marker=MARKERS[number],
+                marker=MARKERS[number % len(MARKERS)],
                 label=line.label,
                 clip_on=False,
                 zorder=3,

@@ -62,7 +62,9 @@ def panel(axes: Any, part: str, effects: Sequence[Effect], font: float) -> None:
     groups: dict[tuple[str, str], list[Effect]] = {}
     for effect in effects:
         groups.setdefault((role_of(effect.layer), effect.way), []).append(effect)
-    colours = {role: SERIES[number] for number, role in enumerate(dict.fromkeys(role for role, _ in groups))}
+    colours = {
+        role: SERIES[number % len(SERIES)] for number, role in enumerate(dict.fromkeys(role for role, _ in groups))
+    }
     for (role, way), members in groups.items():
         axes.plot(
             [value_of(effect) for effect in members],

@@ -17,6 +17,7 @@ from engines.images import atomic_write
 from var_export.report.palette import DARK, LIGHT
 
 MAX_BYTES = 3_000_000
+_SURROGATES = re.compile("[\ud800-\udfff]")  # of names that are no text
 _PLACES = re.compile(r"[/_](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])|[0-9a-f]{16}(?=[0-9a-f]{8})")
 
 
@@ -37,7 +38,7 @@ def write_page(file: Path, template: str, **data: Any) -> int:
         .get_template(f"{template}.html")
         .render(light=LIGHT, dark=DARK, version=version(), made=datetime.now().astimezone(), **data)
     )
-    content = page.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+    content = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", page).encode()
     if len(content) > MAX_BYTES:
         raise UsageError(f"{file} would have {len(content):,} bytes, more than {MAX_BYTES:,}: it was not written")
     with atomic_write(file) as opened:

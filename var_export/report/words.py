@@ -18,10 +18,10 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
     value = float(f"{value:.{digits - 1}e}")
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:e}".partition("e")[2])
     if -4 < exponent < 6:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}"
-    return f"{value / 10.0**exponent:.{digits - 1}f}{_GAP}×{_GAP}{power(exponent)}"
+    return f"{float(f'{value:e}'.partition('e')[0]):.{digits - 1}f}{_GAP}×{_GAP}{power(exponent)}"
 
 
 def power(exponent: int) -> str:

@@ -12,7 +12,7 @@ from engines import thresholds
 from engines.bundle import Bundle
 from var_export.cli.build import PLAN_TARGETS
 
-STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 0)
+STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 500.0, 0)
 
 
 @pytest.fixture

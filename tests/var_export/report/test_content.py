@@ -85,8 +85,9 @@ def test_smoothing_is_judged_where_a_bundle_has_it(form, tmp_path, tmp_path_fact
     evidence = evidence_of(Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory)), form)
     write_verify(tmp_path / "p.html", evidence)
     words = Reader(tmp_path / "p.html").words
-    assert f"all {10 if form == 'stepwise' else 3} figures keep the thresholds of FP32" in words
+    assert f"all {11 if form == 'stepwise' else 4} figures keep the thresholds of FP32" in words
     assert "Smoothing's heaviest entries alike 100.00 % ≥ 99.9 %" in words
+    assert "Smoothed image, PSNR" in words
     assert ("Smoothing's mixing error" in words) == (form == "stepwise")
     assert "can be smoothed" in words
 
