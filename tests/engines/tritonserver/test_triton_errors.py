@@ -189,7 +189,7 @@ def test_more_than_the_queue_holds_is_refused_and_nothing_is_lost_or_mixed_up(se
             assert error.status() == f"StatusCode.{UNAVAILABLE}", f"{error.status()}: {error.message()}"
             refused.append(k)
     assert len(made) + len(refused) == 200
-    assert len(made) >= 24, "a queue and a batch at least"
+    assert len(made) >= 17, "a queue, and a batch that may have begun with one image"
     assert len(refused) >= 100, "the queue holds 16"
     some = sorted(made)
     wanted = local.generate([classes[k] for k in some], seeds=[seeds[k] for k in some]).tokens
