@@ -96,8 +96,8 @@ class Report:
     @property
     def failed_parts(self) -> tuple[str, ...]:
         """Parts of the model, of `engines.contract.PARTS`, whose figures miss a threshold; smoothing's do not count."""
-        of_logits = [check for check in self.checks() if check.figure not in SMOOTHING_FIGURES]
-        return tuple(dict.fromkeys(check.part for check in of_logits if not check.kept))
+        judged = [check for check in self.checks() if check.figure not in SMOOTHING_FIGURES]
+        return tuple(dict.fromkeys(check.part for check in judged if not check.kept))
 
     def checks(self) -> tuple[Check, ...]:
         """Every figure that is judged, beside the threshold of the precision."""
@@ -109,11 +109,11 @@ class Report:
             ("kl", TRANSFORMER, f"KL (worst at scale {worst})", total.kl, AT_MOST),
             ("top1", TRANSFORMER, "top-1 agreement", total.top1, AT_LEAST),
             ("draws", TRANSFORMER, "draws alike", total.draws, AT_LEAST),
-            *_of_smoothing(self.smoothing),
             ("decoder_psnr", DECODER, "decoder PSNR", self.decoder_psnr, AT_LEAST),
             ("image_psnr", DECODER, "image PSNR", self.image_psnr, AT_LEAST),
             ("encoder_tokens", ENCODER, "encoder tokens alike", self.encoder_tokens, AT_LEAST),
             ("reconstruction_loss", ENCODER, loss, self.reconstruction_loss, AT_MOST),
+            *_of_smoothing(self.smoothing),
         )
         return tuple(Check(*row, bound=getattr(limit, row[0])) for row in table)
 
@@ -162,8 +162,8 @@ class FusedReport:
         limit = THRESHOLDS[self.precision]
         table: tuple[Row, ...] = (
             ("draws", TRANSFORMER, "draws alike", self.draws, AT_LEAST),
-            *_of_smoothing(self.smoothing),
             ("image_psnr", DECODER, "image PSNR", self.image_psnr, AT_LEAST),
+            *_of_smoothing(self.smoothing),
         )
         return tuple(Check(*row, bound=getattr(limit, row[0])) for row in table)
 
