@@ -38,7 +38,13 @@ Rule = Callable[[ir.Node, Mapping[ir.Value, ir.Value]], ir.Value | None]
 class _Stitcher:
     """A graph that grows by copies of other graphs' nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared_integers: bool) -> None:
+        """`shared_integers`: False gives each scale a name of its own for the same stored 8-bit weights.
+
+        ONNX Runtime needs that where it replaces them (see engines/backends/onnxruntime/arithmetic.py): it does so
+        once per node that reads them, and refuses the second time. They are in the weight file once in any case.
+        """
+        self._shared_integers = shared_integers
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 
@@ -61,7 +67,8 @@ class _Stitcher:
         values = {value: given[value.name or ""] for value in graph.inputs if value.name in given}
         for name, value in graph.initializers.items():
             assert value.const_value is not None
-            values[value] = self._initializer(f"{graph.name}.{name}", value.const_value)
+            shared = self._shared_integers or value.const_value.dtype != ir.DataType.INT8
+            values[value] = self._initializer(f"{graph.name if shared else prefix}.{name}", value.const_value)
         for node in graph:
             instead = rule(node, values)
             if instead is not None:
@@ -143,7 +150,7 @@ def fuse(
         )
         for info in specs
     }
-    stitch = _Stitcher()
+    stitch = _Stitcher(shared_integers=precision != "fp32")  # FP32 is for ONNX Runtime, FP16 for TensorRT
     cond = stitch.copy(graphs["cond"].graph, "cond", {"labels": inputs["labels"]})
     B = stitch.node("Shape", [inputs["cfg"]], "batch")
     sizes = stitch.constant("map_sizes", np.array([config.vae.z_channels, config.latent_size, config.latent_size]))

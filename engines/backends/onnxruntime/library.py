@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.errors import BackendError, OutOfMemoryError
 
 INSTALL = 'install one with: pip install "var-export[cpu]"'
@@ -115,6 +116,7 @@ def cpu_session(model: Path | bytes, threads: int | None, doing: str) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4
+    exact_products(ort, options)
     try:
         return ort.InferenceSession(
             str(model) if isinstance(model, Path) else model, options, providers=["CPUExecutionProvider"]

@@ -19,6 +19,7 @@ import numpy as np
 from engines.backends.base import Array, Backend, Buffer, Call, Engine, HostMark, Mark
 from engines.backends.cuda import Cuda, DeviceBuffer
 from engines.backends.onnxruntime import providers
+from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
@@ -126,6 +127,7 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
         if self.cuda is None:
             providers.save_memory(options)
+            exact_products(self._ort, options)
         shapes = providers.shape_ranges(self.provider, bundle, graph)
         engine: dict[str, str] = {}
         if self.cuda is not None:
