@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.statistics import Statistics
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 
 FORMAT = "var-export calibration 1"

@@ -1,10 +1,12 @@
 """The torch-free runtime: bundles, backends, the scale loop, fidelity, and the `var-run` command.
 
-    bundle.py      what lies on disk, verified        backends/   ONNX Runtime (TensorRT in a later version)
-    contract.py    the table of graph tensors         loop.py     the scale loop over prepared calls
-    pipeline.py    the front door                     fidelity.py engines against the reference's golden run
-    editing/       parts of pictures redrawn
-    triton/        model repositories and what their Python models do
+    cli/       the terminal of `var-run`              draw/      from a request to images: front door, scale loop
+    sizing/    what a model needs on a device         backends/  the runtimes: ONNX Runtime, TensorRT
+    triton/    model repositories, and what serves    bundle/    the folder on disk, verified
+    host/      what works on this machine             spec/      what a model is, in numbers; the table of graphs
+    files/     pictures, arrays, jobs that resume     errors, machine: what everybody stands on
+    editing/   any picture <-> the model's square
+    fidelity/  engines against the reference
 
 Names are loaded when they are first used: `import engines` costs nothing.
 """
@@ -15,7 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
+    from engines.draw.pipeline import Pipeline
+    from engines.draw.results import Preview, Result
     from engines.errors import (
         BackendError,
         BundleError,
@@ -26,14 +30,12 @@ if TYPE_CHECKING:
         UsageError,
         VarExportError,
     )
-    from engines.pipeline import Pipeline
-    from engines.results import Preview, Result
 
 _HOME = {
-    "Bundle": "bundle",
-    "Pipeline": "pipeline",
-    "Preview": "results",
-    "Result": "results",
+    "Bundle": "bundle.bundle",
+    "Pipeline": "draw.pipeline",
+    "Preview": "draw.results",
+    "Result": "draw.results",
     "BackendError": "errors",
     "BundleError": "errors",
     "CancelledError": "errors",

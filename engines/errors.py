@@ -54,6 +54,6 @@ class CheckFailedError(VarExportError, RuntimeError):
     exit_code = 1
 
     def __init__(self, message: str, parts: Sequence[str] = ()) -> None:
-        """`parts`: of the model, those of `engines.contract.PARTS` that failed, where that is known."""
+        """`parts`: of the model, those of `engines.spec.contract.PARTS` that failed, where that is known."""
         super().__init__(message)
         self.parts = tuple(parts)

@@ -10,8 +10,8 @@ import tritonclient.grpc as triton
 from PIL import Image
 
 from engines import Bundle
-from engines.batch import fused_inputs
-from engines.request import make_request
+from engines.draw.batch import fused_inputs
+from engines.draw.request import make_request
 
 TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}
 

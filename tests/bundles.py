@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.manifest import MANIFEST
+from engines.bundle.manifest import MANIFEST
 from tests.support import demo_checkpoint, need_torch, tiny_checkpoint, tiny_config
 
 KEPT = os.environ.get("VAR_EXPORT_TEST_BUNDLES")

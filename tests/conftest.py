@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import DEMO_BUNDLE, Bundle
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
 from tests.bundles import shared_bundle
 
@@ -46,9 +46,9 @@ def demo_both_bundle(tmp_path_factory) -> Path:
 def demo_int8_bundle(demo_fp32_bundle, tmp_path_factory) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples. Shared: copy it before a change."""
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
-    from calib.collect import Requests, collect
-    from var_export.int8.build import quantize_bundle
-    from var_export.int8.rewrite import Int8Options
+    from calib.observe.collect import Requests, collect
+    from calib.quantise import quantize_bundle
+    from calib.rewrite.graphs_of_bundle import Int8Options
 
     out = tmp_path_factory.mktemp("bundles") / "demo-int8"
     base = Bundle.open(demo_fp32_bundle)

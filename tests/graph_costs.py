@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, shape_inference
 
-from engines.contract import GRAPHS
+from engines.spec.contract import GRAPHS
 
 SIZES = {
     TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.INT64: 8, TensorProto.BOOL: 1,
@@ -25,7 +25,7 @@ SCALE_CONSTANTS = {"up", "down"}  # constant matrices that the loop feeds to `st
 
 @dataclass(frozen=True, order=True)
 class Product:
-    """One node, with the fields of `engines.planning.cost.Operation` that a graph can tell."""
+    """One node, with the fields of `engines.sizing.cost.Operation` that a graph can tell."""
 
     dtype: str
     flops: int
@@ -147,7 +147,7 @@ def count(source, **sizes):
 
 
 def planned(operations):
-    """The same list from `engines.planning`, to compare with `Counter.products`."""
+    """The same list from `engines.sizing`, to compare with `Counter.products`."""
     return sorted(
         Product(op.dtype, op.flops, op.weight_bytes, op.read_bytes, op.write_bytes)
         for op in operations

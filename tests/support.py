@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.config import ModelConfig, TransformerConfig, VaeConfig
+from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
 
 DATA = Path(__file__).parent / "data"
 DEMO = Path(__file__).parents[1] / "var_export" / "data" / "demo"
@@ -103,8 +103,8 @@ def tiny_reference(config, seed=0):
 
 
 def tiny_checkpoint(config, seed=0, **fields):
-    from engines.config import SamplingDefaults
-    from var_export.checkpoint import Checkpoint
+    from engines.spec.config import SamplingDefaults
+    from var_export.checkpoint.load import Checkpoint
 
     var_state, vae_state = tiny_state(config, seed)
     known = {
@@ -121,7 +121,7 @@ def tiny_checkpoint(config, seed=0, **fields):
 
 def demo_checkpoint():
     need_torch()
-    from var_export.checkpoint import demo_checkpoint
+    from var_export.checkpoint.load import demo_checkpoint
 
     return demo_checkpoint()
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from engines.bundle import DEMO_BUNDLE, Bundle
-from engines.contract import CONTRACT_VERSION, GOLDEN_ARRAYS, GRAPHS, graphs_of
-from engines.fidelity import verify
-from engines.manifest import MANIFEST
-from engines.pipeline import Pipeline
-from var_export.assembly import graph_table
-from var_export.checkpoint import demo_checkpoint
+from calib.judge.assembly import graph_table
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
+from engines.bundle.manifest import MANIFEST
+from engines.draw.pipeline import Pipeline
+from engines.fidelity.checks import verify
+from engines.spec.contract import CONTRACT_VERSION, GOLDEN_ARRAYS, GRAPHS, graphs_of
+from var_export.checkpoint.load import demo_checkpoint
 
 STALE = "the embedded demo bundle is stale: run `make demo-bundle` and commit it"
 

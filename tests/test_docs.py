@@ -14,10 +14,10 @@ import click
 import pytest
 from support import clean_checkout, copy_bundle
 
-from engines import contract
 from engines.cli.run import main as var_run
 from engines.cli.run import run
-from engines.images import read_png_text
+from engines.files.images import read_png_text
+from engines.spec import contract
 from var_export.cli.main import group
 
 ROOT = Path(__file__).parent.parent

@@ -86,8 +86,8 @@ def test_the_runtime_imports_without_any_runtime():
 
 def test_every_module_of_calibration_imports_without_torch():
     """It rewrites graphs, so that it takes onnx_ir; and what makes INT8 of a float bundle takes no more."""
-    modules = [*modules_of("calib"), "var_export.int8.build", "var_export.int8.attribution", "var_export.cli.int8"]
-    assert "calib.collect" in modules
+    modules = [*modules_of("calib"), "calib.quantise", "calib.judge.attribution", "var_export.cli.int8"]
+    assert "calib.observe.collect" in modules
     blocked = [name for name in BLOCKED if name not in CALIBRATION_NEEDS] + ["tensorrt"]
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
 
@@ -127,7 +127,7 @@ def test_without_plans_and_runtime_the_error_names_both_ways():
         """
         import json
         from engines import BackendError, Bundle, backends
-        from engines.bundle import DEMO_BUNDLE
+        from engines.bundle.bundle import DEMO_BUNDLE
         try:
             backends.for_bundle(Bundle.open(DEMO_BUNDLE, verify=False))
         except BackendError as error:
@@ -179,7 +179,7 @@ def test_the_front_door_needs_no_torch():
         """,
         blocked=BLOCKED,
     )
-    assert loaded["pipeline"] == "engines.pipeline"
+    assert loaded["pipeline"] == "engines.draw.pipeline"
     assert not set(BLOCKED) & set(loaded["loaded"])
 
 

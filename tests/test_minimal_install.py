@@ -95,7 +95,7 @@ def test_what_needs_no_backend_works(bare, command):
     ],
 )
 def test_what_needs_more_says_what_in_one_line(bare, command, add):
-    bundle = bare("python", "-c", "from engines.bundle import DEMO_BUNDLE; print(DEMO_BUNDLE)").stdout.strip()
+    bundle = bare("python", "-c", "from engines.bundle.bundle import DEMO_BUNDLE; print(DEMO_BUNDLE)").stdout.strip()
     done = bare(*command.replace("BUNDLE", bundle).split())
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import var_export.golden
-from engines.config import ModelConfig, SamplingDefaults
-from engines.pipeline import Pipeline
+from engines.draw.pipeline import Pipeline
+from engines.spec.config import ModelConfig, SamplingDefaults
 from var_export.build import Options, build
-from var_export.checkpoint import Checkpoint
+from var_export.checkpoint.load import Checkpoint
 from var_export.model.reference import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

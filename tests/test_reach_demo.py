@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from engines.pipeline import Pipeline
-from engines.uniforms import uniforms
-from var_export.checkpoint import demo_checkpoint
+from engines.draw.pipeline import Pipeline
+from engines.draw.uniforms import uniforms
+from var_export.checkpoint.load import demo_checkpoint
 from var_export.model.reference import Drawn, Reference
 
 pytestmark = pytest.mark.slow

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calib.graphs.emulate import emulated
 from engines import backends
-from engines.bundle import Bundle
-from engines.fidelity import verify
-from engines.pipeline import Pipeline
-from engines.reports import Report
-from var_export.checkpoint import demo_checkpoint
-from var_export.export.emulate import emulated
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
+from engines.fidelity.checks import verify
+from engines.fidelity.reports import Report
+from var_export.checkpoint.load import demo_checkpoint
 from var_export.golden import run_reference
 from var_export.model.reference import Reference
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from calib.calibration import Calibration
-from calib.collect import Requests, collect
-from calib.quantize import Ranges
+from calib.observe.collect import Requests, collect
+from calib.quantise import quantize_bundle
+from calib.rewrite.graphs_of_bundle import Int8Options
+from calib.rewrite.quantize import Ranges
 from engines import backends
-from engines.bundle import Bundle
-from engines.fidelity import verify
-from engines.pipeline import Pipeline
-from engines.reports import Report
-from var_export.checkpoint import demo_checkpoint
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
+from engines.fidelity.checks import verify
+from engines.fidelity.reports import Report
+from var_export.checkpoint.load import demo_checkpoint
 from var_export.golden import run_reference
-from var_export.int8.build import quantize_bundle
-from var_export.int8.rewrite import Int8Options
 from var_export.model.reference import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -19,21 +19,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from engines import contract
-from engines.bundle import Bundle
-from engines.bundle_writer import BundleWriter
+from calib.graphs.fuse import fuse
+from calib.graphs.weights import WeightFile
+from calib.judge.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table, source_digest
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
+from engines.bundle.writer import BundleWriter
 from engines.errors import UsageError
-from engines.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
-from var_export.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table, source_digest
-from var_export.checkpoint import Checkpoint
-from var_export.export.fuse import fuse
-from var_export.export.trace import OPSET, trace
-from var_export.export.weights import WeightFile
+from engines.spec import contract
+from var_export.checkpoint.load import Checkpoint
 from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
 from var_export.graphs.precision import PRECISIONS, Precision
 from var_export.graphs.quantize import Accumulate, Quantizer
 from var_export.graphs.step import make_step
+from var_export.graphs.trace import OPSET, trace
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
@@ -43,11 +43,11 @@ BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 SOURCES = (
     "var_export/model",
     "var_export/graphs",
-    "var_export/export",
+    "calib/graphs",
     "var_export/golden.py",
-    "engines/config.py",
-    "engines/contract.py",
-    "engines/uniforms.py",
+    "engines/spec/config.py",
+    "engines/spec/contract.py",
+    "engines/draw/uniforms.py",
 )
 TRACED = (*contract.FORMS["stepwise"], *contract.COMMON_GRAPHS)  # the fused graph is stitched from these
 
@@ -95,7 +95,7 @@ def build(
         progress: called with a line when a stage begins.
 
     Raises `UsageError` where `out` holds something else, `CheckFailedError` where the built engines miss a
-    threshold of `engines.fidelity`: the bundle is not kept then.
+    threshold of `engines.fidelity.checks`: the bundle is not kept then.
 
     """
     max_top_k = min(options.max_top_k, checkpoint.config.vae.vocab_size)
@@ -209,7 +209,7 @@ def _write_graphs(
 
 
 def scale_constants(reference: Reference, quantizer: Quantizer) -> dict[str, NDArray[np.float32]]:
-    """What the scale loop feeds to `step` beside the weights, by the names that `engines.loop.Constants` reads."""
+    """What the scale loop feeds to `step` beside the weights, by the names that `engines.draw.loop.Constants` reads."""
     constants = {}
     for scale in range(reference.config.num_scales):
         constants[f"up_{scale}"] = quantizer.up[scale].numpy()

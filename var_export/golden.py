@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.config import MIXED_SCALE, SMOOTH_CHECK, ModelConfig, SamplingDefaults, mixing
-from engines.uniforms import noise, uniforms
+from engines.draw.uniforms import noise, uniforms
+from engines.spec.config import MIXED_SCALE, SMOOTH_CHECK, ModelConfig, SamplingDefaults, mixing
 from var_export.model.reference import Drawn, Reference
 from var_export.model.sampling import mixture
 
@@ -42,7 +42,7 @@ def run_reference(
     top: int = TOP,
     report: Callable[[int], None] = lambda image: None,
 ) -> dict[str, NDArray[Any]]:
-    """Draw with the reference, image by image, and keep what `engines.contract.GOLDEN_ARRAYS` lists.
+    """Draw with the reference, image by image, and keep what `engines.spec.contract.GOLDEN_ARRAYS` lists.
 
     `smooth`: and what `SMOOTH_ARRAYS` does. `report` is called with the number of each image before it is drawn.
     """

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.bench import Draw
-from engines.bundle import Bundle
-from engines.config import ModelConfig
+from engines.bundle.bundle import Bundle
+from engines.draw.uniforms import uniforms
 from engines.errors import CheckpointError
-from engines.uniforms import uniforms
-from var_export.checkpoint import Checkpoint, load_checkpoint
+from engines.fidelity.speed import Draw
+from engines.spec.config import ModelConfig
+from var_export.checkpoint.load import Checkpoint, load_checkpoint
 from var_export.golden import run_reference
 from var_export.model.reference import Reference
 
@@ -69,7 +69,7 @@ def fresh_requests(config: ModelConfig, images: int, seed: int) -> tuple[list[in
 def live_run(
     reference: Reference, bundle: Bundle, *, images: int, seed: int, report: Callable[[int], None] = lambda done: None
 ) -> dict[str, NDArray[Any]]:
-    """What `engines.fidelity.verify` compares with, made now, with the logits of the whole vocabulary."""
+    """What `engines.fidelity.checks.verify` compares with, made now, with the logits of the whole vocabulary."""
     classes, seeds = fresh_requests(bundle.config, images, seed)
     top = min(bundle.config.vae.vocab_size, TOP)
     return run_reference(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engines.backends.base import Backend, Buffer, Call, Engine
+from engines.bundle.plans import TARGETS
 from engines.errors import BackendError
-from engines.plans import TARGETS
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 log = logging.getLogger(__name__)
 BACKENDS = ("onnxruntime", *TARGETS)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from engines.backends.base import Array, Buffer, Mark
-from engines.contract import storage
 from engines.errors import BackendError, OutOfMemoryError
+from engines.spec.contract import storage
 
 ALIGNMENT = 256  # bytes; of every address that TensorRT is given
 INSTALL = (

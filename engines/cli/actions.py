@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle, default_bundle
+from engines.bundle.bundle import Bundle, default_bundle
+from engines.bundle.labels import ClassNames
 from engines.cli.common import json_out, print_table, version
 from engines.cli.execute import Execution, show
 from engines.cli.outputs import Naming, Target, class_naming, resolve
+from engines.draw.request import check_tokens, make_request
+from engines.draw.uniforms import uniforms
 from engines.errors import UsageError
-from engines.images import check_grid, load_square
-from engines.jobs import Item, Job, Made, Sink, hash_of, make_job
-from engines.labels import ClassNames
-from engines.npz import NpzRows
-from engines.pictures import Grid, Pictures
-from engines.request import check_tokens, make_request
-from engines.uniforms import uniforms
+from engines.files.images import check_grid, load_square
+from engines.files.jobs import Item, Job, Made, Sink, hash_of, make_job
+from engines.files.npz import NpzRows
+from engines.files.pictures import Grid, Pictures
 
 if TYPE_CHECKING:
     from engines.cli.options import Options

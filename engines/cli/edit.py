@@ -14,11 +14,11 @@ from engines.cli.actions import SAMPLING, job_settings, literal, names_of, open_
 from engines.cli.execute import Execution, show
 from engines.cli.options import Options
 from engines.cli.outputs import Naming, class_naming
+from engines.draw.mask import Mask, check_area, kept_tokens
 from engines.editing.boxes import parse_box, read_boxes
 from engines.editing.canvas import Canvas
-from engines.editing.mask import Mask, check_area, kept_tokens
-from engines.images import load_mask, load_picture
-from engines.jobs import Item, Made, Sink, make_job
+from engines.files.images import load_mask, load_picture
+from engines.files.jobs import Item, Made, Sink, make_job
 
 
 def edit(options: Options, path: Path) -> None:

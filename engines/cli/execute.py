@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.common import json_out, peak_memory, version
-from engines.jobs import Item, Job, Made, Sink, run_job
+from engines.files.jobs import Item, Job, Made, Sink, run_job
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
     from engines.cli.options import Options
-    from engines.loop import Timings
-    from engines.pipeline import Pipeline
+    from engines.draw.loop import Timings
+    from engines.draw.pipeline import Pipeline
     from engines.triton.client import RemotePipeline
 
 SHOWN_FILES = 4
@@ -63,7 +63,7 @@ class Execution:
     def pipeline(self) -> Pipeline:
         """The engines, loaded on first use."""
         if self._pipeline is None:
-            from engines.pipeline import Pipeline
+            from engines.draw.pipeline import Pipeline
 
             start = time.perf_counter()
             o = self._options

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.bundle.labels import ClassNames
 from engines.errors import UsageError
-from engines.jobs import Item
-from engines.labels import ClassNames
+from engines.files.jobs import Item
 
 FIELDS = ("class", "label", "seed", "index")
 _OTHER_FORMATS = (".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".npy", ".npz")

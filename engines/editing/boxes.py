@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.editing.mask import Box
+from engines.draw.mask import Box
 from engines.errors import UsageError
 
 _SHOWN = 8

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.editing.mask import Box, Mask, boxes_to_grid, pixels_to_grid
+from engines.draw.mask import Box, Mask, boxes_to_grid, pixels_to_grid
 from engines.errors import UsageError
-from engines.images import centred_square, resized
+from engines.files.images import centred_square, resized
 
 FITS = ("crop", "stretch", "pad")
 _ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel or two of rounding

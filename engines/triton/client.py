@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from engines.backends.base import Array
+from engines.draw.loop import Timings
+from engines.draw.request import make_request
+from engines.draw.results import Preview, Result
 from engines.errors import BackendError, UsageError, VarExportError
-from engines.loop import Timings
-from engines.request import make_request
-from engines.results import Preview, Result
 from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.request import full_inputs
 from engines.triton.tensors import INPUTS
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 SCHEME = "triton"
 GRPC_PORT = 8001

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.bundle import Bundle
-from engines.config import ModelConfig
+from engines.bundle.bundle import Bundle
+from engines.spec.config import ModelConfig
 from engines.triton.facts import FACTS, pack_facts
 from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims_of
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import parse_manifest, read_manifest
 from engines.errors import BundleError
-from engines.manifest import parse_manifest, read_manifest
 
 FACTS = "manifest"
 """The parameter of config.pbtxt."""

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from engines.backends.base import Array
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from engines.triton.flags import Flags
 from engines.triton.request import full_inputs, read_request

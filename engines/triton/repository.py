@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import engines
-from engines.bundle import Bundle, second_name
+from engines.bundle.bundle import Bundle, second_name
+from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
-from engines.manifest import MANIFEST
 from engines.triton.config import Serving, stream_config, unary_config
 
 MARK = "var-export.json"

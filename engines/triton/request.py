@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.draw.request import Request, make_request
 from engines.errors import UsageError
-from engines.request import Request, make_request
 
 Get = Callable[[str], Array | None]
 SAMPLING = ("cfg", "temperature", "top_k", "top_p", "smooth")

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
+from engines.draw.request import Request
+from engines.draw.results import Preview
 from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExportError
-from engines.pipeline import Pipeline
-from engines.request import Request
-from engines.results import Preview
 from engines.triton.request import SAMPLING, read_preview_scales, read_request
 from engines.triton.tensors import PREVIEW_SCALES
 

@@ -1,6 +1,6 @@
 """The fused graph for Triton's own ONNX Runtime and TensorRT backends: class to image in one call, without Python.
 
-What the Python models do for a request, its client does here: `engines.batch.fused_inputs` makes the tensors of a
+What the Python models do for a request, its client does here: `engines.draw.batch.fused_inputs` makes the tensors of a
 batch, uniforms included (examples/triton_fused.py).
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engines.bundle import Bundle
-from engines.contract import TensorInfo
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import WEIGHTS
+from engines.bundle.plans import PlanSet
 from engines.errors import UsageError
-from engines.manifest import WEIGHTS
-from engines.plans import PlanSet
+from engines.spec.contract import TensorInfo
 from engines.triton.config import Word, pbtxt, tensor_entry
 from engines.triton.repository import CONFIG, VERSION, Model, check_name
 from engines.triton.tensors import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engines.config import ModelConfig
+from engines.spec.config import ModelConfig
 
 
 @dataclass(frozen=True)

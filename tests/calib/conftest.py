@@ -5,8 +5,8 @@ import shutil
 import pytest
 from support import built_tiny
 
-from calib.collect import Requests, collect
-from engines.bundle import Bundle
+from calib.observe.collect import Requests, collect
+from engines.bundle.bundle import Bundle
 from tests.bundles import shared_bundle
 
 

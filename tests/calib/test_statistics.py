@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.ranges import METHODS, choose_range, scale_and_zero_point
+from calib.choose.ranges import METHODS, choose_range, scale_and_zero_point
 from calib.statistics import BINS, MIN_EXPONENT, Statistics
 
 LARGEST = float(np.finfo(np.float32).max)

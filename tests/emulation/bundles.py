@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 
-from engines import contract
-from engines.config import ModelConfig, SamplingDefaults
-from engines.manifest import SCHEMA_VERSION
+from engines.bundle.manifest import SCHEMA_VERSION
+from engines.spec import contract
+from engines.spec.config import ModelConfig, SamplingDefaults
 
 
 def hollow_bundle(folder, config: ModelConfig, *, precision="fp16", form="both", max_top_k=64):

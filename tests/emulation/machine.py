@@ -7,8 +7,8 @@ from engines.backends.tensorrt import library
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
+from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
-from engines.pipeline import Pipeline
 from tests.emulation.cuda import HostCuda
 from tests.emulation.tensorrt import HostTensorRT, HostTensorRTX
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engines import contract
+from engines.spec import contract
 from tests.emulation.cuda import POISON_BYTE
 
 KINDS = {

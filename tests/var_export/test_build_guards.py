@@ -6,7 +6,7 @@ import json
 import pytest
 from support import architectures, built_tiny, copy_bundle, tiny_checkpoint, tiny_config
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from tests.bundles import shared_bundle
 from var_export import build as build_module

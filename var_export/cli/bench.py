@@ -30,8 +30,8 @@ from var_export.cli.common import (
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from engines.bench import Case, Comparison, Draw, Spread
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
+    from engines.fidelity.speed import Case, Comparison, Draw, Spread
     from engines.machine import Machine
 
 RANDOM = "random"
@@ -128,9 +128,9 @@ def bench(context: click.Context, /, **values: Any) -> None:
 
 def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measured:
     from engines import backends
-    from engines.bench import Bench
+    from engines.draw.pipeline import Pipeline
+    from engines.fidelity.speed import Bench
     from engines.machine import machine
-    from engines.pipeline import Pipeline
 
     here = machine()
     threads = options.threads or here.physical_cores

@@ -45,9 +45,9 @@ from var_export.cli.tensorrt import (
 )
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
-    from engines.reports import FusedReport, Report
-    from var_export.assembly import Built
+    from calib.judge.assembly import Built
+    from engines.bundle.bundle import Bundle
+    from engines.fidelity.reports import FusedReport, Report
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TARGETS = ("onnxruntime", *PLAN_TARGETS)
@@ -170,7 +170,7 @@ def build(context: click.Context, /, **values: Any) -> None:
 
 
 def _opened(path: str | Path, *, verify: bool = False) -> Bundle:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
     return Bundle.open(path, verify=verify)
 
@@ -320,7 +320,7 @@ def _summary(built: Built, seconds: float) -> None:
 
 def _figures(report: Report | FusedReport) -> str:
     """The figures of a check that tell most, on one line."""
-    from engines.reports import Report
+    from engines.fidelity.reports import Report
 
     images = f"images: {quality(report.image_psnr)}"
     if not isinstance(report, Report):

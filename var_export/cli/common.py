@@ -19,7 +19,7 @@ from engines.cli.common import BACKENDS, PROVIDER_HELP
 from engines.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
@@ -81,7 +81,7 @@ def is_bundle(path: str | None) -> bool:
 
 def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
     """The named bundle, or the default one, saying which."""
-    from engines.bundle import Bundle, default_bundle
+    from engines.bundle.bundle import Bundle, default_bundle
 
     if path is None:
         path, phrase = default_bundle()

@@ -12,7 +12,7 @@ from engines.errors import CheckFailedError
 from var_export.cli.common import json_option, mebibytes, show, threads_option
 
 if TYPE_CHECKING:
-    from engines.environment import Capability, DemoState, SelfTest
+    from engines.host.environment import Capability, DemoState, SelfTest
     from engines.machine import Machine
 
 
@@ -25,7 +25,8 @@ def doctor(no_run: bool, threads: int | None, as_json: bool) -> None:
 
     The exit code is 1 where the self-test fails.
     """
-    from engines import bundle, environment
+    from engines.bundle import bundle
+    from engines.host import environment
     from engines.machine import machine
 
     here, versions = machine(), environment.installed()

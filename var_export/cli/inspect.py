@@ -12,7 +12,7 @@ from engines.cli.common import json_out, print_table
 from var_export.cli.common import bundle_argument, json_option, mebibytes, open_bundle, show
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 SHORT_HASH = 16
 
@@ -27,8 +27,8 @@ def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> N
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo.
     """
+    from engines.bundle.inspection import OK, describe, file_states, plan_states
     from engines.errors import BundleError
-    from engines.inspection import OK, describe, file_states, plan_states
 
     opened = open_bundle(bundle, verify=False)
     states = file_states(opened)
@@ -82,7 +82,7 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
 
 
 def _plan_table(bundle: Bundle) -> None:
-    from engines.inspection import plan_states
+    from engines.bundle.inspection import plan_states
 
     for plans in bundle.plans:
         built = plans.built_on
@@ -109,7 +109,7 @@ def _quantised(recorded: Mapping[str, Any]) -> str:
 
 
 def _layer_table(bundle: Bundle, every: bool) -> None:
-    from engines.inspection import grouped, quantised_layers
+    from engines.bundle.inspection import grouped, quantised_layers
 
     layers = quantised_layers(bundle)
     if every:
@@ -125,7 +125,7 @@ def _layer_table(bundle: Bundle, every: bool) -> None:
 
 
 def _graph_summary(bundle: Bundle) -> None:
-    from engines.contract import GRAPHS
+    from engines.spec.contract import GRAPHS
 
     rows = [(graph, *map(len, bundle.tensors(graph)), GRAPHS[graph].meaning) for graph in bundle.graphs]
     print_table(rows, ("graph", "inputs", "outputs", "meaning"))
@@ -133,8 +133,8 @@ def _graph_summary(bundle: Bundle) -> None:
 
 
 def _graph_tables(bundle: Bundle) -> None:
-    from engines.contract import GRAPHS
-    from engines.inspection import folded
+    from engines.bundle.inspection import folded
+    from engines.spec.contract import GRAPHS
 
     for graph in bundle.graphs:
         show(f"{graph}: {GRAPHS[graph].meaning}", to_stdout=True)

@@ -14,10 +14,10 @@ from var_export.cli.common import POSITIVE, is_bundle, needs_export_packages
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
-    from engines.bundle import Bundle
-    from var_export.assembly import Built
+    from calib.judge.assembly import Built
+    from calib.rewrite.graphs_of_bundle import Int8Options
+    from engines.bundle.bundle import Bundle
     from var_export.cli.progress import Progress
-    from var_export.int8.rewrite import Int8Options
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 INT8 = "int8"
@@ -117,8 +117,8 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
             raise UsageError(f"--{given[0]} needs --precision int8")
         return None
     with needs_export_packages("quantising", INT8 if is_bundle(values["checkpoint"]) else "export"):
-        from calib.selection import Bounds
-        from var_export.int8.rewrite import Int8Options
+        from calib.choose.selection import Bounds
+        from calib.rewrite.graphs_of_bundle import Int8Options
 
     bounds = Bounds.parse(taken["max_loss"])
     if bounds.transformer and "level" in given:
@@ -136,7 +136,7 @@ def take_int8_values(context: click.Context, values: dict[str, Any], target: str
 
 def calibration_wishes(context: click.Context, taken: Mapping[str, Any], options: Int8Options) -> Wishes:
     """The values of `calibration_options`; ranges go into `options`. Raises `UsageError`."""
-    from calib.quantize import Ranges
+    from calib.rewrite.quantize import Ranges
 
     default = click.core.ParameterSource.DEFAULT
     requested = ("smoothquant", "samples", "classes", "images")
@@ -161,8 +161,8 @@ class CalibrationSource:
 
     def __init__(self, base: Bundle, wishes: Wishes, folder: Path, threads: int | None, progress: Progress) -> None:
         """Args: folder: where the file is kept unless a wish says so. Raises `UsageError`."""
-        from calib.collect import Requests
-        from engines.labels import ClassNames
+        from calib.observe.collect import Requests
+        from engines.bundle.labels import ClassNames
 
         classes = ClassNames(base.config.transformer.num_classes, base.labels).parse(wishes.classes)
         images = _images(wishes.images) if wishes.images else ()
@@ -173,7 +173,7 @@ class CalibrationSource:
 
     def __call__(self) -> Calibration:
         """Raises `UsageError` where the file is of another model, or the activations cannot be calibrated with."""
-        from var_export.int8.build import calibrate
+        from calib.quantise import calibrate
 
         return calibrate(
             self._base,
@@ -189,8 +189,8 @@ def quantized(
     base: Bundle, out: Path, wishes: Wishes, *, force: bool, threads: int | None, progress: Progress
 ) -> Built:
     """Calibrate `base` and build the INT8 bundle at `out`."""
-    from var_export.int8.build import quantize_bundle
-    from var_export.int8.sensitivity import sensitivity_file
+    from calib.judge.sensitivity import sensitivity_file
+    from calib.quantise import quantize_bundle
 
     calibrated = CalibrationSource(base, wishes, out.parent, threads, progress)
     return quantize_bundle(

@@ -11,9 +11,9 @@ from engines.cli.common import guarded, version
 from var_export.cli.bench import bench
 from var_export.cli.build import build
 from var_export.cli.doctor import doctor
+from var_export.cli.estimate import plan
 from var_export.cli.gpu_check import gpu_check
 from var_export.cli.inspect import inspect
-from var_export.cli.plan import plan
 from var_export.cli.sensitivity import sensitivity
 from var_export.cli.triton import triton
 from var_export.cli.verify import verify

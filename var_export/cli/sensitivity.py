@@ -27,7 +27,7 @@ from var_export.cli.int8 import CALIBRATION_NAMES, INT8, CalibrationSource, cali
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from calib.sensitivity import Effect, Sensitivity
+    from calib.judge.table import Effect, Sensitivity
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -73,9 +73,9 @@ def sensitivity(
     if html is not None:
         check_report("--html", html, PAGE_SUFFIXES)
     with needs_export_packages("sensitivity", INT8):
-        from var_export.int8.build import check_base
-        from var_export.int8.rewrite import Int8Options
-        from var_export.int8.sensitivity import measure, sensitivity_file
+        from calib.judge.sensitivity import measure, sensitivity_file
+        from calib.quantise import check_base
+        from calib.rewrite.graphs_of_bundle import Int8Options
     here = machine()
     options = Int8Options(target=target)
     base = open_bundle(bundle)
@@ -109,8 +109,8 @@ def sensitivity(
 
 def _print(table: Sensitivity) -> None:
     """A table per part of the model, the most sensitive layers first."""
-    from calib.sensitivity import SECONDS
-    from engines.contract import DECODER, ENCODER, TRANSFORMER
+    from calib.judge.table import SECONDS
+    from engines.spec.contract import DECODER, ENCODER, TRANSFORMER
 
     unit = "saved ms" if table.unit == SECONDS else "GMAC"
     scale = 1e3 if table.unit == SECONDS else 1e-9

@@ -14,8 +14,8 @@ from var_export.cli.common import POSITIVE, mebibytes, quality, show
 if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
     from engines.backends.tensorrt.options import PlanOptions
-    from engines.plans import PlanSet
-    from engines.reports import FusedReport, Report
+    from engines.bundle.plans import PlanSet
+    from engines.fidelity.reports import FusedReport, Report
     from var_export.cli.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -116,7 +116,7 @@ def make_plans(
     Raises `CheckFailedError` where the plans miss the reference.
     """
     from engines.backends.tensorrt.build import build_plans
-    from engines.bundle_writer import withdraw_plans
+    from engines.bundle.writer import withdraw_plans
 
     built = build_plans(bundle, target, options, device=device, progress=progress)
     if built.reused:
@@ -133,10 +133,10 @@ def _check(
     path: Path, target: str, device: int, plans: PlanSet, progress: Progress
 ) -> tuple[dict[str, Report | FusedReport], str | None]:
     from engines.backends.tensorrt.runner import TensorRTBackend
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
+    from engines.draw.pipeline import Pipeline
     from engines.errors import BackendError
-    from engines.fidelity import verify, verify_fused
-    from engines.pipeline import Pipeline
+    from engines.fidelity.checks import verify, verify_fused
 
     bundle = Bundle.open(path, verify=False)
     try:

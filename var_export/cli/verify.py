@@ -37,11 +37,11 @@ from var_export.cli.progress import Progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engines.bundle import Bundle
-    from engines.config import ModelConfig
-    from engines.fidelity import Runs
-    from engines.reports import Agreement, FusedReport, Report, Smoothing
-    from var_export.int8.attribution import Blame
+    from calib.judge.attribution import Blame
+    from engines.bundle.bundle import Bundle
+    from engines.fidelity.checks import Runs
+    from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
+    from engines.spec.config import ModelConfig
 
 FRESH_SEED = 1000  # far from the golden run's seeds
 _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
@@ -158,13 +158,13 @@ def _blame(
     progress: Progress,
 ) -> list[Blame] | None:
     """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
-    from engines.reports import Report
+    from engines.fidelity.reports import Report
 
     if bundle.precision != INT8 or not isinstance(report, Report) or not report.failed_parts:
         return None
     try:
         with needs_export_packages("telling which layers are to blame", INT8):
-            from var_export.int8.attribution import blame
+            from calib.judge.attribution import blame
     except BackendError as error:
         show(f"note: {error}")
         return None
@@ -196,8 +196,9 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
 
 
 def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]) -> Checked:
-    from engines import backends, fidelity
-    from engines.pipeline import Pipeline
+    from engines import backends
+    from engines.draw.pipeline import Pipeline
+    from engines.fidelity import checks as fidelity
 
     backend = backends.for_bundle(
         bundle,
@@ -215,7 +216,7 @@ def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[
 
 
 def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
-    from engines.reports import Report
+    from engines.fidelity.reports import Report
 
     show(
         f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images",

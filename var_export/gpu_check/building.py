@@ -11,21 +11,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import contract
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
-from engines.bundle import Bundle
-from engines.bundle_writer import BundleWriter
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import needed_files, read_manifest
+from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
-from engines.config import ModelConfig, SamplingDefaults
 from engines.errors import BackendError, BundleError
-from engines.manifest import needed_files, read_manifest
+from engines.spec import contract
+from engines.spec.config import ModelConfig, SamplingDefaults
 from var_export.gpu_check.cases import BOTH, Job, bundle_folder, plans_folder
 from var_export.gpu_check.hardware import Tell
 
 if TYPE_CHECKING:
-    from var_export.checkpoint import Checkpoint
+    from var_export.checkpoint.load import Checkpoint
     from var_export.model.reference import Reference
 
 RANDOM = {"d16": ModelConfig(name="var-d16-256-random")}
@@ -89,7 +89,7 @@ def _document(made: Bundle) -> dict[str, Any]:
 
 def checkpoint_of(model: str) -> Checkpoint:
     """The embedded demo, or random weights of the official size."""
-    from var_export.checkpoint import Checkpoint, demo_checkpoint
+    from var_export.checkpoint.load import Checkpoint, demo_checkpoint
 
     if model not in RANDOM:
         return demo_checkpoint()

@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines.bench import Spread
-from engines.bundle import Bundle
-from engines.config import SamplingDefaults
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
+from engines.draw.uniforms import uniforms
 from engines.errors import OutOfMemoryError
-from engines.pipeline import Pipeline
-from engines.uniforms import uniforms
+from engines.fidelity.speed import Spread
+from engines.spec.config import SamplingDefaults
 from var_export.gpu_check import building, work
 from var_export.gpu_check.cases import Job
 from var_export.gpu_check.hardware import Tell

@@ -17,9 +17,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from engines import environment
 from engines.cli.common import version
 from engines.errors import BackendError
+from engines.host import environment
 from engines.machine import machine
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (

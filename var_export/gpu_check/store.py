@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
 from var_export.gpu_check.cases import Job, Step
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # What decides a figure; how a page looks does not.
 SOURCES = (
     *("engines", "var_export/model", "var_export/graphs", "var_export/export"),
-    *("var_export/assembly.py", "var_export/build.py", "var_export/golden.py", "var_export/live.py"),
+    *("calib/judge/assembly.py", "var_export/build.py", "var_export/golden.py", "var_export/live.py"),
     *(f"var_export/gpu_check/{name}.py" for name in ("building", "hardware", "race", "work")),
 )
 EXPORTERS = ("torch", "onnx", "onnxscript", "numpy", "onnxruntime", "onnxruntime-gpu")

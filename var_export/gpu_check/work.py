@@ -7,13 +7,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from engines import fidelity
-from engines.bench import Bench, Case
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.cli.common import peak_memory
+from engines.draw.pipeline import Pipeline
 from engines.errors import OutOfMemoryError
-from engines.pipeline import Pipeline
-from engines.thresholds import THRESHOLDS
+from engines.fidelity import checks as fidelity
+from engines.fidelity.speed import Bench, Case
+from engines.fidelity.thresholds import THRESHOLDS
 from var_export.gpu_check import building, hardware
 from var_export.gpu_check.cases import ONNXRUNTIME, Job
 from var_export.gpu_check.hardware import Tell

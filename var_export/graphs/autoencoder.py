@@ -78,7 +78,7 @@ class Decode(nn.Module):
         self.layers = typed(nn.Sequential(reference.post_quant_conv, reference.decoder), precision)
 
     def forward(self, f_hat: Tensor) -> Tensor:
-        """See `engines/contract.py`."""
+        """See `engines/spec/contract.py`."""
         return to_pixels(self.precision.high(self.layers(self.precision.low(f_hat))))
 
 
@@ -92,7 +92,7 @@ class Encode(nn.Module):
         self.tokens = EncodeTokens(quantizer)
 
     def forward(self, image: Tensor) -> Tensor:
-        """See `engines/contract.py`."""
+        """See `engines/spec/contract.py`."""
         features = self.precision.high(self.layers(self.precision.low(from_pixels(image))))
         tokens: Tensor = self.tokens(features)
         return tokens

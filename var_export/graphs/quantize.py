@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.config import ModelConfig, phi_index
+from engines.spec.config import ModelConfig, phi_index
 from var_export.graphs.precision import frozen
 from var_export.graphs.resample import down_matrix, up_matrix
 from var_export.model.quantizer import MultiScaleQuantizer
@@ -88,7 +88,7 @@ class Accumulate(nn.Module):
         self.quantizer = quantizer
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See `engines/contract.py`."""
+        """See `engines/spec/contract.py`."""
         config = self.quantizer.config
         f_hat = torch.zeros(())
         for scale in range(config.num_scales):

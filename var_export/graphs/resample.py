@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.config import ModelConfig
+from engines.spec.config import ModelConfig
 
 
 def _matrix(source: int, target: int, mode: str) -> Tensor:

@@ -52,7 +52,7 @@ class Step(nn.Module):
         mixing: Tensor | None = None,
         pos_next: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See `engines/contract.py`."""
+        """See `engines/spec/contract.py`."""
         past = list(zip(past_k, past_v, strict=True))
         logits, new = self.trunk(x, adaln, head_adaln, past, guidance, cond_row, uncond_row)
         z = logits / temperature[:, None, None]

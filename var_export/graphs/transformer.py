@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.config import ModelConfig
+from engines.spec.config import ModelConfig
 from var_export.graphs.precision import Precision, frozen
 from var_export.model.transformer import MAX_LOG_SCALE, VAR, AdaLNBlock, SelfAttention
 
@@ -164,7 +164,7 @@ class Cond(nn.Module):
         self.head_ones = frozen(torch.stack((torch.ones(ones.shape[1]), torch.zeros(ones.shape[1]))))
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `engines/contract.py`."""
+        """See `engines/spec/contract.py`."""
         C = self.config.transformer.width
         cond = functional.embedding(labels, self.class_emb)
         act = functional.silu(cond)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.config import VaeConfig
+from engines.spec.config import VaeConfig
 
 
 class Norm(nn.GroupNorm):

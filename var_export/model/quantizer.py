@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.config import ModelConfig, num_phi, phi_index
+from engines.spec.config import ModelConfig, num_phi, phi_index
 
 
 class Phi(nn.Conv2d):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engines.config import ModelConfig, mixing
 from engines.errors import CheckpointError
+from engines.spec.config import ModelConfig, mixing
 from var_export.model.sampling import mixture, sample
 from var_export.model.transformer import KV, VAR
 from var_export.model.vqvae import VQVAE

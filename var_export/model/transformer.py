@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines.config import ModelConfig, TransformerConfig
+from engines.spec.config import ModelConfig, TransformerConfig
 
 MAX_LOG_SCALE = math.log(100)  # the official clamp on the learnt attention scale
 KV = tuple[Tensor, Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from engines.config import ModelConfig
+from engines.spec.config import ModelConfig
 from var_export.model.autoencoder import Decoder, Encoder, from_pixels, to_pixels
 from var_export.model.quantizer import MultiScaleQuantizer
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.bench import Case, Comparison, Spread
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.fidelity.speed import Case, Comparison, Spread
 from var_export.report.charts import Curve, bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.inspection import quantised_layers
 from engines.cli.common import version
-from engines.environment import installed
-from engines.inspection import quantised_layers
+from engines.host.environment import installed
 from engines.machine import Machine
-from engines.policy import METHODS
+from engines.spec.policy import METHODS
 from var_export.report.parts import Facts, Table
 from var_export.report.words import counted, listed, size
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from calib.sensitivity import Effect, Sensitivity
-from engines.contract import DECODER, ENCODER, PARTS, TRANSFORMER
-from engines.policy import PER_BLOCK, PER_TOKEN, STATIC, role_of
+from calib.judge.table import Effect, Sensitivity
+from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
+from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC, role_of
 from var_export.report.charts import log_axis, save
 from var_export.report.palette import SERIES
 

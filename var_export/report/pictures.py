@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.images import resized
+from engines.files.images import resized
 
 if TYPE_CHECKING:
-    from engines.images import Picture
+    from engines.files.images import Picture
 
 BUDGET = 2_300_000
 """Bytes for all images of a page, as base64."""

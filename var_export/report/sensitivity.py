@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calib.sensitivity import SECONDS, Effect, Sensitivity
-from engines.bundle import Bundle
-from engines.contract import DECODER, ENCODER, PARTS, TRANSFORMER
+from calib.judge.table import SECONDS, Effect, Sensitivity
+from engines.bundle.bundle import Bundle
 from engines.machine import Machine
+from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
 from var_export.report.charts import drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.layers import effects_of, layers_of, panel, value_of

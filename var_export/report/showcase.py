@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.labels import ClassNames
 from engines.errors import UsageError
-from engines.fidelity import Runs
-from engines.labels import ClassNames
-from engines.similarity import psnr
+from engines.fidelity.checks import Runs
+from engines.fidelity.similarity import psnr
 from var_export.report.pictures import BUDGET, FINE, amplification, amplified, difference, encode
 from var_export.report.words import counted, decibels, guidance, number, percent
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.bundle import Bundle
-from engines.fidelity import Runs
+from engines.bundle.bundle import Bundle
+from engines.fidelity.checks import Runs
+from engines.fidelity.reports import FusedReport, Report
+from engines.fidelity.thresholds import AT_MOST, Check
 from engines.machine import Machine
-from engines.reports import FusedReport, Report
-from engines.thresholds import AT_MOST, Check
 from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
@@ -35,7 +35,7 @@ from var_export.report.words import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from var_export.int8.attribution import Blame
+    from calib.judge.attribution import Blame
 
 NAMES = {
     "max_logit_error": "Largest logit error",

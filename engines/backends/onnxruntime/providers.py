@@ -25,7 +25,7 @@ from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.errors import BackendError
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 log = logging.getLogger(__name__)
 PROVIDERS = {

@@ -23,12 +23,12 @@ from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
-from engines.contract import TensorInfo
 from engines.errors import BackendError, OutOfMemoryError
 from engines.machine import machine
+from engines.spec.contract import TensorInfo
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 # ONNX Runtime gives back the page-locked memory of its own small copies after a run that waits for the GPU. None
 # would: 10 KiB lost with each image (1.31.1, demo model). One in so many costs nothing that can be measured.

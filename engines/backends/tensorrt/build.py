@@ -20,11 +20,11 @@ from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.library import Library
 from engines.backends.tensorrt.options import HARDWARE_COMPATIBILITY, PlanOptions, apply_extra
 from engines.backends.tensorrt.profiles import Range, profiles_of
-from engines.bundle import Bundle
-from engines.bundle_writer import PlanWriter
-from engines.contract import INT8
+from engines.bundle.bundle import Bundle
+from engines.bundle.plans import Machine, PlanFile, PlanSet, plan_key
+from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
-from engines.plans import Machine, PlanFile, PlanSet, plan_key
+from engines.spec.contract import INT8
 
 Progress = Callable[[str, float | None], None]
 """Called with a line for people and the share of the work that is done, where TensorRT tells it."""

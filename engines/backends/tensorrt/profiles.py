@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engines.config import ModelConfig
-from engines.contract import TensorInfo
 from engines.errors import UsageError
+from engines.spec.config import ModelConfig
+from engines.spec.contract import TensorInfo
 
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]

@@ -15,17 +15,17 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from engines import plans as stored
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.backends.cuda import ALIGNMENT, Cuda, DeviceBuffer, EventMark, Graph, Memory
 from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.kernel_cache import KernelCache, default_folder
 from engines.backends.tensorrt.library import Library
-from engines.contract import TensorInfo
+from engines.bundle import plans as stored
 from engines.errors import BackendError, BundleError, OutOfMemoryError
+from engines.spec.contract import TensorInfo
 
 if TYPE_CHECKING:
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
 
 log = logging.getLogger(__name__)
 DTYPES = {
@@ -36,7 +36,7 @@ DTYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
 }
-"""TensorRT's name of each type in `engines.contract`."""
+"""TensorRT's name of each type in `engines.spec.contract`."""
 
 
 class TensorRTBackend(Backend):

@@ -66,7 +66,7 @@ def test_help_and_version_are_light():
     for option in ("--help", "--version"):
         result = fresh(option, code=code)
         assert result.returncode == 0, result.stderr
-        for heavy in ("numpy", "PIL", "onnxruntime", "engines.pipeline"):
+        for heavy in ("numpy", "PIL", "onnxruntime", "engines.draw.pipeline"):
             assert f"'{heavy}'" not in result.stdout
 
 

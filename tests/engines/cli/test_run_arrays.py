@@ -9,8 +9,8 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.images import load_picture
-from engines.uniforms import uniforms
+from engines.draw.uniforms import uniforms
+from engines.files.images import load_picture
 
 
 def test_npz(call):

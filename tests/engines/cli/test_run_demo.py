@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.bundle import DEMO_BUNDLE
+from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
-from engines.images import load_picture
+from engines.files.images import load_picture
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.bundle import DEMO_BUNDLE
+from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
-from engines.images import load_picture, read_png_text
-from engines.pipeline import Pipeline
+from engines.draw.pipeline import Pipeline
+from engines.files.images import load_picture, read_png_text
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"

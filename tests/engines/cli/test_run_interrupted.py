@@ -14,7 +14,7 @@ import pytest
 import var_run_fake as fake
 from var_run_fake import error_of, names
 
-from engines.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_png_text
 
 FAKE = Path(fake.__file__)
 

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from engines.bundle import Bundle
-from engines.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
-from engines.loop import Timings
-from engines.pipeline import Pipeline
-from engines.results import Preview, Result
+from engines.bundle.bundle import Bundle
+from engines.draw.loop import Timings
+from engines.draw.pipeline import Pipeline
+from engines.draw.results import Preview, Result
+from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
 
 SIDE = 8
 LABELS = ("parrot", "crane", "t-shirt", "great white shark, white shark", "crane", "7-up")

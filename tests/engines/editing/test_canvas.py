@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from engines.editing.canvas import FITS, Canvas, feathered
 from engines.errors import UsageError
-from engines.images import load_picture, load_square, save_png
+from engines.files.images import load_picture, load_square, save_png
 
 
 def noise(width, height, seed=0):

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DATA
 
-from engines.batch import Rows
-from engines.editing.mask import boxes_to_grid, kept_tokens
+from engines.draw.batch import Rows
+from engines.draw.mask import boxes_to_grid, kept_tokens
+from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
-from engines.pipeline import Pipeline
 from tests.bundles import shared_bundle
 
 NONE = 171

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import sha256_of
-from engines.manifest import MANIFEST
+from engines.bundle.bundle import sha256_of
+from engines.bundle.manifest import MANIFEST
 from var_export.cli.main import main
 
 
@@ -30,7 +30,7 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     """A model of 8x8 pixels with random weights, as a folder."""
     from safetensors.torch import save_file
 
-    from engines.config import ModelConfig, TransformerConfig, VaeConfig
+    from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
     from var_export.model.reference import Reference
 
     config = ModelConfig(

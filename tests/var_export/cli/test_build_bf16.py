@@ -2,7 +2,7 @@
 
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
+from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, CheckFailedError
-from engines.manifest import MANIFEST
-from engines.pipeline import Pipeline
 
 COMMAND = (sys.executable, "-c", "from var_export.cli.main import main; raise SystemExit(main())")
 
@@ -28,7 +28,7 @@ def fake_build(monkeypatch, tiny_build):
     calls = SimpleNamespace(seen=[], act=lambda: None)
 
     def build(checkpoint, out, options, **more):
-        from var_export.assembly import Built
+        from calib.judge.assembly import Built
 
         calls.seen.append(SimpleNamespace(checkpoint=checkpoint, out=out, options=options, **more))
         more["progress"]("a stage")

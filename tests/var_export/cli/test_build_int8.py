@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.bundle import Bundle
-from engines.manifest import MANIFEST
-from engines.pipeline import Pipeline
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
+from engines.draw.pipeline import Pipeline
 from var_export.cli.main import main
 
 CALIBRATION = "tiny.calibration.json"
@@ -53,7 +53,7 @@ def no_drawing(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr("var_export.int8.build.collect", refuse)
+    monkeypatch.setattr("calib.quantise.collect", refuse)
 
 
 def names(folder):
@@ -286,7 +286,7 @@ def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
 def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tmp_path, monkeypatch):
     from var_export.cli.progress import Progress
 
-    monkeypatch.setattr("calib.collect.SAVE_EVERY", -1)
+    monkeypatch.setattr("calib.observe.collect.SAVE_EVERY", -1)
     seen = []
 
     def stop(progress, line, done=None):
@@ -320,7 +320,7 @@ def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
     def fail(*args):
         raise CheckFailedError("the exported stepwise engines miss the reference: KL")
 
-    monkeypatch.setattr("var_export.int8.build.check", fail)
+    monkeypatch.setattr("calib.quantise.check", fail)
     code, out, err = call(*arguments(tiny_build.path, made, *FAST, "--force"))
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].endswith("miss the reference: KL")

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from engines import environment
-from engines.manifest import WEIGHTS
+from engines.bundle.manifest import WEIGHTS
+from engines.host import environment
 
 
 @pytest.fixture
 def demo(monkeypatch):
     """Puts another bundle in the place of the embedded one."""
-    return lambda path: monkeypatch.setattr("engines.bundle.DEMO_BUNDLE", path)
+    return lambda path: monkeypatch.setattr("engines.bundle.bundle.DEMO_BUNDLE", path)
 
 
 def test_everything_in_order(call, demo, tiny_build):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.thresholds import THRESHOLDS, Thresholds
+from engines.fidelity.thresholds import THRESHOLDS, Thresholds
 from var_export.cli.common import PAGE_SUFFIXES
 
 NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
@@ -77,7 +77,7 @@ COMMANDS = [("verify", "--html"), ("bench", "--html"), ("sensitivity", "--html")
 @pytest.fixture
 def no_work(monkeypatch):
     """The bundle is opened before the work; here, nothing may even come to that."""
-    monkeypatch.setattr("engines.bundle.Bundle.open", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr("engines.bundle.bundle.Bundle.open", lambda *_, **__: pytest.fail("the work began"))
 
 
 @pytest.mark.parametrize(("command", "option"), COMMANDS)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from engines.bundle import Bundle
-from engines.contract import GRAPHS
-from engines.manifest import GOLDEN, WEIGHTS
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import GOLDEN, WEIGHTS
+from engines.spec.contract import GRAPHS
 
 
 def test_says_what_is_in_it(call, tiny_build):

@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from engines import thresholds
-from engines.bundle import Bundle
-from engines.policy import FLOAT
+from engines.bundle.bundle import Bundle
+from engines.fidelity import thresholds
+from engines.spec.policy import FLOAT
 
 TABLE = "tiny.calibration.sensitivity-onnxruntime.json"
 KEEP = ("--keep", "decode/post_quant_conv", "--keep", "decode/conv_in", "--samples", 4, "--threads", 1)
@@ -123,7 +123,7 @@ def test_max_loss_chooses_the_layers(call, base):
 
 
 def test_max_loss_uses_what_was_measured(call, base, monkeypatch):
-    from calib.timing import Stopwatch
+    from calib.judge.timing import Stopwatch
 
     monkeypatch.setattr(Stopwatch, "seconds", lambda *args: pytest.fail("timed again"))
     code, _, err = call(
@@ -175,7 +175,7 @@ def test_verify_says_it_in_json(call, failing):
 
 
 def test_verify_does_without_where_a_package_is_missing(call, failing, monkeypatch):
-    monkeypatch.delitem(sys.modules, "var_export.int8.attribution")
+    monkeypatch.delitem(sys.modules, "calib.judge.attribution")
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     code, out, err = call("verify", failing, "--threads", 1)
     assert code == 1

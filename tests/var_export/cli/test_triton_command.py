@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engines.bundle import DEMO_BUNDLE, Bundle
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 
 
 def test_writes_two_models(call, tmp_path):

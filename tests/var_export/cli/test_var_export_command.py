@@ -13,7 +13,7 @@ from var_export.cli import int8 as int8_module
 from var_export.cli.main import group, main
 
 COMMANDS = ("plan", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
-HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.pipeline", "var_export.build")
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.draw.pipeline", "var_export.build")
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub"):
@@ -68,12 +68,12 @@ def test_version(call):
 
 
 def test_choices_are_those_of_the_library():
-    from calib.ranges import METHODS
-    from engines import contract
+    from calib.choose.ranges import METHODS
     from engines.backends import BACKENDS
-    from engines.contract import FORMS
-    from engines.policy import LEVELS
-    from engines.thresholds import THRESHOLDS
+    from engines.fidelity.thresholds import THRESHOLDS
+    from engines.spec import contract
+    from engines.spec.contract import FORMS
+    from engines.spec.policy import LEVELS
     from var_export.graphs.precision import PRECISIONS
 
     assert build_module.PRECISIONS == contract.PRECISIONS == tuple(THRESHOLDS)
@@ -177,6 +177,6 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("engines.bundle.Bundle.open", broken)
+    monkeypatch.setattr("engines.bundle.bundle.Bundle.open", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["inspect", "anything"])

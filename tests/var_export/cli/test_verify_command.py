@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engines.manifest import WEIGHTS
+from engines.bundle.manifest import WEIGHTS
 
 
 def spoil(path):
@@ -90,7 +90,7 @@ def test_a_new_run_of_the_checkpoint(call, tiny_build, tiny_checkpoint):
 
 
 def test_a_new_run_differs_from_the_stored_one(tiny_build):
-    from engines.bundle import Bundle
+    from engines.bundle.bundle import Bundle
     from var_export.golden import golden_requests
     from var_export.live import fresh_requests
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
 from var_export.gpu_check import building, cases, hardware
 from var_export.gpu_check.cases import BACKENDS, MODELS, PRECISIONS, PROBES, RIVALS, Job, Settings, Step, plan_steps
@@ -22,7 +22,7 @@ def kinds(steps):
 
 def test_the_matrix_is_that_of_the_project():
     from engines.backends import BACKENDS as KNOWN
-    from engines.contract import CACHE_DTYPES, FORMS
+    from engines.spec.contract import CACHE_DTYPES, FORMS
     from var_export.graphs.precision import PRECISIONS as TRACED
 
     assert set(PRECISIONS) == set(TRACED) == set(CACHE_DTYPES)

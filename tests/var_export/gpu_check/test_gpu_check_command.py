@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from engines import thresholds
 from engines.errors import OutOfMemoryError
+from engines.fidelity import thresholds
 from tests.emulation import HostCuda
 from var_export.gpu_check import cases, hardware, report
 
@@ -285,7 +285,7 @@ def test_without_tensorrt_it_is_one_line(check, emulated, in_process, monkeypatc
 
 
 def test_too_little_memory_for_a_batch_is_a_finding(check, emulated, in_process, no_torch_gpu, monkeypatch):
-    from engines.bench import Bench
+    from engines.fidelity.speed import Bench
 
     measure = Bench.measure
 

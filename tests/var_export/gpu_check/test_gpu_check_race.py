@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engines.config import SamplingDefaults
-from engines.uniforms import uniforms
+from engines.draw.uniforms import uniforms
+from engines.spec.config import SamplingDefaults
 from tests.support import tiny_config
 from var_export.gpu_check import race
 from var_export.gpu_check.cases import Job, Step
@@ -92,7 +92,7 @@ def job(bundles, tmp_path, emulated):
 @pytest.fixture
 def any_pipeline(monkeypatch, bundles):
     """The engines of ONNX Runtime's CPU in place of the GPU's."""
-    from engines.pipeline import Pipeline
+    from engines.draw.pipeline import Pipeline
     from var_export.gpu_check import work
 
     def open_pipeline(job, *, max_batch):

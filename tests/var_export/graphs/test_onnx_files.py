@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto
 from support import built_tiny
 
-from engines.bundle import Bundle
-from engines.manifest import WEIGHTS
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import WEIGHTS
 
 BUNDLES = ("demo_fp32", "demo_fp16", "demo_bf16", "tiny_both")
 HALF = {"demo_fp16": TensorProto.FLOAT16, "demo_bf16": TensorProto.BFLOAT16}
@@ -154,7 +154,7 @@ def test_fused_and_stepwise_graphs_share_their_weights(folders):
 
 
 def test_every_value_has_a_type(folder):
-    """What `var_export.export.emulate` relies on."""
+    """What `calib.graphs.emulate` relies on."""
     for graph in Bundle.open(folder).graphs:
         model = load(folder, graph)
         types = types_of(model.graph)

@@ -12,10 +12,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support import tiny_config
 
-from engines.contract import GraphSpec, TensorSpec
-from engines.uniforms import uniforms
-from var_export.export.trace import trace
+from engines.draw.uniforms import uniforms
+from engines.spec.contract import GraphSpec, TensorSpec
 from var_export.graphs.sampler import Mixer, Sampler
+from var_export.graphs.trace import trace
 from var_export.model.sampling import mixture, sample
 
 EDGE = 1e-5  # of the cumulative probability: what float32 sums may be off by

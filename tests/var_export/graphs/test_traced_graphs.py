@@ -9,13 +9,13 @@ import pytest
 import torch
 from support import architectures, eager, tiny_reference
 
-from engines import contract
-from engines.batch import Rows
-from engines.config import phi_index
+from engines.draw.batch import Rows
+from engines.spec import contract
+from engines.spec.config import phi_index
 from var_export.build import make_graph
-from var_export.export.trace import trace
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer
+from var_export.graphs.trace import trace
 from var_export.model.sampling import sample
 
 ARCHITECTURES = architectures()

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from support import built_tiny
 
-from calib.sensitivity import Effect, Sensitivity
-from engines.bench import Case, Comparison, Spread
-from engines.bundle import Bundle
-from engines.fidelity import Runs, verify, verify_fused
+from calib.judge.table import Effect, Sensitivity
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
+from engines.fidelity.checks import Runs, verify, verify_fused
+from engines.fidelity.speed import Case, Comparison, Spread
 from engines.machine import machine
-from engines.pipeline import Pipeline
-from engines.policy import PER_BLOCK, PER_TOKEN, STATIC
+from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC
 from tests.var_export.report.reading import NASTY
 
 
@@ -61,7 +61,7 @@ def fused(tiny) -> Any:
 @pytest.fixture(scope="session")
 def failing(stepwise) -> Any:
     """The same, with an engine that is far off in figures and pictures, and layers to blame for it."""
-    from var_export.int8.attribution import Blame
+    from calib.judge.attribution import Blame
 
     total = replace(stepwise.report.total, kl=0.5, max_abs=9.0)
     report = replace(stepwise.report, total=total, image_psnr=12.0, failures=["KL is 0.5", "image PSNR is 12"])

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
+from engines.draw.loop import Timings
 from engines.errors import UsageError
-from engines.fidelity import Runs
-from engines.loop import Timings
+from engines.fidelity.checks import Runs
 from tests.bundles import shared_bundle
 from tests.var_export.report.conftest import evidence_of
 from tests.var_export.report.reading import NASTY, Reader, noise

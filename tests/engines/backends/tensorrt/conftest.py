@@ -5,7 +5,7 @@ import pytest
 from support import built_tiny, copy_bundle, demo_reference
 
 from engines.backends.tensorrt import library
-from engines.pipeline import Pipeline
+from engines.draw.pipeline import Pipeline
 from tests.bundles import shared_bundle
 from tests.emulation.machine import Emulation
 

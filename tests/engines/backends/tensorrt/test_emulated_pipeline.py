@@ -13,8 +13,8 @@ import pytest
 from conftest import assert_same
 from support import copy_bundle, tiny_config
 
+from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
-from engines.pipeline import Pipeline
 from tests.emulation import hollow_bundle
 from tests.emulation.tensorrt import STREAMING_BUDGET, Engine
 

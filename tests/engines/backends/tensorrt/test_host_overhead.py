@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from engines.config import ModelConfig
-from engines.loop import Workspace
+from engines.draw.loop import Workspace
+from engines.spec.config import ModelConfig
 from tests.emulation import HostCuda, hollow_bundle
 from tests.emulation.tensorrt import Context
 

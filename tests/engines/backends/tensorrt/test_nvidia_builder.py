@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from support import copy_bundle
 
-from engines import contract
 from engines.backends.tensorrt.build import build_plan, build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange, profiles_of
-from engines.bundle import DEMO_BUNDLE, Bundle
-from engines.config import ModelConfig
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
+from engines.bundle.manifest import read_manifest
+from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
-from engines.manifest import read_manifest
-from engines.pipeline import Pipeline
+from engines.spec import contract
+from engines.spec.config import ModelConfig
 
 CONFIG = ModelConfig.from_dict(read_manifest(DEMO_BUNDLE)["model"])
 OPTIONS = PlanOptions(batch=BatchRange(1, 1, 1), compute_capabilities=("8.6",))  # the fastest to build

@@ -12,16 +12,16 @@ from support import copy_bundle
 from test_nvidia_network import Network
 
 from calib.calibration import Calibration
-from calib.collect import Requests, collect
-from calib.layers import GRAPHS
+from calib.graphs.layers import GRAPHS
+from calib.observe.collect import Requests, collect
+from calib.quantise import quantize_bundle
+from calib.rewrite.graphs_of_bundle import Int8Options
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
-from engines.bundle import Bundle
+from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
-from engines.policy import FLOAT, STATIC
-from var_export.int8.build import quantize_bundle
-from var_export.int8.rewrite import Int8Options
+from engines.spec.policy import FLOAT, STATIC
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")

@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines import contract
-from engines.bundle import DEMO_BUNDLE
-from engines.config import ModelConfig
-from engines.manifest import read_manifest
+from engines.bundle.bundle import DEMO_BUNDLE
+from engines.bundle.manifest import read_manifest
+from engines.spec import contract
+from engines.spec.config import ModelConfig
 
 PRECISIONS = tuple(contract.CACHE_DTYPES)
 GRAPHS = contract.graphs_of("both")

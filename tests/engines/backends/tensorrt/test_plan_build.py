@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from support import tiny_config
 
-from engines import contract
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.library import FLAVOURS, Library, load
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange, profiles_of
-from engines.config import ModelConfig
 from engines.errors import BackendError, BundleError, OutOfMemoryError, UsageError
+from engines.spec import contract
+from engines.spec.config import ModelConfig
 from tests.emulation import HostCuda, HostTensorRT, hollow_bundle
 from tests.emulation.tensorrt import Severity
 

@@ -1,0 +1,106 @@
+"""The products with constant weights in a bundle's graphs: what can be quantised.
+
+A layer is named by its graph and its weight (`step/blocks.3.fc1`), which every precision and form of a
+model shares; the names of activations change from trace to trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from engines.spec.policy import role_of
+
+GRAPHS = ("cond", "step", "decode", "encode")
+"""Which have layers."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One MatMul or Conv with a constant weight, in one graph."""
+
+    graph: str
+    name: str
+    """Unique in a bundle: `step/blocks.3.fc1`, `decode/up.0.block.2.conv2`."""
+    node: ir.Node
+
+    @property
+    def role(self) -> str:
+        """See `engines.spec.policy.role_of`."""
+        return role_of(self.name)
+
+    @property
+    def weight(self) -> ir.Value:
+        """(K, N) of a MatMul, (out, in, kh, kw) of a Conv."""
+        weight = self.node.inputs[1]
+        assert weight is not None
+        return weight
+
+    @property
+    def input(self) -> ir.Value:
+        """The activation."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def is_conv(self) -> bool:
+        """A convolution, whose channels are axis 1; a MatMul's are the last."""
+        return bool(self.node.op_type == "Conv")
+
+    @property
+    def bias(self) -> ir.Node | None:
+        """The Add behind a MatMul that adds a constant vector, if there is one."""
+        if self.is_conv:
+            return None
+        uses = list(self.node.outputs[0].uses())
+        if len(uses) == 1 and uses[0].node.op_type == "Add":
+            other = uses[0].node.inputs[1 - uses[0].idx]
+            if other is not None and other.const_value is not None and len(other.const_value.shape) == 1:
+                return uses[0].node
+        return None
+
+
+def find_layers(model: ir.Model, graph: str) -> list[Layer]:
+    """The layers of one graph, in the order of their computation. Graphs without any give an empty list.
+
+    Small constant matrices (interpolation, prefix sums, codebook) are no layers: they have no trained weight that is
+    stored as `*.weight`.
+    """
+    if graph not in GRAPHS:
+        return []
+    found = []
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Conv") or node.domain:
+            continue
+        weight = node.inputs[1]
+        if weight is None or weight.const_value is None or not (weight.name or "").endswith(".weight"):
+            continue
+        found.append(Layer(graph, layer_name(graph, weight.name or ""), node))
+    return found
+
+
+def layer_name(graph: str, weight: str) -> str:
+    """`step` and `trunk.blocks.3.fc1.weight` -> `step/blocks.3.fc1`: without the exporter's wrappers."""
+    parts = weight.removesuffix(".weight").split(".")
+    if parts[0] in ("trunk", "layers"):
+        parts = parts[1:]
+    if graph in ("decode", "encode") and parts[0].isdigit():
+        parts = parts[1:] or ["post_quant_conv" if graph == "decode" else "quant_conv"]
+    return f"{graph}/{'.'.join(parts)}"
+
+
+def read_weight(value: ir.Value) -> NDArray[Any]:
+    """A constant of a graph; mapped where it lies in a file."""
+    tensor = value.const_value
+    assert tensor is not None, value.name
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    # Not tensor.numpy(): that refuses files with a second hard link, which package managers make.
+    shape = tensor.shape.numpy()
+    dtype = tensor.dtype.numpy()
+    return np.memmap(tensor.path, dtype, "r", tensor.offset or 0, shape)

@@ -1,0 +1,280 @@
+"""Activations of the real scale loop, watched as they pass.
+
+    bundle --> graphs with the layers' activations as further outputs --> Pipeline.generate, with guidance, all scales
+                                                                              |
+                                            Statistics of each tensor <-------+   (nothing else is kept)
+
+`ObservingBackend` is ONNX Runtime's CPU backend with other graphs: the loop, the sampler and the seeds are those
+that draw images.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calib.calibration import INPUT, OUTPUT, Calibration
+from calib.choose.smoothquant import smoothable, smoothing_factors
+from calib.graphs.layers import Layer, find_layers, read_weight
+from calib.statistics import Statistics
+from engines.backends.base import Buffer
+from engines.backends.onnxruntime.library import cpu_session
+from engines.backends.onnxruntime.runner import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeCall, OnnxRuntimeEngine
+from engines.bundle.bundle import Bundle, second_name, sha256_of
+from engines.bundle.manifest import WEIGHTS
+from engines.draw.pipeline import Pipeline
+from engines.errors import UsageError
+from engines.files.images import load_square
+from engines.spec.config import ModelConfig
+
+OBSERVED = ("step", "decode", "encode")
+FIRST_SEED = 1_000_000  # far from the seeds of golden runs and of people
+SAVE_EVERY = 20.0  # seconds
+SMOOTHING_SAMPLES = 8  # that the factors are chosen from, in a pass of their own
+SEARCH = "search"
+Progress = Callable[[str, float | None], None]
+Watch = Callable[[str, int, Mapping[str, NDArray[Any]]], None]
+"""Called after each run of a graph: its name, the scale (0 where it has none), the watched tensors by name."""
+
+
+class ObservingBackend(OnnxRuntimeBackend):
+    """ONNX Runtime on the CPU, whose calls show the values of some tensors inside of their graphs."""
+
+    def __init__(self, folder: Path, wanted: Mapping[str, Iterable[str]], watch: Watch, threads: int | None) -> None:
+        """Args: folder: for the changed graphs, on the file system of the bundle; wanted: names of tensors by graph."""
+        super().__init__("cpu", threads)
+        self._folder, self._watch = folder, watch
+        self._wanted = {graph: tuple(dict.fromkeys(names)) for graph, names in wanted.items()}
+
+    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
+        """See `Backend`."""
+        wanted = self._wanted.get(graph, ())
+        if not wanted:
+            return super().open(bundle, graph)
+        model = ir.load(bundle.graph_path(graph))
+        own = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+        values = {value.name: value for node in model.graph for value in node.outputs}
+        for name in wanted:
+            if name not in own:
+                model.graph.outputs.append(values[name])
+        file = self._folder / f"{graph}.onnx"
+        ir.save(model, file)
+        session = cpu_session(file, self.threads, f"loading {graph} with its activations")
+        return _ObservedEngine(self, graph, session, bundle, wanted, self._watch)
+
+
+class _ObservedEngine(OnnxRuntimeEngine):
+    def __init__(
+        self,
+        backend: ObservingBackend,
+        graph: str,
+        session: Any,
+        bundle: Bundle,
+        wanted: tuple[str, ...],
+        watch: Watch,
+    ) -> None:
+        super().__init__(backend, graph, session, {}, *bundle.tensors(graph))
+        self._parts = backend, session, wanted, watch
+        self._config = bundle.config
+
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
+        """See `Engine`."""
+        backend, session, wanted, watch = self._parts
+        past = inputs.get("past_k_0")
+        scale = 0 if past is None else self._config.scale_offsets.index(past.shape[0])
+        return _ObservedCall(
+            backend, self, session, inputs, outputs, wanted, lambda values: watch(self.name, scale, values)
+        )
+
+
+class _ObservedCall(OnnxRuntimeCall):
+    def __init__(
+        self,
+        backend: ObservingBackend,
+        engine: OnnxRuntimeEngine,
+        session: Any,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        wanted: tuple[str, ...],
+        watch: Callable[[Mapping[str, NDArray[Any]]], None],
+    ) -> None:
+        super().__init__(backend, engine, session, inputs, outputs)
+        own = {**inputs, **outputs}
+        self._bound_outputs = len(outputs)
+        self._inside = [name for name in wanted if name not in own]
+        self._own = {name: own[name] for name in wanted if name in own}
+        self._watch = watch
+
+    def run(self) -> None:
+        """See `Call`."""
+        assert self._bound is not None
+        binding = self._bound[1]
+        for name in self._inside:  # ONNX Runtime allocates it
+            binding.bind_output(name, "cpu")
+        super().run()
+        inside = binding.get_outputs()[self._bound_outputs :]
+        values = {name: value.numpy() for name, value in zip(self._inside, inside, strict=True)}
+        for name, buffer in self._own.items():
+            assert isinstance(buffer, HostBuffer)
+            values[name] = buffer.array
+        self._watch(values)
+        del inside, values
+        for name in self._inside:  # and frees it
+            binding.bind_output(name, "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What is drawn to see activations."""
+
+    classes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    images: tuple[Path, ...] = ()
+    """For the encoder; the drawn images where there are none."""
+    smooth: str | None = SEARCH
+    """`search`, an alpha of 0 to 1, or None."""
+
+    @classmethod
+    def spread(
+        cls,
+        config: ModelConfig,
+        samples: int,
+        classes: Sequence[int] | None = None,
+        images: Sequence[Path] = (),
+        smooth: str | None = SEARCH,
+    ) -> Requests:
+        """`samples` images with seeds of their own, over these classes, or evenly over all. Raises `UsageError`."""
+        known = config.transformer.num_classes
+        if samples < 1:
+            raise UsageError(f"calibration needs 1 sample or more, got {samples}")
+        if classes is None:
+            classes = [k * known // min(samples, known) for k in range(min(samples, known))]
+        drawn = tuple(classes[k % len(classes)] for k in range(samples))
+        if len(set(drawn)) == 1 and known > 1:
+            raise UsageError(
+                f"calibration with class {drawn[0]} alone would fit the ranges to it; take more samples and classes"
+            )
+        seeds = tuple(FIRST_SEED + k for k in range(samples))
+        return cls(classes=drawn, seeds=seeds, images=tuple(images), smooth=smooth)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON types; images by their content."""
+        return {
+            "classes": list(self.classes),
+            "seeds": list(self.seeds),
+            "images": [sha256_of(image) for image in self.images],
+            "smooth": self.smooth,
+        }
+
+
+def collect(
+    bundle: Bundle,
+    requests: Requests,
+    *,
+    resume: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = lambda line, done: None,
+) -> Calibration:
+    """Draw the requested images with a float bundle and gather statistics of every layer's input and output.
+
+    Args:
+        bundle: in FP32 or FP16, stepwise.
+        requests: classes, seeds, images for the encoder.
+        resume: where to keep what is gathered so far; found there, it is taken up. Removed at the end.
+        threads: of ONNX Runtime.
+        progress: called with a line and the share that is done.
+
+    The same requests give the same statistics, interrupted or not. Raises `UsageError` on activations that are not
+    finite and on an image that cannot be read, `BundleError` for a bundle without the stepwise form.
+
+    """
+    observed = {graph: find_layers(ir.load(bundle.graph_path(graph)), graph) for graph in OBSERVED}
+    beside = bundle.path.parent if resume is None else resume.parent
+    beside.mkdir(parents=True, exist_ok=True)
+    begun = Calibration(bundle.golden_key, requests.describe())
+    calibration = (None if resume is None else Calibration.resume(resume, begun)) or begun
+    if requests.smooth is not None and not calibration.smoothing:
+        layers = smoothable(observed["step"])
+        first = Calibration(begun.model, {})
+        samples = min(SMOOTHING_SAMPLES, len(requests.classes))
+        _draw(bundle, {"step": layers}, first, range(samples), requests, threads, _named(progress, "smoothing"), beside)
+        alpha = None if requests.smooth == SEARCH else float(requests.smooth)
+        for layer in layers:
+            statistics = first.tensors[f"{layer.name}:{INPUT}"]
+            factors = smoothing_factors(read_weight(layer.weight), statistics, alpha)
+            calibration.smoothing[layer.name] = np.array([float(f"{x:.6g}") for x in factors], np.float32)
+        del first
+    jobs = range(calibration.done, len(requests.classes) + len(requests.images))
+    _draw(bundle, observed, calibration, jobs, requests, threads, _named(progress, "calibration"), beside, resume)
+    wanted = [f"{layer.name}:{INPUT}" for layers in observed.values() for layer in layers]
+    calibration.check_complete(wanted, bundle.config.num_scales)
+    if resume is not None:
+        resume.unlink(missing_ok=True)
+    return calibration
+
+
+def _draw(
+    bundle: Bundle,
+    observed: Mapping[str, Sequence[Layer]],
+    calibration: Calibration,
+    jobs: range,
+    requests: Requests,
+    threads: int | None,
+    progress: Progress,
+    beside: Path,
+    keep: Path | None = None,
+) -> None:
+    """Do some of the requests, and add what the layers see to `calibration`; saved in `keep` every now and then."""
+    names: dict[str, dict[str, list[Layer]]] = {}  # graph -> tensor -> layers that take it, or that give it
+    for graph, layers in observed.items():
+        tensors = names.setdefault(graph, {})
+        for layer in layers:
+            tensors.setdefault(layer.input.name or "", []).append(layer)
+            if layer.is_conv:
+                tensors.setdefault(layer.node.outputs[0].name or "", []).append(layer)
+
+    def watch(graph: str, scale: int, values: Mapping[str, NDArray[Any]]) -> None:
+        for tensor, value in values.items():
+            values32: NDArray[np.float32] = np.asarray(value, np.float32)
+            for layer in names[graph][tensor]:
+                key = f"{layer.name}:{INPUT if layer.input.name == tensor else OUTPUT}"
+                factors = calibration.smoothing.get(layer.name)
+                try:
+                    calibration.tensors.setdefault(key, Statistics()).add(
+                        values32 if factors is None else values32 / factors, scale, None if layer.is_conv else -1
+                    )
+                except ValueError as error:
+                    raise UsageError(f"{layer.name} cannot be calibrated: {error}") from error
+
+    progress(f"{len(jobs)} samples", None)
+    saved = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=beside) as name:
+        folder = Path(name)
+        second_name(bundle.path / WEIGHTS, folder / WEIGHTS)
+        backend = ObservingBackend(folder, names, watch, threads)
+        with Pipeline(bundle, backend, form="stepwise", max_batch=1) as pipeline:
+            for job in jobs:
+                progress(f"sample {job + 1} of {jobs.stop}", job / jobs.stop)
+                if job < len(requests.classes):
+                    drawn = pipeline.generate(requests.classes[job], seeds=requests.seeds[job])
+                    if not requests.images and "encode" in observed:
+                        pipeline.encode(drawn.images)
+                else:
+                    image = requests.images[job - len(requests.classes)]
+                    pipeline.encode(load_square(image, bundle.config.image_size)[None])
+                calibration.done = job + 1
+                if keep is not None and time.monotonic() - saved > SAVE_EVERY:
+                    calibration.save(keep, exact=True)
+                    saved = time.monotonic()
+
+
+def _named(progress: Progress, stage: str) -> Progress:
+    return lambda line, done: progress(f"{stage}: {line}", done)

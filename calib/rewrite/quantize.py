@@ -1,0 +1,305 @@
+"""Quantised layers put into a graph, in place.
+
+For TensorRT, Q/DQ pairs where its builder fuses them: on the input and the weight of a product, nowhere else.
+
+    x --> Q --> DQ --> [MatMul] <-- DQ <-- W int8, a scale per output channel        symmetric S8, scales in x's type
+
+For ONNX Runtime's CPU, what its loader turns into integer kernels:
+
+    x --> Q --> DQ --> [Gemm] <-- DQ <-- W int8 | bias int32      U8 with a zero point; becomes QGemm, float output
+    x --> Q --> DQ --> [Conv] --> Q --> DQ                        becomes QLinearConv, which has 8-bit output too
+    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has a range per 32 channels
+
+and, for a range per token (x is (M, K), a row a token; s (M, 1), so that x / s fits 8 bits with a fixed zero point):
+
+    x ---> ReduceMax, ReduceMin --> s ------------------------------+
+    |                               |                               |
+    +-----------------------------> / --> Q --> DQ --> [Gemm] ----> * --> + bias      becomes QGemm, float output
+                                       scale 1           ^
+                                                         DQ <-- W int8, a scale per output channel
+
+Why not onnxruntime.quantization's own rewriter: it holds model and weights in one protobuf message, which ends at
+2 GiB (d24's step graph in FP32), and knows neither per-token products nor the Gemm form. A test holds scales, zero
+points and integer weights against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calib.calibration import INPUT, OUTPUT, Calibration
+from calib.choose.ranges import choose_range, scale_and_zero_point
+from calib.graphs.layers import Layer, read_weight
+from engines.spec.policy import BLOCK, PER_BLOCK, PER_TOKEN, STATIC
+
+CONTRIB = "com.microsoft"
+INT8_ARITHMETIC = 4
+"""`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
+depend on the batch."""
+ZERO_POINTS, ZERO_POINT = {"fc2": 32}, 128
+"""Of activations with a range per token, by role. fc2's come out of GELU, never below -0.17, and would leave half of
+the integers unused."""
+LEAST_SCALE = 1e-30
+"""Of a token: one of zeros divides by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """How activation ranges are chosen: see `calib.choose.ranges.choose_range`."""
+
+    method: str = "mse"
+    percentile: float = 99.99
+
+
+def quantize_weight(weight: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric, a scale per entry of `axis`: int8 of the same shape in -127 to 127, scales float32 (channels,)."""
+    weight = np.asarray(weight, np.float32)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.abs(weight).max(axis=others) / np.float32(127)
+    scale[scale == 0] = 1
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    scale = scale.astype(np.float32)
+    return np.rint(weight / scale.reshape(shape)).clip(-127, 127).astype(np.int8), scale
+
+
+def quantize_blocks(weight: NDArray[Any], block: int = BLOCK) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(K, N) for MatMulNBits: uint8 (N, ceil(K / block), block) about 128, scales float32 (N * blocks,)."""
+    weight = np.asarray(weight, np.float32).T
+    N, K = weight.shape
+    padded = np.zeros((N, -K % block + K), np.float32)
+    padded[:, :K] = weight
+    blocks = padded.reshape(N, -1, block)
+    scale = np.abs(blocks).max(-1) / np.float32(127)
+    scale[scale == 0] = 1
+    return (np.rint(blocks / scale[..., None]).clip(-127, 127) + 128).astype(np.uint8), scale.reshape(-1)
+
+
+def quantize(
+    model: ir.Model,
+    layers: Iterable[Layer],
+    ways: Mapping[str, str],
+    calibration: Calibration | None,
+    target: str,
+    ranges: Ranges = Ranges(),
+) -> None:
+    """Rewrite a graph.
+
+    Args:
+        model: the graph of `layers`; floating weights that nothing uses any more are dropped.
+        layers: from `find_layers` on this very model.
+        ways: a way per layer name, of `engines.spec.policy.METHODS`.
+        calibration: with statistics of every static layer; None where there are none.
+        target: `onnxruntime` or `tensorrt`.
+        ranges: how to choose ranges.
+
+    """
+    rewriter = _Rewriter(model, calibration, target, ranges)
+    for layer in layers:
+        way = ways[layer.name]
+        if way == STATIC:
+            rewriter.static(layer)
+        elif way == PER_TOKEN:
+            rewriter.per_token(layer)
+        elif way == PER_BLOCK:
+            rewriter.per_block(layer)
+    rewriter.finish()
+
+
+class _Rewriter:
+    def __init__(self, model: ir.Model, calibration: Calibration | None, target: str, ranges: Ranges) -> None:
+        self._model, self._graph = model, model.graph
+        self._calibration, self._ranges = calibration, ranges
+        self._symmetric = target == "tensorrt"
+        self._pairs: dict[ir.Value, tuple[ir.Value, np.float32]] = {}  # tensor -> its quantised self, scale
+
+    def constant(self, name: str, array: Any) -> ir.Value:
+        array = np.asarray(array)
+        value = ir.Value(
+            name=name,
+            const_value=ir.tensor(array, name=name),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            shape=ir.Shape(array.shape),
+        )
+        self._graph.initializers[name] = value
+        return value
+
+    def node(self, op: str, inputs: list[ir.Value | None], like: ir.Value, name: str, **options: Any) -> ir.Node:
+        """A node whose one output has the shape of `like`, and its type unless `dtype` is given."""
+        dtype, domain = options.pop("dtype", like.dtype), options.pop("domain", "")
+        out = ir.Value(name=name, type=ir.TensorType(dtype), shape=like.shape)
+        return ir.node(op, inputs, options, domain=domain, outputs=[out], name=f"{name}.{op}")
+
+    def static(self, layer: Layer) -> None:
+        node, weight = layer.node, layer.weight
+        value, scale = self._quantized(layer.input, f"{layer.name}:{INPUT}")
+        axis = 0 if layer.is_conv else 1
+        array, scales = quantize_weight(read_weight(weight), axis)
+        dequantized = self._dequantized(weight.name or "", array, scales, axis, weight)
+        self._graph.insert_before(node, dequantized)
+        node.replace_input_with(0, value)
+        node.replace_input_with(1, dequantized.outputs[0])
+        if self._symmetric:
+            return
+        if layer.is_conv:
+            self._integer_bias(node, 2, node.inputs[2], scale * scales)
+            self._quantized_output(layer)
+        else:
+            self._gemm(layer, scale * scales)
+
+    def _dequantized(
+        self, name: str, array: NDArray[Any], scales: NDArray[np.float32], axis: int, like: ir.Value
+    ) -> ir.Node:
+        assert like.dtype is not None
+        inputs: list[ir.Value | None] = [
+            self.constant(f"{name}.quantized", array),
+            self.constant(f"{name}.scale", scales.astype(like.dtype.numpy())),
+            self.constant(f"{name}.zero_point", np.zeros(len(scales), array.dtype)),
+        ]
+        return self.node("DequantizeLinear", inputs, like, f"{name}.dequantized", axis=axis)
+
+    def _quantized(self, value: ir.Value, statistics: str) -> tuple[ir.Value, np.float32]:
+        """`value` behind a Q/DQ pair, made once for all layers that take it, and the scale."""
+        if value not in self._pairs:
+            pair, scale = self._pair(value, statistics)
+            producer = value.producer()
+            if producer is None:
+                self._graph.insert_before(self._graph[0], pair)
+            else:
+                self._graph.insert_after(producer, pair)
+            self._pairs[value] = pair[1].outputs[0], scale
+        return self._pairs[value]
+
+    def _pair(self, value: ir.Value, statistics: str) -> tuple[list[ir.Node], np.float32]:
+        assert self._calibration is not None and value.dtype is not None
+        low, high = choose_range(
+            self._calibration.tensors[statistics],
+            self._ranges.method,
+            symmetric=self._symmetric,
+            percentile=self._ranges.percentile,
+        )
+        scale, zero = scale_and_zero_point(low, high, symmetric=self._symmetric)
+        integer = np.int8 if self._symmetric else np.uint8
+        name = f"{value.name}.activation"
+        scale_value = self.constant(f"{name}.scale", np.asarray(scale, value.dtype.numpy()))
+        zero_value = self.constant(f"{name}.zero_point", np.asarray(zero, integer))
+        q = self.node(
+            "QuantizeLinear", [value, scale_value, zero_value], value, f"{name}.quantized",
+            dtype=ir.DataType.from_numpy(np.dtype(integer)),
+        )  # fmt: skip
+        dq = self.node("DequantizeLinear", [q.outputs[0], scale_value, zero_value], value, f"{name}.dequantized")
+        return [q, dq], np.float32(scale)
+
+    def _integer_bias(self, node: ir.Node, at: int, bias: ir.Value | None, scales: NDArray[np.float32]) -> None:
+        if bias is None:
+            return
+        scales = scales.astype(np.float32)
+        array = np.rint(np.asarray(read_weight(bias), np.float64) / scales)
+        array = array.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
+        dequantized = self._dequantized(bias.name or "", array, scales, 0, bias)
+        self._graph.insert_before(node, dequantized)
+        node.replace_input_with(at, dequantized.outputs[0])
+
+    def _quantized_output(self, layer: Layer) -> None:
+        value = layer.node.outputs[0]
+        pair, scale = self._pair(value, f"{layer.name}:{OUTPUT}")
+        users = [(use.node, use.idx) for use in value.uses() if use.node is not pair[0]]
+        assert not value.is_graph_output()
+        for user, at in users:
+            user.replace_input_with(at, pair[1].outputs[0])
+        self._graph.insert_after(layer.node, pair)
+        self._pairs[pair[1].outputs[0]] = pair[1].outputs[0], scale
+
+    def _gemm(self, layer: Layer, scales: NDArray[np.float32]) -> None:
+        """MatMul and Add as Gemm: ONNX Runtime makes one of them anyway, before it looks for integer kernels."""
+        node, add = layer.node, layer.bias
+        shape = layer.input.shape
+        if add is None or shape is None or len(shape) != 2:
+            return
+        bias = next(v for v in add.inputs if v is not None and v.const_value is not None)
+        out = add.outputs[0]
+        gemm = self.node("Gemm", [node.inputs[0], node.inputs[1], bias], out, f"{layer.name}.gemm")
+        self._graph.insert_before(add, gemm)
+        self._integer_bias(gemm, 2, bias, scales)
+        self._replace(add, gemm)
+        self._graph.remove(node, safe=True)
+
+    def per_token(self, layer: Layer) -> None:
+        node, weight, out, shape = layer.node, layer.weight, layer.node.outputs[0], layer.input.shape
+        array, scales = quantize_weight(read_weight(weight), 1)
+        dequantized = self._dequantized(weight.name or "", array, scales, 1, weight)
+        nodes, value, row_scale = self._quantized_rows(layer)
+        op = "Gemm" if shape is not None and len(shape) == 2 else "MatMul"
+        product = self.node(op, [value, dequantized.outputs[0]], out, f"{layer.name}.product")
+        scaled = self.node("Mul", [product.outputs[0], row_scale], out, f"{layer.name}.scaled")
+        self._graph.insert_before(node, [*nodes, dequantized, product, scaled])
+        self._replace(node, scaled)  # the bias is added behind it, as it was
+
+    def _quantized_rows(self, layer: Layer) -> tuple[list[ir.Node], ir.Value, ir.Value]:
+        """Nodes; the input behind its Q/DQ pair, each token in steps of its own scale; the scales (..., 1)."""
+        x, name = layer.input, f"{layer.name}.activation"
+        zero = ZERO_POINTS.get(layer.role, ZERO_POINT)
+        assert x.shape is not None
+        nodes: list[ir.Node] = []
+
+        def make(op: str, *inputs: ir.Value, called: str) -> ir.Value:
+            nodes.append(self.node(op, list(inputs), x, f"{name}.{called}"))
+            return nodes[-1].outputs[0]
+
+        last = self.constant(f"{name}.axes", np.array([-1]))
+        above = self.constant(f"{name}.above", np.float32(1 / (255 - zero)))
+        below = self.constant(f"{name}.below", np.float32(-1 / zero))
+        high = make("Mul", make("ReduceMax", x, last, called="max"), above, called="high")
+        low = make("Mul", make("ReduceMin", x, last, called="min"), below, called="low")
+        least = self.constant(f"{name}.least", np.float32(LEAST_SCALE))
+        scale = make("Max", high, low, least, called="row_scale")
+        for node in nodes:
+            node.outputs[0].shape = ir.Shape([*x.shape[:-1], 1])
+        unit = make("Div", x, scale, called="unit")
+        one, zero_point = self.constant(f"{name}.scale", np.float32(1)), self.constant(f"{name}.zero", np.uint8(zero))
+        dtype = ir.DataType.UINT8
+        q = self.node("QuantizeLinear", [unit, one, zero_point], x, f"{name}.quantized", dtype=dtype)
+        dq = self.node("DequantizeLinear", [q.outputs[0], one, zero_point], x, f"{name}.dequantized")
+        return [*nodes, q, dq], dq.outputs[0], scale
+
+    def per_block(self, layer: Layer) -> None:
+        node, add, weight = layer.node, layer.bias, layer.weight
+        K, N = read_weight(weight).shape
+        array, scales = quantize_blocks(read_weight(weight))
+        bias = None if add is None else next(v for v in add.inputs if v is not None and v.const_value is not None)
+        last = node if add is None else add
+        inputs: list[ir.Value | None] = [
+            layer.input,
+            self.constant(f"{weight.name}.blocks", array),
+            self.constant(f"{weight.name}.block_scales", scales),
+            *([] if bias is None else [None, None, bias]),
+        ]
+        product = self.node(
+            "MatMulNBits", inputs, last.outputs[0], f"{layer.name}.product", domain=CONTRIB,
+            K=K, N=N, bits=8, block_size=BLOCK, accuracy_level=INT8_ARITHMETIC,
+        )  # fmt: skip
+        self._model.opset_imports[CONTRIB] = 1
+        self._graph.insert_before(last, product)
+        self._replace(last, product)
+        if last is not node:
+            self._graph.remove(node, safe=True)
+
+    def _replace(self, old: ir.Node, new: ir.Node) -> None:
+        """`new` stands where `old` stood, its output under the same name."""
+        before, after = old.outputs[0], new.outputs[0]
+        name = before.name
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+        self._graph.remove(old, safe=True)
+        after.name = name
+
+    def finish(self) -> None:
+        used = {value for node in self._graph for value in node.inputs if value is not None}
+        for name, value in list(self._graph.initializers.items()):
+            if value not in used and not value.is_graph_output():
+                del self._graph.initializers[name]

@@ -1,0 +1,107 @@
+"""What is in a bundle, for people and scripts: `var-export inspect`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engines.bundle.bundle import Bundle, sha256_of
+from engines.bundle.manifest import SCHEMA_VERSION
+from engines.bundle.plans import PlanSet
+from engines.spec import contract
+from engines.spec.policy import role_of
+
+OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product with trained weights in an INT8 bundle."""
+
+    name: str
+    graph: str
+    role: str
+    """See `engines.spec.policy.role_of`."""
+    way: str
+    """How it is computed: one of `engines.spec.policy.METHODS`."""
+
+
+def quantised_layers(bundle: Bundle) -> list[Layer]:
+    """All layers of an INT8 bundle, in the order of their computation; empty for the others."""
+    recorded = (bundle.provenance.get("quantisation") or {}).get("layers") or {}
+    return [Layer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
+
+
+def grouped(layers: Iterable[Layer]) -> list[tuple[str, str, str, int]]:
+    """Graph, role, way, and how many layers have these, in the order of their first."""
+    return [(*kind, count) for kind, count in Counter((at.graph, at.role, at.way) for at in layers).items()]
+
+
+def file_states(bundle: Bundle) -> dict[str, str]:
+    """`ok`, or what is wrong with it, for each file that the manifest lists."""
+    return {
+        name: OK if sha256_of(bundle.path / name) == entry.sha256 else CHANGED for name, entry in bundle.files.items()
+    }
+
+
+def plan_states(bundle: Bundle, plans: PlanSet) -> dict[str, str]:
+    """`ok` or `damaged` for the plan of each graph."""
+    return {graph: DAMAGED if bundle.plan_problem(plan) else OK for graph, plan in plans.graphs.items()}
+
+
+def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
+    """Everything worth knowing, as plain JSON types; `states` comes from `file_states`."""
+    config = bundle.config
+    return {
+        "path": str(bundle.path),
+        "name": bundle.name,
+        "schema": SCHEMA_VERSION,
+        "contract": contract.CONTRACT_VERSION,
+        "build_key": bundle.build_key,
+        "verified": all(state == OK for state in states.values()),
+        "precision": bundle.precision,
+        "form": bundle.form,
+        "target": bundle.target,
+        "max_top_k": bundle.max_top_k,
+        "smooth": bundle.smooth,
+        "sampling": asdict(bundle.sampling),
+        "classes": config.transformer.num_classes,
+        "labels": None if bundle.labels is None else len(bundle.labels),
+        "model": config.to_dict()
+        | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
+        "bytes": sum(entry.size for entry in bundle.files.values()),
+        "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
+        "plans": [plans.to_dict() | {"states": plan_states(bundle, plans)} for plans in bundle.plans],
+        "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},
+        "layers": [asdict(layer) for layer in quantised_layers(bundle)],
+        "provenance": dict(bundle.provenance),
+    }
+
+
+def describe_graph(bundle: Bundle, graph: str) -> dict[str, Any]:
+    """Meaning, inputs and outputs of one graph."""
+    inputs, outputs = bundle.tensors(graph)
+    return {
+        "meaning": contract.GRAPHS[graph].meaning,
+        "inputs": [_tensor(info) for info in inputs],
+        "outputs": [_tensor(info) for info in outputs],
+    }
+
+
+def _tensor(info: contract.TensorInfo) -> dict[str, Any]:
+    return asdict(info) | {"shape": list(info.shape)}
+
+
+def folded(tensors: Sequence[contract.TensorInfo]) -> Iterator[contract.TensorInfo]:
+    """The tensors, with those that exist once per transformer block as one: `past_k_0 ... past_k_15`."""
+    groups: dict[tuple[Any, ...], list[contract.TensorInfo]] = {}
+    for info in tensors:
+        stem = re.sub(r"_\d+$", "", info.name)
+        groups.setdefault((stem, info.dtype, info.shape, info.meaning), []).append(info)
+    for group in groups.values():
+        first, last = group[0], group[-1]
+        name = first.name if first is last else f"{first.name} ... {last.name}"
+        yield contract.TensorInfo(name, first.dtype, first.shape, first.meaning)

@@ -1,0 +1,252 @@
+"""Writing a bundle so that it exists whole or not at all.
+
+Files go to a hidden sibling of the target; the manifest, written last, makes it a bundle, and a rename
+puts it in place. A lock keeps two builds of one target apart and tells a dead build's leftovers from a
+live one's. Plans join a finished bundle in the same way: a folder first, the manifest last; the lock of
+that lies in the bundle, since the folder around it may belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engines.bundle.bundle import PLAN_LOCK, Bundle, sha256_of
+from engines.bundle.manifest import MANIFEST, FileEntry, read_manifest
+from engines.bundle.plans import FOLDER, PlanSet, parse_plans
+from engines.errors import BundleError, UsageError
+
+COPY = "copy the bundle elsewhere"
+
+
+class BuildLock:
+    """Keeps builds of one bundle apart, in all processes; freed by the system when its process dies."""
+
+    def __init__(self, target: Path, file: Path, remedy: str) -> None:
+        """Args: target: the bundle; file: what is locked; remedy: what a user can do who does not get it."""
+        self._target, self._file, self._remedy = target, file, remedy
+        self._handle: int | None = None
+
+    @classmethod
+    def of_bundle(cls, target: Path) -> BuildLock:
+        """For whoever puts a bundle in place."""
+        return cls(target, target.parent / f".{target.name}.lock", "choose another --out")
+
+    @classmethod
+    def of_plans(cls, bundle: Path) -> BuildLock:
+        """For whoever changes the plans of a bundle, or takes its place."""
+        return cls(bundle, bundle / PLAN_LOCK, COPY)
+
+    def acquire(self) -> None:
+        """Take it. Raises `UsageError` where another build has it, or the place cannot be written."""
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self._file.parent}: {error.strerror}; {self._remedy}") from error
+        if not self._locked(handle):
+            os.close(handle)
+            raise UsageError(f"another build is writing {self._target}; wait for it, or {self._remedy}")
+        self._handle = handle
+
+    def release(self, *, moved: bool = False) -> None:
+        """Give it back, if it is held. `moved`: its file went elsewhere, so what has its name is another's."""
+        if self._handle is not None:
+            if not moved:
+                self._file.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None
+
+    def _locked(self, handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A build that just ended removes the file: a lock on the removed one guards nothing.
+            return os.fstat(handle).st_ino == self._file.stat().st_ino
+        except OSError:
+            return False
+
+
+class BundleWriter:
+    """Context manager over the folder that becomes the bundle on `publish`; gone without that."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.resolve()  # of a link, what it leads to
+        self._replaces = False
+        parent, name = self.target.parent, self.target.name
+        self.folder = parent / f".{name}.partial"
+        self._previous = parent / f".{name}.previous"
+        self._lock = BuildLock.of_bundle(self.target)
+        self._plans_lock = BuildLock.of_plans(self.target)  # of the bundle that this one replaces
+
+    def __enter__(self) -> BundleWriter:
+        self._lock.acquire()
+        # The lock is ours, so whatever lies here was left by a build that died.
+        if self._previous.exists():
+            if self.target.exists():
+                shutil.rmtree(self._previous)
+            else:
+                self._previous.rename(self.target)
+        self._replaces = self.target.exists()
+        if self._replaces:
+            try:
+                self._plans_lock.acquire()
+            except BaseException:
+                self._lock.release()
+                raise
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        return self
+
+    def seal(self, manifest: dict[str, Any]) -> None:
+        """Hash the files and write the manifest: the hidden folder is now a bundle that can be opened and checked."""
+        files = sorted(self.folder.iterdir())
+        entries = {file.name: asdict(FileEntry(file.stat().st_size, sha256_of(file))) for file in files}
+        for file in files:
+            _sync(file)
+        path = self.folder / MANIFEST
+        path.write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n", encoding="utf-8")
+        _sync(path)
+
+    def publish(self) -> None:
+        """Put the sealed bundle in place of whatever was there."""
+        if self.target.exists():
+            if not self._replaces:
+                raise UsageError(f"{self.target} appeared while its bundle was built; move it, and build again")
+            self.target.rename(self._previous)
+            self._plans_lock.release(moved=True)
+        self.folder.rename(self.target)
+        _sync(self.target.parent)
+        shutil.rmtree(self._previous, ignore_errors=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous.exists() and not self.target.exists():  # interrupted between the two renames
+            self._previous.rename(self.target)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._plans_lock.release()
+        self._lock.release()
+
+
+class PlanWriter:
+    """Context manager over the folder of a new plan set of a bundle; gone without `publish`."""
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        self.name = name
+        self._bundle = bundle.path.resolve()
+        self._plans = self._bundle / FOLDER
+        self.folder = self._plans / f".{name}.partial"
+        self._lock = BuildLock.of_plans(self._bundle)
+
+    def __enter__(self) -> PlanWriter:
+        self._lock.acquire()
+        try:
+            with _one_line(self._plans):
+                self._plans.mkdir(exist_ok=True)
+                for leftover in self._plans.glob(".*.partial"):  # of a build that died: the lock is ours
+                    shutil.rmtree(leftover)
+                self.folder.mkdir()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def add(self, file: str, plan: Any) -> FileEntry:
+        """Store the bytes of one plan (a buffer)."""
+        path = self.folder / file
+        with _one_line(path):
+            with path.open("wb") as stream:
+                stream.write(memoryview(plan))
+            _sync(path)
+        return FileEntry(path.stat().st_size, sha256_of(path))
+
+    def publish(self, plans: PlanSet) -> tuple[str, ...]:
+        """Put the set into the bundle; it takes the place of those for the same product and GPU, whose names return."""
+        manifest = read_manifest(self._bundle)
+        known = parse_plans(manifest.get("plans", []))
+        same = [old for old in known if _serves(old) == _serves(plans)]
+        final = self._plans / self.name
+        manifest["plans"] = [old.to_dict() for old in known if old not in same] + [plans.to_dict()]
+        with _one_line(self._bundle):
+            if final.exists():  # what lies there was damaged, or is not listed
+                shutil.rmtree(final)
+            self.folder.rename(final)
+            _replace_manifest(self._bundle, manifest)
+        return tuple(old.name for old in same if old.name != self.name)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self._bundle / f".{MANIFEST}.partial").unlink(missing_ok=True)
+        _remove_unlisted(self._bundle)
+        self._lock.release()
+
+
+def withdraw_plans(path: Path, name: str) -> None:
+    """Take a plan set out of a bundle again. Raises `UsageError` where another build is writing it."""
+    path = path.resolve()
+    lock = BuildLock.of_plans(path)
+    lock.acquire()
+    try:
+        manifest = read_manifest(path)
+        manifest["plans"] = [entry for entry in manifest.get("plans", []) if entry["name"] != name]
+        with _one_line(path):
+            _replace_manifest(path, manifest)
+        _remove_unlisted(path)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _one_line(place: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written is a user's matter."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to {place}: {error.strerror}; make room, or {COPY}") from error
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Folders of plans that the manifest does not know: superseded, withdrawn, or left by a build that died."""
+    try:
+        listed = {entry["name"] for entry in read_manifest(folder).get("plans", [])}
+        for plans in (folder / FOLDER).iterdir():
+            ours = plans.is_dir() and all(file.suffix == ".plan" for file in plans.iterdir())
+            if ours and plans.name not in listed:
+                shutil.rmtree(plans, ignore_errors=True)
+        if not listed:
+            (folder / FOLDER).rmdir()
+    except (OSError, BundleError):  # nothing to remove, or a file of somebody else in there
+        pass
+
+
+def _replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """In one step: readers see the old one or the new one."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    _sync(partial)
+    partial.replace(folder / MANIFEST)
+    _sync(folder)
+
+
+def _serves(plans: PlanSet) -> tuple[object, ...]:
+    """What two plan sets share when the newer takes the place of the older."""
+    built = plans.built_on
+    return built.target, built.version, built.system, built.gpu, plans.compute_capabilities
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,245 @@
+"""Fidelity of a loaded bundle against a run of the PyTorch reference (DESIGN: no torch needed).
+
+Logits are judged teacher-forced: the reference's tokens are forced at every place, so that one flipped
+draw does not spoil all that follows. The reference run is a set of arrays (`engines.spec.contract.GOLDEN_ARRAYS`): the
+golden run of the bundle, or a fresh one made by `var_export`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.backends.base import Array
+from engines.draw.loop import ScaleView
+from engines.draw.pipeline import OnScale, Pipeline
+from engines.draw.results import Result
+from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
+from engines.fidelity.similarity import psnr, ssim
+from engines.spec.config import MIXED_SCALE, SMOOTH_CHECK
+
+SAMPLING = ("cfg", "temperature", "top_k", "top_p")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the engine drew for a report."""
+
+    forced: Result
+    """With the reference's tokens forced: the first run of the engine."""
+    free: Result
+    """From the same uniform numbers alone."""
+
+
+def verify_fused(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> FusedReport:
+    """Hold a fused pipeline against a reference run, as `verify` does."""
+    forced, free = _both_runs(pipeline, golden)
+    on_runs(Runs(forced, free))
+    same = free.tokens == golden["tokens"]
+    report = FusedReport(
+        precision=precision or pipeline.bundle.precision,
+        images=len(same),
+        draws=float((forced.drawn == golden["tokens"]).mean()),
+        free_tokens=float(same.mean()),
+        free_identical=int(same.all(axis=1).sum()),
+        image_psnr=psnr(forced.images, golden["image"]),
+        image_ssim=ssim(forced.images, golden["image"]),
+        smoothing=_smoothing(pipeline, golden),
+    )
+    report.failures = _missed(report)
+    return report
+
+
+def _missed(report: Report | FusedReport) -> list[str]:
+    """One line per figure that misses its threshold."""
+    return [str(check) for check in report.checks() if not check.kept]
+
+
+def _both_runs(
+    pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None = None
+) -> tuple[Result, Result]:
+    """Draw the images of a reference run with its tokens forced, and freely."""
+    return _forced_run(pipeline, golden, on_scale), _run(pipeline, golden)
+
+
+def _forced_run(pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None) -> Result:
+    return _run(pipeline, golden, forced=golden["tokens"], on_scale=on_scale)
+
+
+def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | None:
+    """With the reference's tokens forced, so that each scale mixes from the same logits; then without, at one scale."""
+    if not pipeline.bundle.smooth:
+        return None
+    config = pipeline.config
+    squares = np.zeros((config.num_scales, 2))  # of the differences, and of what is wanted
+
+    def compare(view: ScaleView) -> None:
+        wanted = golden["mixed"][view.images, config.scale_slice(view.scale)].astype(np.float64)
+        squares[view.scale] += np.square(view.read_mixed() - wanted).sum(), np.square(wanted).sum()
+
+    stepwise = pipeline.form == "stepwise"
+    settings = {"smooth": True, "top_k": pipeline.bundle.max_top_k, **SMOOTH_CHECK}
+    run = _run(pipeline, golden, forced=golden["tokens"], on_scale=compare if stepwise else None, **settings)
+    mask = np.ones(golden["tokens"].shape, bool)
+    mask[:, config.scale_slice(MIXED_SCALE)] = False
+    images = _run(pipeline, golden, forced=(golden["tokens"], mask), **settings).images
+    close = [psnr(image, wanted) for image, wanted in zip(images, golden["smooth_image"], strict=True)]
+    return Smoothing(
+        heaviest=float((run.drawn == golden["heaviest"]).mean()),
+        image_psnr=float(np.median(close)),
+        errors=np.sqrt(squares[:, 0] / squares[:, 1]).tolist() if stepwise else None,
+    )
+
+
+def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
+    settings: dict[str, Any] = {name: golden[name] for name in SAMPLING} | options
+    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings)
+
+
+def verify(
+    pipeline: Pipeline,
+    golden: Mapping[str, Array],
+    precision: str | None = None,
+    on_runs: Callable[[Runs], None] = lambda runs: None,
+) -> Report:
+    """Hold a stepwise pipeline against a reference run.
+
+    Args:
+        pipeline: what to judge.
+        golden: arrays of `contract.GOLDEN_ARRAYS`.
+        precision: whose thresholds to judge by; the bundle's own, unless the pipeline emulates another.
+        on_runs: called with what the engine drew, for whoever shows it.
+
+    """
+    config = pipeline.config
+    comparison = _Comparison(pipeline, golden)
+    forced, free = _both_runs(pipeline, golden, comparison)
+    on_runs(Runs(forced, free))
+    tokens = golden["tokens"]
+    decoded = pipeline.decode_features(golden["f_hat"])
+    encoded = pipeline.encode(golden["image"])
+
+    scales = comparison.scales()
+    for scale, agreement in enumerate(scales):
+        here = config.scale_slice(scale)
+        agreement.draws = float((forced.drawn[:, here] == tokens[:, here]).mean())
+    same = free.tokens == tokens
+    differing = [s for s in range(config.num_scales) if not same[:, config.scale_slice(s)].all()]
+    report = Report(
+        precision=precision or pipeline.bundle.precision,
+        images=len(tokens),
+        scales=scales,
+        total=mean_agreement(scales),
+        free_tokens=float(same.mean()),
+        free_identical=int(same.all(axis=1).sum()),
+        first_difference=differing[0] if differing else None,
+        decoder_psnr=psnr(decoded, golden["image"]),
+        decoder_ssim=ssim(decoded, golden["image"]),
+        image_psnr=psnr(forced.images, golden["image"]),
+        image_ssim=ssim(forced.images, golden["image"]),
+        encoder_tokens=float((encoded == golden["encoded"]).mean()),
+        reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
+        smoothing=_smoothing(pipeline, golden),
+    )
+    report.failures = _missed(report)
+    return report
+
+
+def logits_agreement(pipeline: Pipeline, golden: Mapping[str, Array]) -> list[Agreement]:
+    """Per scale, teacher-forced: the half of `verify` that is about the transformer. Draws are not judged.
+
+    The images are not decoded.
+    """
+    comparison, last = _Comparison(pipeline, golden), pipeline.config.num_scales - 1
+
+    def compare(view: ScaleView) -> None:
+        comparison(view)
+        if view.scale == last:
+            raise _Seen
+
+    for start in range(0, len(golden["tokens"]), pipeline.max_batch):
+        part = {name: array[start : start + pipeline.max_batch] for name, array in golden.items()}
+        comparison.golden = part
+        with contextlib.suppress(_Seen):
+            _forced_run(pipeline, part, compare)
+    return comparison.scales()
+
+
+class _Seen(Exception):  # noqa: N818
+    """Ends a run before its decoder."""
+
+
+class _Comparison:
+    """Sees the logits of each scale of a run with the reference's tokens forced."""
+
+    def __init__(self, pipeline: Pipeline, golden: Mapping[str, Array]) -> None:
+        self.golden = golden
+        self._config = pipeline.config
+        self._parts: list[list[Agreement]] = [[] for _ in range(pipeline.config.num_scales)]
+
+    def __call__(self, view: ScaleView) -> None:
+        here = self._config.scale_slice(view.scale)
+        names = ("top_index", "top_logit", "log_sum_exp")
+        reference = {name: self.golden[name][view.images, here] for name in names}
+        self._parts[view.scale].append(_agreement(reference, view.read_logits()))
+
+    def scales(self) -> list[Agreement]:
+        return [mean_agreement(parts) for parts in self._parts]
+
+
+def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded: NDArray[np.int64]) -> float:
+    """PSNR from the reference's tokens less that from the engine's, both decoded by the engine; in dB."""
+    wanted = golden["encoded"].astype(np.int64)
+    if np.array_equal(encoded, wanted):
+        return 0.0
+    return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
+
+
+def _agreement(reference: Mapping[str, Array], logits: Array) -> Agreement:
+    """Reference arrays (B, L, ...) of one scale, engine logits (B, L, V)."""
+    index = reference["top_index"].astype(np.int64)
+    wanted = reference["top_logit"].astype(np.float64)
+    got = np.take_along_axis(logits, index, axis=-1).astype(np.float64)
+    log_p = wanted - reference["log_sum_exp"].astype(np.float64)[..., None]
+    log_q = got - _log_sum_exp(logits)[..., None]
+    p, q = np.exp(log_p), np.exp(log_q)
+    kl = (p * (log_p - log_q)).sum(-1)
+    if index.shape[-1] < logits.shape[-1]:  # the tail
+        rest_p, rest_q = (np.clip(1 - x.sum(-1), 1e-12, 1) for x in (p, q))
+        kl = kl + rest_p * np.log(rest_p / rest_q)
+    a, b = wanted - wanted.mean(-1, keepdims=True), got - got.mean(-1, keepdims=True)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
+    return Agreement(
+        tokens=kl.size,
+        max_abs=float(np.abs(wanted - got).max()),
+        cosine=float(cosine.mean()),
+        kl=float(kl.mean()),
+        top1=float((logits.argmax(-1) == index[..., 0]).mean()),
+    )
+
+
+def _log_sum_exp(logits: Array) -> NDArray[np.float64]:
+    high = logits.max(-1, keepdims=True).astype(np.float64)
+    total: NDArray[np.float64] = np.log(np.exp(logits - high).sum(-1)) + high[..., 0]
+    return total
+
+
+def mean_agreement(parts: list[Agreement]) -> Agreement:
+    """Of several sets of tokens: means by their number, the largest of the errors."""
+    weights = np.array([part.tokens for part in parts], np.float64)
+    means = {
+        name: float(np.average([getattr(part, name) for part in parts], weights=weights))
+        for name in ("cosine", "kl", "top1", "draws")
+    }
+    return Agreement(tokens=int(weights.sum()), max_abs=float(np.max([part.max_abs for part in parts])), **means)

@@ -1,0 +1,196 @@
+"""Measuring a loaded bundle: latency per scale, throughput over batch sizes, and a fair race with a reference.
+
+Every run draws classes that the runs before it did not, so that the AdaLN vectors of a class are computed
+and not found in the cache; only the unconditional ones are, as in a server that runs for a while. (A model
+of few classes runs out of new ones: its `cond` shrinks to the cached figure.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.draw.loop import Timings
+from engines.draw.pipeline import Pipeline
+
+Draw = Callable[[int, int], NDArray[np.int64]]
+"""Class and seed -> tokens (T,): one image, all the way to its pixels."""
+Progress = Callable[[str], None]
+
+CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at batch 8 takes a minute a run
+MIN_RUNS = 2
+REST = 0.05  # seconds between rivals: idle worker threads of both runtimes spin for some milliseconds
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds, over several runs."""
+
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        """Percentiles with linear interpolation; p99 of a few runs is little else than the slowest."""
+        p50, p90, p99 = (float(value) for value in np.percentile(seconds, (50, 90, 99)))
+        return cls(float(min(seconds)), p50, p90, p99, float(max(seconds)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch size with one guidance."""
+
+    batch: int
+    cfg: float
+    runs: int
+    cond: Spread
+    scales: tuple[Spread, ...]
+    """One per scale; of the fused form, one for all."""
+    decode: Spread
+    outside: Spread
+    """What the engines did not take: uniforms, copies, the host's loop."""
+    total: Spread
+
+    @property
+    def images_per_second(self) -> float:
+        """At the median."""
+        return self.batch / self.total.p50
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, seconds."""
+        return asdict(self) | {"images_per_second": self.images_per_second}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Reference and engine in turns, A B A B, one image at a time."""
+
+    reference: Spread
+    engine: Spread
+    ratios: tuple[float, ...]
+    """Seconds of the engine for one of the reference, pair by pair."""
+    tokens_alike: float
+    """Share of tokens that both drew alike; tells whether they did the same work."""
+
+    @property
+    def ratio(self) -> Spread:
+        """Over the pairs."""
+        return Spread.of(self.ratios)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, seconds."""
+        return asdict(self) | {"ratio": asdict(self.ratio)}
+
+
+class Bench:
+    """Times a pipeline whose `max_batch` holds every batch size that is asked for.
+
+    Args:
+        pipeline: loaded.
+        warmup: runs before each measurement, not counted; the first of a batch size allocates its buffers.
+        progress: called with a line when a measurement begins.
+
+    """
+
+    def __init__(self, pipeline: Pipeline, *, warmup: int = 1, progress: Progress = lambda line: None) -> None:
+        self._pipeline, self._warmup, self._progress = pipeline, warmup, progress
+        self._drawn = 0
+
+    def measure(self, *, batches: Sequence[int], cfgs: Sequence[float], runs: int) -> list[Case]:
+        """Time every batch size with every guidance.
+
+        Args:
+            batches: images at once.
+            cfgs: guidance strengths; 0 runs half the work.
+            runs: of each case; those of further batch sizes end early once they took `CASE_SECONDS`.
+
+        """
+        cases = []
+        for batch in batches:
+            for cfg in cfgs:
+                self._progress(f"batch {batch}, {'guidance ' + format(cfg, 'g') if cfg else 'no guidance'}")
+                for _ in range(self._warmup):
+                    self._run(batch, cfg)
+                limit = None if batch == batches[0] else CASE_SECONDS
+                cases.append(_case(batch, cfg, _samples(partial(self._run, batch, cfg), runs, limit)))
+        return cases
+
+    def compare(self, reference: Draw, *, cfg: float, pairs: int) -> Comparison:
+        """Race the engine against `reference`: the same class, uniform numbers and guidance in every pair."""
+
+        def engine(label: int, seed: int) -> NDArray[np.int64]:
+            tokens: NDArray[np.int64] = self._pipeline.generate([label], seeds=[seed], cfg=cfg).tokens[0]
+            return tokens
+
+        slow, fast, alike = [], [], []
+        for turn in range(-self._warmup, pairs):
+            self._progress(f"reference and engine, {f'pair {turn + 1} of {pairs}' if turn >= 0 else 'warm-up'}")
+            (label,), (seed,) = self._fresh(1)
+            wanted, reference_seconds = _timed(reference, label, seed)
+            drawn, engine_seconds = _timed(engine, label, seed)
+            if turn >= 0:
+                slow.append(reference_seconds)
+                fast.append(engine_seconds)
+                alike.append(float((wanted == drawn).mean()))
+        ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
+        return Comparison(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
+
+    def _run(self, batch: int, cfg: float) -> _Sample:
+        classes, seeds = self._fresh(batch)
+        start = time.perf_counter()
+        result = self._pipeline.generate(classes, seeds=seeds, cfg=cfg)
+        return _Sample(result.timings, time.perf_counter() - start)
+
+    def _fresh(self, count: int) -> tuple[list[int], list[int]]:
+        """Classes and seeds that were not drawn before, as long as there are others."""
+        seeds = list(range(self._drawn, self._drawn + count))
+        self._drawn += count
+        return [seed % self._pipeline.config.transformer.num_classes for seed in seeds], seeds
+
+
+def _timed(draw: Draw, label: int, seed: int) -> tuple[NDArray[np.int64], float]:
+    time.sleep(REST)
+    start = time.perf_counter()
+    tokens = draw(label, seed)
+    return tokens, time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One run: the seconds that the engines took, and the wall clock."""
+
+    timings: Timings
+    wall: float
+
+
+def _samples(run: Callable[[], _Sample], runs: int, limit: float | None) -> list[_Sample]:
+    samples: list[_Sample] = []
+    while len(samples) < runs:
+        samples.append(run())
+        if limit is not None and len(samples) >= MIN_RUNS and sum(sample.wall for sample in samples) >= limit:
+            break
+    return samples
+
+
+def _case(batch: int, cfg: float, samples: Sequence[_Sample]) -> Case:
+    timings = [sample.timings for sample in samples]
+    engines = [t.cond + sum(t.scales) + t.decode for t in timings]
+    return Case(
+        batch=batch,
+        cfg=cfg,
+        runs=len(samples),
+        cond=Spread.of([t.cond for t in timings]),
+        scales=tuple(Spread.of(seconds) for seconds in zip(*(t.scales for t in timings), strict=True)),
+        decode=Spread.of([t.decode for t in timings]),
+        outside=Spread.of([sample.wall - inside for sample, inside in zip(samples, engines, strict=True)]),
+        total=Spread.of([sample.wall for sample in samples]),
+    )

@@ -1,0 +1,64 @@
+"""What a bundle of each precision must reach to be called as good as the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AT_MOST, AT_LEAST = "<=", ">="
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Of one precision. `max_logit_error` is in logits, KL in nats, PSNR in dB."""
+
+    max_logit_error: float
+    kl: float
+    top1: float
+    draws: float
+    decoder_psnr: float
+    image_psnr: float
+    encoder_tokens: float
+    reconstruction_loss: float
+    heaviest: float
+    smooth_psnr: float
+    mixing_error: float
+
+
+# FP32: room for another CPU's rounding, orders of magnitude below what a wrong graph gives. Draws get more room: where
+# the sorted list holds near-ties, rounding alone reorders them (d16 with random weights: 0.2 % of the draws in FP32;
+# with rounding after every operation 50 % in FP16 and 84 % in BF16, at a KL of 7e-7 and 4e-5; a wrong graph draws 1 in
+# 900 alike). So do the most likely entries: 0.3 % and 3 % of them change there (and d36 is 3 times as sensitive).
+# FP16 and BF16: what arithmetic with that rounding gives on the demo (decoder 47 and 42 dB), with room. The encoder is
+# judged by what its tokens look like, and below FP16 by nothing else: a code that wins by a hair at a coarse scale
+# changes every finer one and no image (one image of d16 with random weights kept 18 % in BF16, at a loss of 0 dB).
+# Of smoothing: some times what was measured (docs/smoothing.md); unmixed entries are an error of 0.06 or more.
+THRESHOLDS = {
+    "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01, 0.999, 60.0, 0.001),
+    "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2, 0.98, 40.0, 0.03),
+    "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5, 0.9, 30.0, 0.15),
+    "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5, 0.85, 28.0, 0.25),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of a report, beside its threshold; as text, what to say where it misses."""
+
+    figure: str
+    """The field of `Thresholds`."""
+    part: str
+    """Of the model, one of `engines.spec.contract.PARTS`."""
+    what: str
+    """For people."""
+    value: float
+    sign: str
+    """`AT_MOST` or `AT_LEAST`."""
+    bound: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the figure keeps its threshold; NaN never does."""
+        return self.value <= self.bound if self.sign == AT_MOST else self.value >= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.value:.6g}, must be {self.sign} {self.bound:g}"

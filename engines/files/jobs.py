@@ -1,0 +1,212 @@
+"""Many images as one job that can be interrupted at any time and continued by the same command.
+
+A job is a list of items, one per image, each with a key: a hash of everything that its pixels follow
+from. It runs in batches; sinks store what was made and know what is stored already, so a job that is
+started again makes only what is missing:
+
+    items -> (not stored in all sinks) -> produce, a batch at a time -> sinks
+
+`engines.files.pictures` stores PNG files, `engines.files.npz` rows of an .npz file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engines.draw.uniforms import MAX_SEED
+from engines.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+JOB_FILE = "job.json"
+JOB_FORMAT = 1
+MAX_IMAGES = 5_000_000  # of one job: a hundred times the 50,000 of an FID, and some seconds to prepare
+KEY = "key"
+FOREIGN = "exists and is not what this command makes with these settings: move it, or replace it with --overwrite"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a job: its place k, its class, its seed, and the key of all that decides its pixels."""
+
+    index: int
+    class_id: int
+    seed: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a batch of items became."""
+
+    images: NDArray[np.uint8]
+    """(B, h, w, 3) uint8."""
+    tokens: NDArray[np.int64] | None = None
+    """(B, tokens of an image) int64."""
+    previews: Sequence[NDArray[np.uint8]] = ()
+    """One (B, h, w, 3) uint8 per scale, where asked for."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The items, with the settings that they share."""
+
+    items: tuple[Item, ...]
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """Differs as soon as one image differs, or their order does."""
+        return hash_of([item.key for item in self.items])
+
+    def describe(self) -> dict[str, Any]:
+        """What a job.json holds."""
+        return {"format": JOB_FORMAT, "key": self.key, "images": len(self.items), **self.settings}
+
+
+class Sink(Protocol):
+    """Where the images of a job go."""
+
+    def has(self, item: Item) -> bool:
+        """Whether this image is stored already, whole and made by the same settings."""
+
+    def write(self, items: Sequence[Item], made: Made) -> None:
+        """Store a batch."""
+
+    def finish(self) -> None:
+        """All items are stored: complete the output."""
+
+    def close(self) -> None:
+        """Let go of files and locks; whatever was stored stays."""
+
+
+class JobInterruptedError(KeyboardInterrupt):
+    """Ctrl-C during a job; the message says how far it came."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"interrupted: {done} of {total} images are done, the same command continues")
+        self.done = done
+        self.total = total
+
+
+def hash_of(value: object) -> str:
+    """A hash, in hex, of plain JSON types."""
+    return _digest(json.dumps(value, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> Job:
+    """`count` images of each class in order; image k of the whole job has the seed `seed` + k.
+
+    Args:
+        classes: class indexes, resolved.
+        seed: seed of the first image.
+        count: images per class.
+        settings: everything else that the pixels follow from, as plain JSON types: the bundle's build
+            key, the resolved sampling values, the provider.
+
+    Raises:
+        UsageError: a seed would exceed 64 bits, or the images are too many.
+    """
+    total = len(classes) * count
+    if total > MAX_IMAGES:
+        raise UsageError(f"{total} images are too many for one job: split it into jobs of up to {MAX_IMAGES}")
+    if not 0 <= seed <= MAX_SEED - (total - 1):
+        raise UsageError(f"seeds run from {seed} to {seed + total - 1}: they must lie between 0 and {MAX_SEED}")
+    shared = hash_of(dict(settings))
+    items = []
+    for index in range(total):
+        class_id = classes[index // count]
+        items.append(Item(index, class_id, seed + index, _digest(f"{shared} {class_id} {seed + index}")))
+    return Job(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
+
+
+def run_job(
+    job: Job,
+    sinks: Sequence[Sink],
+    produce: Callable[[Sequence[Item]], Made],
+    *,
+    batch: int,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Make what the sinks do not have yet, `batch` images at a time, and store it in all of them.
+
+    Args:
+        job: the items.
+        sinks: where they go; closed at the end, whatever happens.
+        produce: makes a batch of items.
+        batch: images at once.
+        progress: called before the first batch and after each with the number of images that are done.
+
+    Returns:
+        Number of images made; the others were stored already.
+
+    Raises:
+        JobInterruptedError: Ctrl-C; what was stored stays and is found by the next run.
+    """
+    total = len(job.items)
+    done = 0
+    try:
+        pending = [item for item in job.items if not all(sink.has(item) for sink in sinks)]
+        done = total - len(pending)
+        if progress:
+            progress(done)
+        for start in range(0, len(pending), batch):
+            chunk = pending[start : start + batch]
+            made = produce(chunk)
+            for sink in sinks:
+                sink.write(chunk, made)
+            done += len(chunk)
+            if progress:
+                progress(done)
+        for sink in sinks:
+            sink.finish()
+    except KeyboardInterrupt:
+        raise JobInterruptedError(done, total) from None
+    finally:
+        for sink in sinks:
+            sink.close()
+    return len(pending)
+
+
+class Lock:
+    """Holds a folder against a second process that would write the same job; gone with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UsageError(f"another process is writing to {folder}: wait for it, or choose another place") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_job_file(path: Path) -> dict[str, Any] | None:
+    """A job.json that this version wrote; None where it is anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(value, dict) and value.get("format") == JOB_FORMAT and isinstance(value.get(KEY), str)
+    return value if ours else None

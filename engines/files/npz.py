@@ -1,0 +1,205 @@
+"""An .npz file that grows row by row, survives interruption, and appears whole or not at all.
+
+While a job runs, its rows lie in `FILE.npz.partial/`: one plain .npy per array and a byte per row that
+says whether it is there. The last step streams them into one uncompressed .npz, which is renamed to its
+place; memory stays at a few rows however many there are. The key of the job stands in the comment of the
+zip file, where numpy and the evaluators of guided-diffusion (ADM), which read `arr_0`, never look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from engines.errors import UsageError
+from engines.files.images import PART_SUFFIX, atomic_write, writing
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Lock, Made, hash_of, read_job_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_DONE = "done"
+_WHOLE = "whole.npz"
+_COPY_BYTES = 1 << 20
+_MAX_COMMENT = 65535
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same rows give the same bytes
+
+
+class NpzRows:
+    """A sink: one .npz file with a row of each array for each item of a job.
+
+    Args:
+        job: whose rows these are.
+        path: the finished file.
+        arrays: shape of a row and dtype, by the name of the array.
+        rows: the rows of a batch, by the name of the array; each (B, *shape).
+        overwrite: replace a file, or the beginnings of one, that is not this job's.
+        restart: make every row again.
+
+    Raises:
+        UsageError: the file exists and holds something else, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        path: Path,
+        arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+        rows: Callable[[Sequence[Item], Made], Mapping[str, NDArray[Any]]],
+        *,
+        overwrite: bool = False,
+        restart: bool = False,
+    ) -> None:
+        if path.suffix != ".npz":
+            raise UsageError(f"{path} must be called .npz")
+        self._path, self._job, self._arrays, self._rows, self._restart = path, job, arrays, rows, restart
+        self._key = hash_of([job.key, {name: [list(shape), dtype.str] for name, (shape, dtype) in arrays.items()}])
+        self._partial = path.with_name(f"{path.name}.partial")
+        self._files: dict[str, IO[bytes]] = {}
+        self._offsets: dict[str, int] = {}
+        self._lock: Lock | None = None
+        self._complete = self._check_file(overwrite) and not restart
+        self._stored = self._read_done() if self._check_partial(overwrite) and not restart else b""
+
+    def has(self, item: Item) -> bool:
+        """See `Sink`."""
+        return self._complete or self._stored[item.index : item.index + 1] == b"\1"
+
+    def write(self, items: Sequence[Item], made: Made) -> None:
+        """See `Sink`."""
+        if self._complete:
+            return
+        with writing(self._path):
+            self._open()
+            for name, values in self._rows(items, made).items():
+                file = self._files[name]
+                for item, value in zip(items, values, strict=True):
+                    data = value.astype(self._arrays[name][1], copy=False).tobytes()
+                    file.seek(self._offsets[name] + item.index * len(data))
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            done = self._files[_DONE]  # after the rows have reached the disk
+            for item in items:
+                done.seek(item.index)
+                done.write(b"\1")
+            done.flush()
+
+    def finish(self) -> None:
+        """See `Sink`."""
+        with writing(self._path):
+            if not self._complete:
+                self._open()
+                if self._read_done() != b"\1" * len(self._job.items):
+                    raise UsageError(f"{self._partial} was changed by another process: run the same command again")
+                self._write_whole().replace(self._path)
+                self._complete = True
+            if self._holds_key(self._partial):
+                shutil.rmtree(self._partial)
+
+    def close(self) -> None:
+        """See `Sink`."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+        if self._lock:
+            self._lock.close()
+
+    def _open(self) -> None:
+        """Open the partial files, made on first use: a refused job leaves no trace."""
+        if self._files:
+            return
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self._partial)
+        if not self._holds_key(self._partial) or self._restart:
+            self._create()
+        from numpy.lib import format as npy
+
+        for name in self._arrays:
+            file = self._files[name] = (self._partial / f"{name}.npy").open("r+b")
+            npy.read_magic(file)
+            npy.read_array_header_1_0(file)
+            self._offsets[name] = file.tell()
+        self._files[_DONE] = (self._partial / _DONE).open("r+b")
+
+    def _create(self) -> None:
+        """Files of the full size, with holes for the rows; job.json, which makes them count, comes last."""
+        from numpy.lib import format as npy
+
+        (self._partial / JOB_FILE).unlink(missing_ok=True)
+        count = len(self._job.items)
+        for name, (shape, dtype) in self._arrays.items():
+            with (self._partial / f"{name}.npy").open("wb") as file:
+                full = (count, *shape)
+                npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": full})
+                size = dtype.itemsize
+                for length in full:
+                    size *= length
+                file.truncate(file.tell() + size)
+        (self._partial / _DONE).write_bytes(bytes(count))
+        with atomic_write(self._partial / JOB_FILE) as file:
+            file.write(json.dumps({**self._job.describe(), KEY: self._key}).encode())
+
+    def _write_whole(self) -> Path:
+        whole = self._partial / _WHOLE
+        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+            for name in self._arrays:
+                entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+                with (
+                    (self._partial / entry.filename).open("rb") as rows,
+                    archive.open(entry, "w", force_zip64=True) as out,
+                ):
+                    shutil.copyfileobj(rows, out, _COPY_BYTES)
+            record = {**self._job.describe(), KEY: self._key}
+            comment = json.dumps(record).encode()
+            archive.comment = comment if len(comment) <= _MAX_COMMENT else json.dumps({KEY: self._key}).encode()
+        return whole
+
+    def _check_file(self, overwrite: bool) -> bool:
+        """Whether the finished file is there; raises where another one would be lost."""
+        if self._path.is_dir():
+            raise UsageError(f"{self._path} is a folder: choose another name")
+        if not self._path.exists():
+            return False
+        if _key_of(self._path) == self._key:
+            return True
+        if not overwrite:
+            raise UsageError(f"{self._path} {FOREIGN}")
+        return False
+
+    def _check_partial(self, overwrite: bool) -> bool:
+        """Whether rows of this job are there; raises where rows of another one would be lost."""
+        if not self._partial.exists():
+            return False
+        if self._holds_key(self._partial):
+            return True
+        known = {*(f"{name}.npy" for name in self._arrays), _DONE, _WHOLE}
+        with writing(self._partial):
+            found = {path.name for path in self._partial.iterdir() if path.suffix != PART_SUFFIX}
+        if found <= known or overwrite:  # without a job.json: killed before the first row
+            return False
+        raise UsageError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")
+
+    def _holds_key(self, folder: Path) -> bool:
+        return (read_job_file(folder / JOB_FILE) or {}).get(KEY) == self._key
+
+    def _read_done(self) -> bytes:
+        with writing(self._partial):
+            return (self._partial / _DONE).read_bytes()
+
+
+def _key_of(path: Path) -> str | None:
+    """The key of the job that made an .npz file; None for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            value = json.loads(archive.comment)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    key = value.get(KEY) if isinstance(value, dict) else None
+    return key if isinstance(key, str) else None

@@ -1,0 +1,264 @@
+"""What is installed, what can be done with it, and what to install for the rest: `var-export doctor`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
+from engines.errors import BackendError, BundleError, VarExportError
+from engines.machine import Machine
+
+if TYPE_CHECKING:
+    from engines.fidelity.reports import Report
+
+PROJECT = "var-export"
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "huggingface_hub",
+    "tensorrt",
+    "tensorrt_rtx",
+    "cuda-bindings",
+)
+RUN_ON_CPU = "run bundles on the CPU"
+RUN_ON_GPU = "run on a GPU through {}"
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # both fill one folder, so only one of them may be installed
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Something that this environment can do, or why it cannot."""
+
+    what: str
+    usable: bool
+    reason: str
+    """What makes it usable, or what is missing."""
+    fix: str | None = None
+    """The command that makes it usable; None where it is, or where this version has no way."""
+
+
+@dataclass(frozen=True)
+class DemoState:
+    """The embedded demo bundle."""
+
+    path: Path
+    present: bool
+    verified: bool
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """One demo image, drawn and held against its golden run."""
+
+    passed: bool
+    seconds: float
+    failures: tuple[str, ...]
+
+
+def installed() -> dict[str, str | None]:
+    """Version of each of `PACKAGES`; None where it is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def providers() -> tuple[tuple[str, ...], str | None]:
+    """The providers of the installed ONNX Runtime, or none and the reason."""
+    from engines.backends.onnxruntime import import_onnxruntime
+
+    try:
+        return tuple(import_onnxruntime().get_available_providers()), None
+    except BackendError as error:
+        return (), str(error.__cause__ or error)
+
+
+def gpu() -> tuple[str | None, str]:
+    """The GPU that the backends use by default; or None, and why there is none."""
+    from engines.backends.cuda import Cuda
+
+    try:
+        cuda = Cuda()
+    except BackendError as error:
+        return None, str(error)
+    found = f"{cuda.name} (compute capability {cuda.compute_capability}, CUDA {cuda.version})"
+    cuda.close()
+    return found, ""
+
+
+def capabilities(versions: dict[str, str | None], available: Iterable[str], problem: str | None) -> list[Capability]:
+    """What can be done here; `available` and `problem` come from `providers`."""
+    from engines.backends.onnxruntime import PROVIDERS
+
+    available = tuple(available)
+    on_cpu = PROVIDERS["cpu"] in available
+    runtime = next((f"{name} {versions[name]}" for name in RUNTIMES if versions.get(name)), "ONNX Runtime")
+    device = (
+        _Gpu(*gpu()) if versions.get("cuda-bindings") else _Gpu(None, "cuda-bindings is not installed", _pip("gpu"))
+    )
+    return [
+        Capability(
+            RUN_ON_CPU,
+            on_cpu,
+            runtime if on_cpu else problem or f"{runtime} has no {PROVIDERS['cpu']}",
+            None if on_cpu else _pip("cpu"),
+        ),
+        _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
+        _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
+        _extra("write pages and charts", "report", versions, fallback=("matplotlib", "jinja2")),
+        _onnxruntime_gpu(runtime, available, problem, device),
+        *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
+    ]
+
+
+def warnings(versions: dict[str, str | None], machine: Machine) -> list[str]:
+    """What works, but not as well as it could; each with its fix."""
+    found = []
+    if all(versions.get(name) for name in RUNTIMES):
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other: "
+            f"pip uninstall {' '.join(RUNTIMES)}, then install one of them"
+        )
+    if machine.quota is not None and machine.quota < machine.physical_cores:
+        threads = max(1, int(machine.quota))
+        found.append(
+            f"this container grants {machine.quota:g} CPUs of {machine.physical_cores}, "
+            f"and ONNX Runtime starts a thread for each core: pass --threads {threads}"
+        )
+    return found
+
+
+def demo_state(path: Path) -> DemoState:
+    """Whether the embedded demo bundle is there and whole."""
+    if not (path / MANIFEST).is_file():
+        return DemoState(path, False, False, "not part of this installation; make one with: var-export build")
+    try:
+        Bundle.open(path)
+    except BundleError as error:
+        return DemoState(path, True, False, str(error))
+    return DemoState(path, True, True, None)
+
+
+def self_test(path: Path, *, threads: int | None = None) -> SelfTest:
+    """Draw the first golden image of a stepwise bundle again, and hold every stage against the golden run."""
+    from engines.draw.pipeline import Pipeline
+    from engines.fidelity.checks import verify
+
+    start = time.perf_counter()
+    failures: tuple[str, ...]
+    try:
+        with Pipeline.load(path, threads=threads, form="stepwise", max_batch=1) as pipeline:
+            golden = {name: array[:1] for name, array in pipeline.bundle.golden.items()}
+            report: Report = verify(pipeline, golden)
+            failures = tuple(report.failures)
+    except VarExportError as error:
+        failures = (str(error),)
+    return SelfTest(not failures, time.perf_counter() - start, failures)
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """What `gpu` says, and the command where it is only a package that is missing."""
+
+    name: str | None
+    problem: str
+    fix: str | None = None
+
+    @property
+    def absent(self) -> bool:
+        """There is none that CUDA can use, and `problem` says all there is to say."""
+        return self.name is None and self.fix is None
+
+
+def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | None, device: _Gpu) -> Capability:
+    """Whether ONNX Runtime can use a GPU: its own providers for it, its libraries, and a GPU."""
+    from engines.backends.onnxruntime import PROVIDERS, import_onnxruntime
+    from engines.backends.onnxruntime.library import INSTALL_GPU, load_cuda_libraries
+    from engines.backends.onnxruntime.providers import installed
+
+    what = RUN_ON_GPU.format("ONNX Runtime")
+    usable = [name for name in PROVIDERS if name != "cpu" and installed(name, available)]
+    if device.absent:
+        return Capability(what, False, device.problem)
+    if not usable:
+        reason = problem or f"{runtime} has no provider for a GPU"
+        return Capability(what, False, reason, _pip("gpu") if problem else INSTALL_GPU)
+    if device.name is None:
+        return Capability(what, False, device.problem, device.fix)
+    try:
+        load_cuda_libraries(import_onnxruntime())
+    except BackendError as error:
+        return Capability(what, False, str(error))
+    return Capability(what, True, f"{runtime} ({', '.join(usable)}), {device.name}")
+
+
+def _tensorrt(name: str, device: _Gpu) -> Capability:
+    """Whether plans of one of NVIDIA's two products can run here."""
+    from engines.backends.tensorrt import library
+
+    flavour = library.FLAVOURS[name]
+    what = RUN_ON_GPU.format(flavour.title)
+    if device.absent:
+        return Capability(what, False, device.problem)
+    try:
+        version = library.load(name).version
+    except BackendError as error:
+        return Capability(what, False, f"{flavour.title} is not installed ({error.__cause__})", flavour.install)
+    if device.name is None:
+        return Capability(what, False, device.problem, device.fix)
+    return Capability(what, True, f"{flavour.title} {version}, {device.name}")
+
+
+def _extra(what: str, extra: str, versions: dict[str, str | None], *, fallback: Iterable[str]) -> Capability:
+    """A capability that an extra of this project brings, with the lowest versions from its metadata."""
+    needed = _requirements(extra) or dict.fromkeys(fallback, "0")
+    missing = []
+    for name, lowest in needed.items():
+        version = versions.get(name) or _version(name)
+        if version is None:
+            missing.append(f"{name} is not installed")
+        elif _numbers(version) < _numbers(lowest):
+            missing.append(f"{name} {version} is older than {lowest}")
+    reason = ", ".join(missing or [f"{name} {versions.get(name) or _version(name)}" for name in needed])
+    return Capability(what, not missing, reason, _pip(extra) if missing else None)
+
+
+def _requirements(extra: str) -> dict[str, str]:
+    """Names and lowest versions of an extra, as the installed project states them."""
+    try:
+        lines = metadata.requires(PROJECT) or []
+    except metadata.PackageNotFoundError:  # run from a copied folder
+        return {}
+    found = {}
+    for line in lines:
+        match = re.match(rf"""([\w.-]+)>=([\w.]+)\s*;\s*extra\s*==\s*["']{extra}["']""", line)
+        if match:
+            found[match[1]] = match[2]
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` as (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def _pip(extra: str) -> str:
+    return f'pip install "{PROJECT}[{extra}]"'

@@ -1,0 +1,227 @@
+"""Bytes that a workload needs on the device: weights, KV cache, buffers of the loop, activations inside a call.
+
+Weights, cache and buffers are what the runtime really allocates (`engines/draw/loop.py`; tests compare the numbers).
+Activations are the most that the products of a graph need at one time: operands, result, and what a later product
+waits for, with element-wise operators fused into their neighbours and attention scores stored once in the compute
+type. A runtime takes more. Two parts of that are known well enough for an allowance, the rest is in `NOT_COUNTED`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engines.sizing import cost
+from engines.sizing.cost import BYTES, CONVOLUTION, GEMM, PREFIX_SUM
+from engines.sizing.decoder import decode_norm_bytes, decode_operations
+from engines.sizing.quantised import FLOATS, Quantisation, weights_by_way
+from engines.sizing.roofline import cache_bytes, tensor_bytes
+from engines.spec import contract
+from engines.spec.config import ModelConfig, num_phi
+
+CONTEXT_BYTES = 300_000_000
+"""Of a CUDA context whose kernels are loaded when used: github.com/pytorch/pytorch/issues/107667 (2023-08-28)."""
+PLAN_OVERHEAD = 0.2
+"""Of the weights of `step`, in a TensorRT plan with a static profile per scale: d16 FP16 took 496 MB for 411 MB of
+weights (a trial of this project with TensorRT-RTX 1.7.1; one dynamic profile took 433 MB). It is kernels, which do not
+shrink with the weights (docs/tensorrt.md): in INT8 it counts from the weights in the high precision."""
+NOT_COUNTED = (
+    "scratch memory of the kernels that a runtime chooses, beyond the activations counted",
+    "the host's side of the program, where it shares the memory; the encoder; other programs",
+)
+_FLOAT, _LONG = BYTES["fp32"], 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the device."""
+
+    transformer: int
+    """Weights of `step`, with sampler and quantiser."""
+    conditioning: int
+    """Weights of `cond`."""
+    decoder: int
+    """Weights of `decode`."""
+    scale_constants: int
+    """Resampling matrices and position embeddings."""
+    kv_cache: int
+    loop_buffers: int
+    """What else the loop allocates: inputs, outputs, feature maps."""
+    step_activations: int
+    decoder_activations: int
+    """Never needed at the same time as those of `step`."""
+    by_way: Mapping[str, int]
+    """Of the weights, those of layers, by the way these are computed (`engines.spec.policy.METHODS`)."""
+    allowance: int
+    """For the CUDA context and what a plan holds beside its weights; none on the CPU."""
+
+    @property
+    def weights(self) -> int:
+        """All that a bundle holds and this workload uses."""
+        return self.transformer + self.conditioning + self.decoder + self.scale_constants
+
+    @property
+    def counted(self) -> int:
+        """Together, with `step` and `decode` sharing one scratch area: no run needs less."""
+        scratch = max(self.step_activations, self.decoder_activations)
+        return self.weights + self.kv_cache + self.loop_buffers + scratch
+
+    @property
+    def total(self) -> int:
+        """What a device should have."""
+        return self.counted + self.allowance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `counted` is the sum of weights, kv_cache, loop_buffers and the larger of the last two."""
+        return {
+            "total": self.total,
+            "counted": self.counted,
+            "runtime_allowance": self.allowance,
+            "weights": self.weights,
+            "kv_cache": self.kv_cache,
+            "loop_buffers": self.loop_buffers,
+            "activations": self.step_activations,
+            "decoder": self.decoder_activations,
+            "weights_by_graph": {
+                "transformer": self.transformer,
+                "conditioning": self.conditioning,
+                "decoder": self.decoder,
+                "scale_constants": self.scale_constants,
+            },
+            "layer_weights_by_way": dict(self.by_way),
+        }
+
+
+def memory(
+    config: ModelConfig,
+    precision: str,
+    *,
+    images: int,
+    rows: int,
+    max_top_k: int,
+    form: str,
+    tokens_only: bool,
+    smooth: bool = False,
+    quantisation: Quantisation = FLOATS,
+    on_gpu: bool = True,
+) -> Memory:
+    """What B images in N rows need.
+
+    Args:
+        config: the model.
+        precision: `fp32`, `fp16` or `bf16`, of all that is not quantised.
+        images: B.
+        rows: N.
+        max_top_k: longest sorted list of the sampler.
+        form: `stepwise` or `fused`.
+        tokens_only: leave the decoder out.
+        smooth: as the bundle was built.
+        quantisation: which layers are in INT8.
+        on_gpu: add what a CUDA context and a plan take.
+
+    """
+    fused = form == "fused"
+    decode = [] if tokens_only else quantisation.apply(decode_operations(config, precision, images))
+    cond = quantisation.apply(cost.cond_operations(config, precision, 1))
+    step = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
+    steps = (
+        cost.step_operations(
+            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
+        )
+        for scale in range(config.num_scales)
+    )
+    # What the fused call keeps between its scales lies in buffers of the loop otherwise.
+    kept = _modulation(config, rows) + _feature_map(config, images) if fused else 0
+    cached = cache_bytes(config, precision, config.scale_offsets[-1], rows)
+    buffers: Callable[[ModelConfig, int, int, bool, bool], int] = _fused_buffers if fused else _stepwise_buffers
+    return Memory(
+        transformer=step_weights(config, precision, max_top_k, quantisation),
+        conditioning=cond_weights(config, precision, quantisation),
+        decoder=cost.total_weights(decode) + decode_norm_bytes(config) if decode else 0,
+        scale_constants=constant_bytes(config, smooth=smooth),
+        kv_cache=cached if fused else cached + _unread(config, precision, rows),
+        loop_buffers=buffers(config, images, rows, tokens_only, smooth),
+        step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
+        decoder_activations=max((op.live_bytes for op in decode), default=0),
+        by_way=weights_by_way([*cond, *step, *decode]),
+        allowance=CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, max_top_k)) if on_gpu else 0,
+    )
+
+
+def step_weights(config: ModelConfig, precision: str, max_top_k: int, quantisation: Quantisation = FLOATS) -> int:
+    """Bytes of the constants of `step`."""
+    sizes, vae = config.transformer, config.vae
+    operations = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
+    products = cost.total_weights(operations, GEMM, CONVOLUTION, PREFIX_SUM)
+    query_scales = sizes.depth * sizes.heads * _FLOAT if sizes.attn_l2_norm else 0
+    codebook = vae.vocab_size * vae.z_channels * _FLOAT
+    ranks = min(max_top_k, vae.vocab_size) * _LONG
+    return products + query_scales + codebook + ranks
+
+
+def cond_weights(config: ModelConfig, precision: str, quantisation: Quantisation = FLOATS) -> int:
+    """Bytes of the constants of `cond`."""
+    sizes = config.transformer
+    classes = (sizes.num_classes + 1) * sizes.width
+    start = config.scale_lengths[0] * sizes.width
+    offsets = 6 * sizes.width * (sizes.depth if sizes.shared_aln else 1)  # what is added to the vectors
+    head_offsets = 2 * sizes.width
+    products = cost.total_weights(quantisation.apply(cost.cond_operations(config, precision, 1)))
+    return products + (classes + start + offsets + head_offsets) * _FLOAT
+
+
+def constant_bytes(config: ModelConfig, *, smooth: bool = False) -> int:
+    """Bytes of `draw.loop.Constants`: enlargements of all scales, reductions and positions of all but the first."""
+    shapes = contract.scale_constant_shapes(config)
+    unused = ("down_0", "pos_0")
+    stored = sum(math.prod(shape) for name, shape in shapes.items() if name not in unused) * _FLOAT
+    nothing_follows = (config.latent_size**2 + config.transformer.width) * _FLOAT
+    phis = config.num_scales * _LONG if num_phi(config) else 0
+    mixing = 2 * config.num_scales * _FLOAT if smooth else 0
+    return stored + nothing_follows + phis + mixing
+
+
+def _unread(config: ModelConfig, precision: str, rows: int) -> int:
+    """Keys and values of the last scale, which all blocks write to one place."""
+    return cache_bytes(config, precision, config.scale_lengths[-1], rows) // config.transformer.depth
+
+
+def _modulation(config: ModelConfig, rows: int) -> int:
+    sizes = config.transformer
+    return rows * (6 * sizes.depth + 2) * sizes.width * _FLOAT
+
+
+def _feature_map(config: ModelConfig, images: int) -> int:
+    return images * config.vae.z_channels * config.latent_size**2 * _FLOAT
+
+
+def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
+    """Bytes of `draw.loop.Workspace` without the cache, and of `cond`'s tensors for classes not drawn before."""
+    per_image = (
+        3 * config.vae.z_channels * config.latent_size**2 * _FLOAT  # zeros, and two feature maps in turns
+        + config.num_tokens * (3 * _LONG + _FLOAT + 1)  # tokens, drawn, forced tokens; uniforms; mask
+        + config.scale_lengths[-1] * config.vae.vocab_size * _FLOAT  # logits
+        + config.num_scales * _FLOAT  # guidance
+        + 2 * _FLOAT + 3 * _LONG  # temperature, top_p; top_k, cond_row, uncond_row
+        + (0 if tokens_only else 3 * config.image_size**2)
+        + (_smoothing(config) if smooth else 0)
+    )  # fmt: skip
+    inputs = (config.num_tokens + 1) * config.transformer.width * _FLOAT
+    labels = images + (rows > images)  # one per image at most, and the unconditional one
+    first = config.scale_lengths[0] * config.transformer.width * _FLOAT
+    cond = labels * (_LONG + first) + _modulation(config, labels)
+    return images * per_image + rows * (inputs + _LONG) + _modulation(config, rows) + cond
+
+
+def _smoothing(config: ModelConfig) -> int:
+    """Of one image: noise, mixed entries, and whether it is wanted."""
+    return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT + 1
+
+
+def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
+    """`engines.draw.loop.GraphWorkspace` of the fused graph."""
+    inputs, outputs = contract.resolve(contract.FUSED, config, "fp32", smooth=smooth)  # no cache among them
+    tensors = [info for info in (*inputs, *outputs) if not (tokens_only and info.name == "image")]
+    return tensor_bytes(tensors, {"B": images, "N": rows})

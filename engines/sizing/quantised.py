@@ -1,0 +1,93 @@
+"""INT8 in a plan: what 8 bits change of the operations that are counted in floating point.
+
+    weights      int8 with scales, in the forms that `calib/rewrite/quantize.py` writes
+    products     INT8 arithmetic, at the rate of the INT8 tensor cores
+    the rest     as it was: attention, activations between layers, KV cache, sampler, in the high precision
+
+A product reads activations in the high precision and writes them so, as NVIDIA's INT8 kernels between Q/DQ pairs do;
+where a runtime keeps 8 bits between two convolutions it moves less inside a call, which is not counted anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from engines.sizing import cost
+from engines.sizing.cost import BYTES, Operation, Weight
+from engines.sizing.decoder import decode_operations
+from engines.spec import contract
+from engines.spec.config import ModelConfig
+from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, assign
+
+_SCALE, _BIAS = BYTES["fp32"], 4  # float32 scales, an int32 bias
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How the layers of a workload are computed; the default is none of them in INT8."""
+
+    target: str = "onnxruntime"
+    """Which form quantised weights have: `onnxruntime` (CPU) or `tensorrt`."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """By layer, one of `engines.spec.policy.METHODS`; a layer that is not here is in floating point."""
+
+    def apply(self, operations: Iterable[Operation]) -> list[Operation]:
+        """The operations with INT8 where the ways say so: one that stands for several layers becomes one a way."""
+        applied = []
+        for op in operations:
+            if op.weight is None:
+                applied.append(op)
+                continue
+            layers: dict[str, list[str]] = {}
+            for layer in op.weight.layers:
+                layers.setdefault(self.ways.get(layer, FLOAT), []).append(layer)
+            for way, names in layers.items():
+                weight = dataclasses.replace(op.weight, layers=tuple(names), way=way)
+                part = dataclasses.replace(op, count=len(names), weight=weight)
+                if way != FLOAT:
+                    part = dataclasses.replace(part, dtype=contract.INT8, weight_bytes=self._weight_bytes(weight))
+                applied.append(part)
+        return applied
+
+    def _weight_bytes(self, weight: Weight) -> int:
+        """Of one layer: integers, scales, zero points and bias."""
+        K, N = weight.inside, weight.outside
+        if weight.way == PER_TOKEN:
+            return N * (K + _SCALE + 1 + _SCALE)  # the last: a bias in float32
+        if weight.way == PER_BLOCK:
+            blocks = -(-K // BLOCK)
+            return N * (blocks * (BLOCK + _SCALE) + _SCALE)  # and that bias
+        if self.target == "onnxruntime":
+            return N * (K + _SCALE + 1 + _BIAS + _SCALE + _BIAS)  # the bias too has scales and zero points
+        half = BYTES[contract.HIGH_PRECISIONS[self.target]]
+        return N * (K + half + 1 + half)
+
+
+FLOATS = Quantisation()
+
+
+def layer_names(config: ModelConfig) -> list[str]:
+    """Of `cond`, `step` and `decode`, which a plan counts."""
+    operations = [
+        *cost.cond_operations(config, "fp32", 1),
+        *cost.step_operations(config, "fp32", 0, images=1, rows=1, max_top_k=1),
+        *decode_operations(config, "fp32", 1),
+    ]
+    return [layer for op in operations if op.weight is not None for layer in op.weight.layers]
+
+
+def of_level(config: ModelConfig, target: str, level: int) -> Quantisation:
+    """What `var-export build --precision int8 --level` makes for a target."""
+    return Quantisation(target, assign(layer_names(config), target, level))
+
+
+def weights_by_way(operations: Iterable[Operation]) -> dict[str, int]:
+    """Bytes of the layers' weights by the way they are computed."""
+    sizes: Counter[str] = Counter()
+    for op in operations:
+        if op.weight is not None:
+            sizes[op.weight.way] += op.weight_bytes * op.count
+    return dict(sizes)

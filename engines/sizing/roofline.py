@@ -1,0 +1,184 @@
+"""Bytes and FLOPs of one graph call, and the least time a device needs for them.
+
+A call takes at least as long as the slowest of three: moving its bytes at the full bandwidth, its low-precision
+products at the peak of the tensor cores (INT8 and FP16 ones in turns: the cores are the same), its float32 ones at the
+peak of the other cores (Williams, Waterman and Patterson, "Roofline", CACM 2009). Bytes are those that must cross the
+memory bus: weights, the KV cache, inputs and outputs of the call. Activations inside a call may stay on the chip, so
+they are not among them; and what the last-level cache can hold when a call begins or ends is taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engines.sizing import cost
+from engines.sizing.cost import BYTES, next_tokens
+from engines.sizing.decoder import decode_norm_bytes, decode_operations
+from engines.sizing.devices import Device
+from engines.sizing.quantised import FLOATS, Quantisation
+from engines.spec import contract
+from engines.spec.config import ModelConfig
+
+MEMORY, COMPUTE = "memory", "compute"
+DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call does at least."""
+
+    name: str
+    flops: Mapping[str, int]
+    """By the type they are computed in."""
+    read: Mapping[str, int]
+    """Bytes that come from memory, by what they are."""
+    written: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least seconds that a device needs for some work."""
+
+    work: Work
+    memory_seconds: float
+    compute_seconds: Mapping[str, float]
+    """By type: tensor cores and other cores work side by side, the types of the tensor cores in turns."""
+
+    @property
+    def seconds(self) -> float:
+        """At least this long."""
+        others = self.compute_seconds.get("fp32", 0.0)
+        tensor_cores = sum(time for dtype, time in self.compute_seconds.items() if dtype != "fp32")
+        return max(self.memory_seconds, others, tensor_cores)
+
+    @property
+    def bound_by(self) -> str:
+        """`memory` or `compute`, whichever takes longer."""
+        return MEMORY if self.memory_seconds >= self.seconds else COMPUTE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "name": self.work.name,
+            "seconds": self.seconds,
+            "bound_by": self.bound_by,
+            "memory_seconds": self.memory_seconds,
+            "compute_seconds": dict(self.compute_seconds),
+            "flops": dict(self.work.flops),
+            "read_bytes": dict(self.work.read),
+            "written_bytes": dict(self.work.written),
+        }
+
+
+def bound(work: Work, device: Device) -> Bound:
+    """The least time of `work` on `device`. Raises `UsageError` where the device lacks a type."""
+    kept = device.cache_bytes
+    moved = max(0, sum(work.read.values()) - kept) + max(0, sum(work.written.values()) - kept)
+    compute = {dtype: flops / device.peak(dtype) for dtype, flops in work.flops.items()}
+    return Bound(work, moved / device.bandwidth, compute)
+
+
+def slower_side(bounds: Iterable[Bound]) -> str:
+    """`memory` or `compute`: what binds the larger part of the time of calls that follow one another."""
+    seconds = {MEMORY: 0.0, COMPUTE: 0.0}
+    for each in bounds:
+        seconds[each.bound_by] += each.seconds
+    return max(seconds, key=lambda side: seconds[side])
+
+
+def tensor_bytes(infos: Iterable[contract.TensorInfo], sizes: Mapping[str, int]) -> int:
+    """Bytes of graph tensors, their varying dimensions being `sizes`."""
+    total = 0
+    for info in infos:
+        count = 1
+        for dim in info.shape:
+            count *= sizes[dim] if isinstance(dim, str) else dim
+        total += count * DTYPE_BYTES[info.dtype]
+    return total
+
+
+def cache_bytes(config: ModelConfig, precision: str, tokens: int, rows: int) -> int:
+    """Keys and values of so many tokens, all blocks."""
+    return 2 * config.transformer.depth * tokens * rows * config.transformer.width * BYTES[precision]
+
+
+def step_work(
+    config: ModelConfig,
+    precision: str,
+    scale: int,
+    *,
+    images: int,
+    rows: int,
+    max_top_k: int,
+    form: str,
+    smooth: bool = False,
+    quantisation: Quantisation = FLOATS,
+) -> Work:
+    """One scale: a call of `step`, or that part of the fused call."""
+    operations = quantisation.apply(
+        cost.step_operations(
+            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
+        )
+    )
+    read = {
+        "weights": cost.total_weights(operations),
+        "cache": cache_bytes(config, precision, config.scale_offsets[scale], rows),
+    }
+    written = {"cache": cache_bytes(config, precision, config.scale_lengths[scale], rows)}
+    last = scale == config.num_scales - 1
+    if form == "fused":
+        read["modulation"] = _modulation_bytes(config, rows)
+        if last:  # nobody reads the last keys and values
+            written = {}
+    else:
+        sizes = {
+            "B": images,
+            "N": rows,
+            "L": config.scale_lengths[scale],
+            "M": next_tokens(config, scale, form),
+            "P": config.scale_offsets[scale],
+        }
+        inputs, outputs = step_tensors(config, smooth=smooth)
+        read["inputs"], written["outputs"] = tensor_bytes(inputs, sizes), tensor_bytes(outputs, sizes)
+        if last:  # all blocks write theirs to one place (`engines/draw/loop.py`)
+            written["cache"] //= config.transformer.depth
+    return Work(f"scale {scale}", cost.total_flops(operations), read, written)
+
+
+def step_tensors(
+    config: ModelConfig, *, smooth: bool = False
+) -> tuple[list[contract.TensorInfo], list[contract.TensorInfo]]:
+    """Inputs and outputs of `step` but for keys and values, and for the matrices that the operations count."""
+    inputs, outputs = contract.resolve(contract.STEP, config, "fp32", smooth=smooth)  # but for the cache, of one type
+    counted = ("past_", "new_")
+    return (
+        [info for info in inputs if not info.name.startswith(counted) and info.name not in ("up", "down")],
+        [info for info in outputs if not info.name.startswith(counted)],
+    )
+
+
+def _modulation_bytes(config: ModelConfig, rows: int) -> int:
+    sizes = config.transformer
+    return rows * (6 * sizes.depth + 2) * sizes.width * BYTES["fp32"]
+
+
+def cond_work(config: ModelConfig, precision: str, labels: int, quantisation: Quantisation = FLOATS) -> Work:
+    """The conditioning of so many labels, of which the fused graph does one per row in every call."""
+    operations = quantisation.apply(cost.cond_operations(config, precision, labels))
+    return Work("cond", cost.total_flops(operations), {"weights": cost.total_weights(operations)}, {})
+
+
+def decode_work(config: ModelConfig, precision: str, images: int, quantisation: Quantisation = FLOATS) -> Work:
+    """The decoder."""
+    operations = quantisation.apply(decode_operations(config, precision, images))
+    weights = cost.total_weights(operations) + decode_norm_bytes(config)
+    inputs, outputs = contract.resolve(contract.DECODE, config, "fp32")
+    sizes = {"B": images}
+    return Work(
+        "decode",
+        cost.total_flops(operations),
+        {"weights": weights, "inputs": tensor_bytes(inputs, sizes)},
+        {"outputs": tensor_bytes(outputs, sizes)},
+    )

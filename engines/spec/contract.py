@@ -1,0 +1,278 @@
+"""The one table of graph inputs and outputs. Exporter, manifest, backends and documentation read it.
+
+Dimension names: B images, N rows in the transformer (an image with guidance owns two rows, one without
+owns one), L tokens of this scale, M tokens of the next (L' in the text), P cached tokens, T tokens of all
+scales, C width, H heads, d head size, D depth, V vocabulary, Z latent channels, S latent side, SS = S*S,
+R image side in pixels. L, M, P, B and N vary from call to call; the rest is fixed by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engines.spec.config import ModelConfig, num_phi
+
+CONTRACT_VERSION = 1
+"""Changes when a bundle written before can no longer be run by this code."""
+
+CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
+CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+INT8 = "int8"
+HIGH_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
+"""Of INT8 bundles, by target: what is not quantised computes in, and the cache is stored in."""
+PRECISIONS = (*CACHE_DTYPES, INT8)
+VARYING = ("B", "N", "L", "M", "P")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: str
+    """numpy name, or `cache`."""
+    dims: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its tensors, in the order of the ONNX file."""
+
+    name: str
+    meaning: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        yield from self.inputs
+        yield from self.outputs
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A `TensorSpec` of one model and precision: numpy dtype name, and a number or a varying name per dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+def _spec(text: str) -> tuple[TensorSpec, ...]:
+    """`name dtype (dims) meaning`, a line each."""
+    specs = []
+    for line in filter(str.strip, text.splitlines()):
+        head, _, rest = line.strip().partition("(")
+        name, dtype = head.split()
+        dims, _, meaning = rest.partition(")")
+        specs.append(TensorSpec(name, dtype, tuple(dims.replace(",", " ").split()), meaning.strip()))
+    return tuple(specs)
+
+
+_ROWS = """
+    cond_row      int64   (B)  row that holds the image's class-conditional half
+    uncond_row    int64   (B)  row that holds its unconditional half; cond_row again where guidance is 0
+    image_row     int64   (N)  image that each row belongs to
+"""
+_SAMPLING = """
+    temperature   float32 (B)  divides the logits; above 0
+    top_k         int64   (B)  most likely tokens kept; 0 keeps all
+    top_p         float32 (B)  probability mass kept; 0 and 1 keep all
+"""
+_FORCED = """
+    forced_tokens int64   (B, *)        tokens to take where forced_mask says so
+    forced_mask   bool    (B, *)        true where the token is given
+"""
+_SMOOTHING = """
+    smooth        bool    (B)           true where codebook entries are mixed; in bundles built for it
+    noise         float32 (B, *, V)     in (0, 1): what Gumbel noise is made of; in bundles built for it
+"""
+_MODULATION = """
+    adaln         float32 (N, D, 6, C)  per block: gamma1, gamma2, 1+scale1, 1+scale2, shift1, shift2
+    head_adaln    float32 (N, 2, C)     1+scale, shift of the norm before the head
+"""
+
+COND = GraphSpec(
+    "cond",
+    "what depends on the class alone: AdaLN vectors and the first input",
+    _spec("labels int64 (N)  class of each row; the number of classes stands for no class"),
+    _spec(_MODULATION + "x float32 (N, L0, C)  input of the first scale"),
+)
+STEP = GraphSpec(
+    "step",
+    "one scale: transformer, sampler, quantiser, and the input of the next scale",
+    _spec(
+        "x float32 (N, L, C)  input of this scale"
+        + _MODULATION
+        + """
+    past_k_{i}    cache   (P, N, H, d)  keys of the coarser scales, per block
+    past_v_{i}    cache   (P, N, H, d)  values of the coarser scales, per block
+    f_hat         float32 (B, Z, S, S)  feature map accumulated so far
+    uniforms      float32 (B, L)        one number in [0, 1) decides each draw
+    guidance      float32 (B)           t = cfg * scale / (number of scales - 1)
+    """
+        + _SAMPLING
+        + _ROWS
+        + _FORCED.replace("*", "L")
+        + _SMOOTHING.replace("*", "L")
+        + """
+    up            float32 (SS, L)       bicubic enlargement from this scale, as a matrix
+    down          float32 (M, SS)       area reduction to the next scale, as a matrix
+    phi_index     int64   (1)           which phi convolution serves this scale
+    mixing        float32 (2)           gain of the logits and temperature of the mixing; in bundles built for it
+    pos_next      float32 (1, M, C)     position and level embedding of the next scale
+    """
+    ),
+    _spec("""
+    tokens        int64   (B, L)        the token map of this scale: drawn, or forced
+    drawn         int64   (B, L)        what the sampler drew, forced or not
+    f_hat_out     float32 (B, Z, S, S)  feature map with this scale added
+    x_next        float32 (N, M, C)     input of the next scale
+    new_k_{i}     cache   (L, N, H, d)  keys of this scale, per block
+    new_v_{i}     cache   (L, N, H, d)  values of this scale, per block
+    logits        float32 (B, L, V)     guided logits before temperature
+    mixed         float32 (B, L, Z)     codebook entries mixed, forced or not; in bundles built for it
+    """),
+)
+DECODE = GraphSpec(
+    "decode",
+    "feature map to pixels",
+    _spec("f_hat float32 (B, Z, S, S)  feature map"),
+    _spec("image uint8 (B, R, R, 3)  RGB, rounded to nearest"),
+)
+ENCODE = GraphSpec(
+    "encode",
+    "pixels to token maps",
+    _spec("image uint8 (B, R, R, 3)  RGB"),
+    _spec("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
+)
+ACCUMULATE = GraphSpec(
+    "accumulate",
+    "token maps to feature map, without the transformer",
+    _spec("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
+    _spec("f_hat float32 (B, Z, S, S)  feature map"),
+)
+FUSED = GraphSpec(
+    "fused",
+    "class to image in one call: every scale, sampling and the decoder",
+    _spec(
+        """
+    labels        int64   (N)     class of each row
+    uniforms      float32 (B, T)  one number in [0, 1) decides each draw
+    cfg           float32 (B)     guidance strength
+    """
+        + _SAMPLING
+        + _ROWS
+        + _FORCED.replace("*", "T")
+        + _SMOOTHING.replace("*", "T")
+    ),
+    _spec("""
+    tokens        int64   (B, T)        token maps of all scales, coarse to fine: drawn, or forced
+    drawn         int64   (B, T)        what the sampler drew, forced or not
+    image         uint8   (B, R, R, 3)  RGB, rounded to nearest
+    """),
+)
+GRAPHS = {graph.name: graph for graph in (COND, STEP, DECODE, ENCODE, ACCUMULATE, FUSED)}
+FORMS = {"stepwise": ("cond", "step"), "fused": ("fused",)}
+COMMON_GRAPHS = ("decode", "encode", "accumulate")
+PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
+PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
+"""Which part of the model a graph with trained layers belongs to."""
+
+
+SMOOTHING = ("smooth", "noise", "mixing", "mixed")
+"""Which only the graphs of a bundle that was built with smoothing take and give."""
+
+# A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
+GOLDEN_ARRAYS = {
+    "classes": "int64 (G,)",
+    "seeds": "uint64 (G,)",
+    "cfg": "float32 (G,)",
+    "temperature": "float32 (G,)",
+    "top_k": "int64 (G,)",
+    "top_p": "float32 (G,)",
+    "tokens": "int64 (G, T), drawn by the reference with the uniforms of its seeds",
+    "f_hat": "float32 (G, Z, S, S), after the last scale",
+    "image": "uint8 (G, h, w, 3)",
+    "top_index": "int32 (G, T, K), the K most likely tokens by the guided logits",
+    "top_logit": "float32 (G, T, K), their logits",
+    "log_sum_exp": "float64 (G, T), over the whole vocabulary",
+    "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
+}
+# Of a bundle built with smoothing, beside those: what smoothing makes of the same logits, with the noise of the seeds.
+SMOOTH_ARRAYS = {
+    "heaviest": "int64 (G, T), the entries of the codebook that weigh most",
+    "mixed": "float32 (G, T, Z), the entries mixed",
+    "smooth_image": "uint8 (G, h, w, 3), mixed at scale 1 alone, with the tokens of the others",
+}
+
+
+def storage(dtype: str) -> np.dtype[Any]:
+    """How numpy holds a tensor of this type: bfloat16, which it does not know, as the 16 bits of uint16.
+
+    Only the KV cache of a BF16 bundle has that type, and no host reads it.
+    """
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def graphs_of(form: str) -> tuple[str, ...]:
+    """Graphs of a bundle of this form: `stepwise`, `fused` or `both`."""
+    forms = FORMS if form == "both" else {form: FORMS[form]}
+    return (*(graph for name in forms for graph in FORMS[name]), *COMMON_GRAPHS)
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {
+        "T": config.num_tokens,
+        "L0": config.scale_lengths[0],
+        "C": config.transformer.width,
+        "H": config.transformer.heads,
+        "d": config.transformer.head_dim,
+        "D": config.transformer.depth,
+        "V": config.vae.vocab_size,
+        "Z": config.vae.z_channels,
+        "S": config.latent_size,
+        "SS": config.latent_size**2,
+        "R": config.image_size,
+    }
+
+
+def resolve(
+    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
+) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
+
+    `smooth`: of a bundle that was built with smoothing.
+    """
+    sizes = _sizes(config)
+
+    def expand(specs: tuple[TensorSpec, ...]) -> tuple[TensorInfo, ...]:
+        infos = []
+        for spec in specs:
+            if spec.name == "phi_index" and num_phi(config) == 0:
+                continue
+            if spec.name in SMOOTHING and not smooth:
+                continue
+            names = [spec.name]
+            if "{i}" in spec.name:
+                names = [spec.name.format(i=i) for i in range(config.transformer.depth)]
+            dtype = CACHE_DTYPES[precision] if spec.dtype == CACHE else spec.dtype
+            shape = tuple(int(dim) if dim.isdigit() else sizes.get(dim, dim) for dim in spec.dims)
+            infos += [TensorInfo(name, dtype, shape, spec.meaning) for name in names]
+        return tuple(infos)
+
+    return expand(graph.inputs), expand(graph.outputs)
+
+
+def scale_constant_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Arrays of float32 that the loop feeds to `step`: up_s, down_s, pos_s of each scale s, by name."""
+    area, C = config.latent_size**2, config.transformer.width
+    shapes: dict[str, tuple[int, ...]] = {}
+    for scale, length in enumerate(config.scale_lengths):
+        shapes |= {f"up_{scale}": (area, length), f"down_{scale}": (length, area), f"pos_{scale}": (1, length, C)}
+    return shapes

@@ -1,0 +1,28 @@
+import onnx_ir as ir
+import pytest
+from support import built_tiny
+
+from calib.graphs.layers import find_layers
+from calib.observe.collect import Requests, collect
+from engines.bundle.bundle import Bundle
+from engines.spec.policy import assign
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Bundle:
+    """A tiny model in FP32, with random weights, alone in a folder. Shared: change nothing."""
+    return Bundle.open(built_tiny(tmp_path_factory))
+
+
+@pytest.fixture(scope="session")
+def calibrated(base):
+    """`base`, calibrated and smoothed. Shared: change nothing."""
+    return collect(base, Requests.spread(base.config, 4), threads=1)
+
+
+@pytest.fixture
+def ways(base):
+    """Of level 2."""
+    graphs = ("cond", "step", "decode", "encode")
+    layers = [layer.name for g in graphs for layer in find_layers(ir.load(base.graph_path(g)), g)]
+    return assign(layers, "onnxruntime", 2)

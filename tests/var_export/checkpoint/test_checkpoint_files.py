@@ -1,0 +1,147 @@
+"""Files that are not what they should be: each refused in one line, and nothing in them is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_samples import error_of, save_pair, save_safetensors, vae_state, var_state
+
+
+class Trap:
+    """Creates the file `path` when unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.path), "w"))
+
+
+def refused(tmp_path: Path, content: bytes, name: str = "var_d16.pth") -> str:
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = error_of(path)
+    assert str(path) in message
+    return message
+
+
+def torch_bytes(tmp_path: Path, value: Any, *, legacy: bool = False) -> bytes:
+    path = tmp_path / "whole"
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return path.read_bytes()
+
+
+class TestNoCheckpoint:
+    def test_empty(self, tmp_path: Path) -> None:
+        assert "is empty: download it again" in refused(tmp_path, b"")
+
+    def test_lfs_pointer(self, tmp_path: Path) -> None:
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1241251221\n"
+        assert "git lfs pull" in refused(tmp_path, pointer)
+
+    @pytest.mark.parametrize(
+        "page", [b"<!DOCTYPE html><html>404</html>", b"\n <HTML>", b"<?xml version='1.0'?><Error/>"]
+    )
+    def test_web_page(self, tmp_path: Path, page: bytes) -> None:
+        assert "is a web page, not a checkpoint: download the file itself" in refused(tmp_path, page)
+
+    @pytest.mark.parametrize("junk", [b"hello", b"\x00" * 600, b"GGUF" + b"\x00" * 40])
+    def test_something_else(self, tmp_path: Path, junk: bytes) -> None:
+        assert "is neither a torch nor a safetensors file" in refused(tmp_path, junk)
+
+    def test_other_zip(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+            archive.writestr("a.txt", "b")
+        assert "truncated, damaged or no checkpoint" in refused(tmp_path, (tmp_path / "z").read_bytes())
+
+    def test_the_vae_may_be_it(self, tmp_path: Path) -> None:
+        path = save_pair(tmp_path)
+        (tmp_path / "vae_tiny.pth").write_bytes(b"")
+        assert f"{tmp_path}/vae_tiny.pth is empty" in error_of(path)
+
+    def test_unreadable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = save_pair(tmp_path)
+        if os.geteuid() != 0:
+            path.chmod(0)
+        else:  # nothing is unreadable to root
+
+            def refuse(*_: Any, **__: Any) -> Any:
+                raise PermissionError(13, "Permission denied")
+
+            monkeypatch.setattr(Path, "open", refuse)
+        assert f"cannot read {path} (Permission denied): check its permissions" in error_of(path)
+
+
+class TestDamaged:
+    @pytest.mark.parametrize("kept", [0.05, 0.5, 0.999])
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_truncated_torch(self, tmp_path: Path, kept: float, legacy: bool) -> None:
+        whole = torch_bytes(tmp_path, var_state(), legacy=legacy)
+        message = refused(tmp_path, whole[: int(len(whole) * kept)])
+        assert "download it again" in message
+
+    @pytest.mark.parametrize("kept", [0.001, 0.5, 0.999])
+    def test_truncated_safetensors(self, tmp_path: Path, kept: float) -> None:
+        whole = save_safetensors(var_state(), tmp_path / "whole").read_bytes()
+        assert "truncated, damaged or no checkpoint: download it again" in refused(
+            tmp_path, whole[: int(len(whole) * kept)]
+        )
+
+    def test_garbage_after_the_first_bytes(self, tmp_path: Path) -> None:
+        for content in (b"\x80\x02junkjunk", b"PK\x03\x04junk", b"\x10\0\0\0\0\0\0\0{not json at all", b"\x80"):
+            assert "truncated, damaged or no checkpoint" in refused(tmp_path, content)
+
+
+class TestUnsafe:
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_code_is_refused_and_not_run(self, tmp_path: Path, legacy: bool) -> None:
+        trace = tmp_path / "trace"
+        content = torch_bytes(tmp_path, {**var_state(), "extra": Trap(trace)}, legacy=legacy)
+        message = refused(tmp_path, content)
+        assert "would need to run code to load, which is refused" in message
+        assert "convert it to safetensors" in message
+        assert "open" in message
+        assert not trace.exists()
+
+    def test_trainer_with_foreign_objects(self, tmp_path: Path) -> None:
+        content = torch_bytes(tmp_path, {"trainer": {"var_wo_ddp": var_state()}, "args": {"out": Path("/tmp")}})
+        assert "holds more than tensors (pathlib." in refused(tmp_path, content)
+
+    @pytest.mark.parametrize("protocol", [2, 4])
+    def test_plain_pickle(self, tmp_path: Path, protocol: int) -> None:
+        trace = tmp_path / "trace"
+        refused(tmp_path, pickle.dumps({"a": Trap(trace)}, protocol=protocol))
+        assert not trace.exists()
+
+
+class TestContents:
+    @pytest.mark.parametrize(
+        ("value", "held"),
+        [
+            ({}, "an empty or foreign dict"),
+            ([torch.zeros(1)], "an empty or foreign list"),
+            (torch.zeros(1), "an empty or foreign Tensor"),
+            ({"state_dict": {}, "epoch": 1}, "the keys 'state_dict', 'epoch'"),
+            ({f"bert.{i}": torch.zeros(1) for i in range(9)}, "the keys 'bert.0', 'bert.1', 'bert.2' and 6 more"),
+        ],
+    )
+    def test_foreign(self, tmp_path: Path, value: Any, held: str) -> None:
+        message = refused(tmp_path, torch_bytes(tmp_path, value))
+        assert f"holds no VAR transformer and no VQ-VAE, but {held}" in message
+
+    def test_more_than_tensors_in_a_state_dict(self, tmp_path: Path) -> None:
+        message = refused(tmp_path, torch_bytes(tmp_path, {**var_state(), "epoch": 3}))
+        assert "'epoch' is of type int, not a tensor" in message
+        assert "holds a list for a state dict" in refused(tmp_path, torch_bytes(tmp_path, {"var_wo_ddp": [1]}))
+
+    def test_parameters_are_tensors(self, tmp_path: Path) -> None:
+        path = save_pair(tmp_path, vae={key: torch.nn.Parameter(value) for key, value in vae_state().items()})
+        from var_export.checkpoint.load import load_checkpoint
+
+        assert not any(tensor.requires_grad for tensor in load_checkpoint(path).vae_state.values())

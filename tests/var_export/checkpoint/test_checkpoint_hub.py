@@ -1,0 +1,224 @@
+"""`hf://` names, against a stand-in of the Hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from checkpoint_samples import error_of, save_pair, save_safetensors, tiny, vae_state, var_state
+
+from engines.errors import CheckpointError
+from var_export.checkpoint.hub import HubFile, parse_hub_name
+from var_export.checkpoint.load import load_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Serves `/{repo}/resolve/{revision}/{file}` from `root/{repo}/{file}`."""
+
+    root: Path
+    requests: list[str] = field(default_factory=list)
+    status: int | None = None
+    """Answer requests that start with `fails` with this."""
+    fails: str = ""
+    error_code: str | None = None
+    """The X-Error-Code of that answer."""
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self._answer(body=False)
+
+            def do_GET(self) -> None:
+                self._answer(body=True)
+
+            def _answer(self, *, body: bool) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+                path = hub.root / match[1] / match[3] if match else hub.root / "nothing"
+                code = "RepoNotFound" if not path.parent.is_dir() else None if path.is_file() else "EntryNotFound"
+                if match and match[2] not in ("main", "v1", COMMIT):
+                    code = "RevisionNotFound"
+                status = hub.status if self.command.startswith(hub.fails) else None
+                if status or code:
+                    self.send_response(status or 404)
+                    self.send_header("X-Error-Code", hub.error_code or code or "")
+                    self.send_header("X-Repo-Commit", COMMIT)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                content = path.read_bytes()
+                self.send_response(200)
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    hub = Hub(tmp_path / "served")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    home = tmp_path / "hf_home"
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(home))
+    # huggingface_hub reads these when it is first imported, which another test may have done.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(home / "token"))
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def serve_official(hub: Hub) -> None:
+    folder = hub.root / "owner" / "var"
+    save_pair(folder)
+    (folder / "var_tiny.pth").rename(folder / "var_d2.pth")
+    (folder / "vae_tiny.pth").rename(folder / "vae_ch160v4096z32.pth")
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            ("hf://owner/repo/var_d16.pth", HubFile("owner/repo", "var_d16.pth")),
+            ("hf://a-b/c.d/e/f.pth", HubFile("a-b/c.d", "e/f.pth")),
+            ("hf://owner/repo@v1/x.pth", HubFile("owner/repo", "x.pth", "v1")),
+            (Path("hf://owner/repo/x.pth"), HubFile("owner/repo", "x.pth")),
+        ],
+    )
+    def test_parse(self, name: str, file: HubFile) -> None:
+        assert parse_hub_name(name) == file
+        assert parse_hub_name(file.url) == file
+
+    @pytest.mark.parametrize(
+        "name", ["hf://", "hf://owner", "hf://owner/repo", "hf://owner/repo/", "hf://owner/repo@v1"]
+    )
+    def test_no_file(self, name: str) -> None:
+        assert "names no file of a repository: write hf://owner/repo/path/to/file" in error_of(name)
+
+
+class TestDownload:
+    def test_the_official_vae_comes_along(self, hub: Hub) -> None:
+        serve_official(hub)
+        checkpoint = load_checkpoint("hf://owner/var/var_d2.pth")
+        assert checkpoint.config == tiny(name="var-d2-6")
+        assert checkpoint.sources == ("var_d2.pth", "vae_ch160v4096z32.pth")
+        assert torch.equal(checkpoint.var_state["pos_1LC"], var_state()["pos_1LC"])
+
+    def test_comes_from_the_cache_afterwards(self, hub: Hub) -> None:
+        serve_official(hub)
+        digest = load_checkpoint("hf://owner/var/var_d2.pth").sha256
+        hub.requests.clear()
+        assert load_checkpoint("hf://owner/var/var_d2.pth").sha256 == digest
+        files = ("var_d2.pth", "vae_ch160v4096z32.pth")  # and labels.txt is known not to be there
+        assert hub.requests == [f"HEAD /owner/var/resolve/main/{file}" for file in files]
+
+    def test_without_network_afterwards(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        serve_official(hub)
+        digest = load_checkpoint("hf://owner/var/var_d2.pth").sha256
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert load_checkpoint("hf://owner/var/var_d2.pth").sha256 == digest
+
+    def test_revision_vae_and_labels(self, hub: Hub) -> None:
+        save_pair(hub.root / "owner" / "mine" / "sub")
+        (hub.root / "owner" / "mine" / "sub" / "labels.txt").write_text("a\nb\nc\nd\ne\n")
+        checkpoint = load_checkpoint("hf://owner/mine@v1/sub/var_tiny.pth", vae="hf://owner/mine/sub/vae_tiny.pth")
+        assert checkpoint.config.name == "var_tiny"
+        assert checkpoint.labels == ("a", "b", "c", "d", "e")
+        assert "HEAD /owner/mine/resolve/v1/sub/var_tiny.pth" in hub.requests
+
+    def test_mixin_repository(self, hub: Hub, tmp_path: Path) -> None:
+        folder = hub.root / "owner" / "my-mixin"
+        save_safetensors(var_state(), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"depth": 2, "norm_eps": 1e-5, "vae_kwargs": {"ch": 32}}))
+        vae = save_safetensors(vae_state(), tmp_path / "vae.safetensors")
+        config = load_checkpoint("hf://owner/my-mixin/model.safetensors", vae=vae).config
+        assert config == tiny(name="my-mixin", var={"norm_eps": 1e-5})
+
+    def test_explicit_config_and_labels(self, hub: Hub, tmp_path: Path) -> None:
+        folder = hub.root / "owner" / "extra"
+        folder.mkdir(parents=True)
+        (folder / "c.json").write_text('{"vae": {"using_znorm": true}, "labels": "names.txt"}')
+        (folder / "names.txt").write_text("a\nb\nc\nd\ne\n")
+        checkpoint = load_checkpoint(save_pair(tmp_path / "pair"), config="hf://owner/extra/c.json")
+        assert checkpoint.config.vae.using_znorm
+        assert checkpoint.labels == ("a", "b", "c", "d", "e")
+
+
+class TestProblems:
+    def test_no_vae_in_the_repository(self, hub: Hub) -> None:
+        torch.save(var_state(), save_pair(hub.root / "owner" / "bare"))
+        message = error_of("hf://owner/bare/var_tiny.pth")
+        assert "hf://owner/bare/var_tiny.pth holds no VQ-VAE" in message
+        assert "pass it with --vae FILE" in message
+
+    def test_no_such_file(self, hub: Hub) -> None:
+        serve_official(hub)
+        assert "the repository owner/var has no file var_d99.pth" in error_of("hf://owner/var/var_d99.pth")
+
+    def test_no_such_repository(self, hub: Hub) -> None:
+        assert "there is no repository owner/none, or it is private" in error_of("hf://owner/none/var_d16.pth")
+
+    def test_no_such_revision(self, hub: Hub) -> None:
+        serve_official(hub)
+        assert "has no revision v9" in error_of("hf://owner/var@v9/var_d2.pth")
+
+    def test_gated(self, hub: Hub) -> None:
+        hub.status, hub.error_code = 403, "GatedRepo"
+        assert "is gated: accept its terms" in error_of("hf://owner/var/var_d2.pth")
+
+    def test_offline(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert "the Hub cannot be reached" in error_of("hf://owner/var/var_d2.pth")
+
+    def test_unreachable(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between retries
+        assert "the Hub cannot be reached" in error_of("hf://owner/var/var_d2.pth")
+
+    def test_broken_server(self, hub: Hub) -> None:
+        serve_official(hub)
+        hub.status = 418
+        assert "the Hub cannot be reached" in error_of("hf://owner/var/var_d2.pth")
+
+    def test_broken_download(self, hub: Hub) -> None:
+        serve_official(hub)
+        hub.status, hub.fails = 418, "GET"
+        message = error_of("hf://owner/var/var_d2.pth")
+        assert "hf://owner/var/var_d2.pth could not be downloaded" in message
+        assert "418" in message
+
+    def test_unsupported_repository_name(self, hub: Hub) -> None:
+        assert "is no name of a repository" in error_of("hf://owner/re--po/x.pth")
+
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(CheckpointError, match=re.escape('pip install "var-export[hub]"')):
+            load_checkpoint("hf://owner/var/var_d16.pth")

@@ -1,0 +1,276 @@
+"""The configuration of a model, read off its tensors.
+
+Shapes and key names say almost everything. What no tensor says (phi's ratio, `using_znorm`, the epsilons,
+the number of normalisation groups, heads without l2-normalisation, the scales where `lvl_1L` was not
+saved) has the official value unless a config.json or `--set` says otherwise; where those contradict the
+tensors, it is an error that names both values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.errors import CheckpointError, UsageError
+from engines.spec.config import HEAD_DIM, ModelConfig, TransformerConfig, VaeConfig
+from var_export.checkpoint.settings import Setting, Settings, Value
+from var_export.checkpoint.state_shapes import missing_error
+
+# Scales of the official models (`utils/arg_util.py`: 256, 512 and 1024 pixels) and of the embedded demo. No two
+# have the same number of tokens.
+KNOWN_SCALES = (
+    (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+    (1, 2, 3, 4, 5, 6, 8),
+)
+
+_PHI = "quantize.quant_resi."
+_NAMELESS = "unnamed"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value that tensors say, and the file that holds them."""
+
+    value: Value
+    file: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One state dict with its file, as messages call it, and the name of what it should be."""
+
+    state: Mapping[str, Tensor]
+    file: str
+    what: str
+
+    def need(self, keys: Iterable[str]) -> None:
+        """Raise `CheckpointError` where one of `keys` is not there."""
+        missing = [key for key in keys if key not in self.state]
+        if missing:
+            raise missing_error(missing, self.file, self.what)
+
+    def size(self, key: str, axis: int, *, ndim: int) -> int:
+        """Length of one axis of a tensor that must have `ndim` of them, none empty."""
+        self.need([key])
+        shape = tuple(self.state[key].shape)
+        if len(shape) != ndim or 0 in shape:
+            raise CheckpointError(
+                f"{self.file}: {key} has the shape {shape} where {ndim} dimensions are needed: "
+                "it is damaged, or of another architecture"
+            )
+        return shape[axis]
+
+    def count(self, prefix: str) -> int:
+        """How many different parts follow `prefix` in the keys."""
+        return len({key[len(prefix) :].split(".", 1)[0] for key in self.state if key.startswith(prefix)})
+
+    def has(self, prefix: str, inside: str = "") -> bool:
+        """Whether a key starts with `prefix` and contains `inside`."""
+        return any(key.startswith(prefix) and inside in key for key in self.state)
+
+
+def infer_config(var: Weights, vae: Weights, settings: Settings) -> ModelConfig:
+    """Configuration of a pair; its name is the setting `name`, or a placeholder.
+
+    Raises `CheckpointError` where a tensor that is needed is not there, the two files do not belong
+    together, or `settings` contradict the tensors.
+    """
+    var_facts, vae_facts = _transformer_facts(var), _vae_facts(vae)
+    _check_pair(var, var_facts, vae, vae_facts)
+    facts = {**var_facts, **vae_facts}
+    scales = _scales(var, settings.get("patch_nums"))
+    _check_settings(facts | {"patch_nums": Fact(scales, var.file)}, settings)
+    _check_phi(vae, facts, settings, scales)
+
+    values: dict[str, Value] = {key: setting.value for key, setting in settings.items()}
+    values |= {key: fact.value for key, fact in facts.items()}
+    if "transformer.heads" not in values:
+        values["transformer.heads"] = _official_heads(var.size("word_embed.weight", 0, ndim=2), var.file)
+    groups = {"vae": VaeConfig, "transformer": TransformerConfig}
+    chosen = {
+        group: {f.name: values[f"{group}.{f.name}"] for f in dataclasses.fields(kind) if f"{group}.{f.name}" in values}
+        for group, kind in groups.items()
+    }
+    try:
+        config = ModelConfig.from_dict({"name": values.get("name", _NAMELESS), "patch_nums": scales, **chosen})
+    except UsageError as error:
+        raise CheckpointError(f"{var.file} with {vae.file}: {error}; correct a wrong value with --set") from error
+    _check_derived(config, settings)
+    return config
+
+
+def _transformer_facts(var: Weights) -> dict[str, Fact]:
+    var.need(["word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "head.weight"])
+    width, mlp_hidden = var.size("word_embed.weight", 0, ndim=2), var.size("blocks.0.ffn.fc1.weight", 0, ndim=2)
+    values: dict[str, Value] = {
+        "transformer.width": width,
+        "transformer.depth": var.count("blocks."),
+        "transformer.num_classes": var.size("class_emb.weight", 0, ndim=2) - 1,
+        "transformer.mlp_hidden": mlp_hidden,
+        "transformer.mlp_ratio": mlp_hidden / width,
+        "transformer.shared_aln": var.has("shared_ada_lin.") or var.has("blocks.", ".ada_gss"),
+        "transformer.attn_l2_norm": var.has("blocks.", ".scale_mul_1H11"),
+    }
+    if values["transformer.attn_l2_norm"]:
+        values["transformer.heads"] = var.size("blocks.0.attn.scale_mul_1H11", 1, ndim=4)
+    return {key: Fact(value, var.file) for key, value in values.items()}
+
+
+def _vae_facts(vae: Weights) -> dict[str, Fact]:
+    vae.need(
+        [
+            "quantize.embedding.weight",
+            "encoder.conv_in.weight",
+            "quant_conv.weight",
+            "decoder.up.0.block.0.conv2.weight",
+        ]
+    )
+    ch = vae.size("encoder.conv_in.weight", 0, ndim=4)
+    levels = vae.count("decoder.up.")
+    widths = [vae.size(f"decoder.up.{i}.block.0.conv2.weight", 0, ndim=4) for i in range(levels)]
+    if any(width % ch for width in widths):
+        raise CheckpointError(
+            f"{vae.file}: the decoder's widths {widths} are not multiples of the encoder's {ch}: it is damaged, or of "
+            "another architecture"
+        )
+    last = f"encoder.down.{levels - 1}."
+    values: dict[str, Value] = {
+        "vae.vocab_size": vae.size("quantize.embedding.weight", 0, ndim=2),
+        "vae.z_channels": vae.size("quantize.embedding.weight", 1, ndim=2),
+        "vae.ch": ch,
+        "vae.ch_mult": tuple(width // ch for width in widths),
+        "vae.num_res_blocks": vae.count("encoder.down.0.block."),
+        "vae.quant_conv_ks": vae.size("quant_conv.weight", 3, ndim=4),
+        "vae.using_sa": vae.has(f"{last}attn.") or vae.has(f"decoder.up.{levels - 1}.attn."),
+        "vae.using_mid_sa": vae.has("encoder.mid.attn_1.") or vae.has("decoder.mid.attn_1."),
+    }
+    if vae.has(f"{_PHI}qresi_ls."):
+        values["vae.share_quant_resi"] = vae.count(f"{_PHI}qresi_ls.")
+    elif vae.has(f"{_PHI}qresi."):
+        values["vae.share_quant_resi"] = 1
+    elif vae.has(_PHI):
+        values["vae.share_quant_resi"] = 0
+    else:
+        values["vae.quant_resi"] = 0.0  # no phi at all, so how they are shared does not matter
+    return {key: Fact(value, vae.file) for key, value in values.items()}
+
+
+def _scales(var: Weights, setting: Setting | None) -> tuple[int, ...]:
+    """Side of each scale's token map."""
+    tokens, count = var.size("pos_1LC", 1, ndim=3), var.size("lvl_embed.weight", 0, ndim=2)
+    if "lvl_1L" in var.state:
+        return _scales_from_levels(var)
+    if setting is not None:
+        scales = tuple(int(side) for side in setting.value) if isinstance(setting.value, tuple) else ()
+        if (total := sum(side * side for side in scales)) != tokens or len(scales) != count:
+            raise CheckpointError(
+                f"{setting.origin} says patch_nums = {_shown(scales)}, {total} tokens in {len(scales)} scales, but the "
+                f"tensors of {var.file} say {tokens} tokens in {count} scales: correct or remove it"
+            )
+        return scales
+    for scales in KNOWN_SCALES:
+        if sum(side * side for side in scales) == tokens and len(scales) == count:
+            return scales
+    raise CheckpointError(
+        f"{var.file} has {tokens} tokens in {count} scales, which are no official ones, and no lvl_1L buffer: "
+        "say the side of each scale with --set patch_nums=1,2,..."
+    )
+
+
+def _scales_from_levels(var: Weights) -> tuple[int, ...]:
+    """From `lvl_1L`, (1, L): the scale of each token."""
+    var.size("lvl_1L", 1, ndim=2)
+    # In float64: a file converted to half precision as a whole has its levels in half precision, too.
+    levels, counts = torch.unique_consecutive(var.state["lvl_1L"].to(torch.float64), return_counts=True)
+    sides = [math.isqrt(count) for count in counts.tolist()]
+    if levels.tolist() != list(range(len(sides))) or [side * side for side in sides] != counts.tolist():
+        raise CheckpointError(
+            f"{var.file}: lvl_1L does not count square token maps one after another: it is damaged, or of another "
+            "architecture"
+        )
+    return tuple(sides)
+
+
+def _check_pair(var: Weights, var_facts: Mapping[str, Fact], vae: Weights, vae_facts: Mapping[str, Fact]) -> None:
+    """Whether the transformer was trained on the tokens of this VQ-VAE."""
+    for key, of_var, what in (
+        ("vae.z_channels", var.size("word_embed.weight", 1, ndim=2), "latent channels"),
+        ("vae.vocab_size", var.size("head.weight", 0, ndim=2), "tokens in the vocabulary"),
+    ):
+        if of_var != vae_facts[key].value:
+            raise CheckpointError(
+                f"{var.file} and {vae.file} do not belong together: the transformer has {of_var} {what}, the VQ-VAE "
+                f"{vae_facts[key].value}; pass the VQ-VAE that it was trained on with --vae"
+            )
+
+
+def _check_phi(vae: Weights, facts: Mapping[str, Fact], settings: Settings, scales: tuple[int, ...]) -> None:
+    if "vae.quant_resi" in facts:
+        return
+    setting = settings.get("vae.quant_resi")
+    if setting is not None and abs(float(setting.value)) <= 1e-6:  # type: ignore[arg-type]  # parsed as a number
+        raise CheckpointError(
+            f"{setting.origin} says vae.quant_resi = {setting.value}, which leaves no phi, but {vae.file} holds "
+            "phi convolutions: correct or remove it (the official value is 0.5)"
+        )
+    if facts["vae.share_quant_resi"].value == 0 and (count := vae.count(_PHI)) != len(scales):
+        raise CheckpointError(
+            f"{vae.file} has one phi for each of {count} scales, but the transformer has {len(scales)} scales: they do "
+            "not belong together; pass the VQ-VAE that it was trained on with --vae"
+        )
+
+
+def _check_settings(facts: Mapping[str, Fact], settings: Settings) -> None:
+    for key, setting in settings.items():
+        fact = facts.get(key)
+        if fact is not None and not _same(setting.value, fact.value):
+            raise CheckpointError(
+                f"{setting.origin} says {key} = {_shown(setting.value)}, but the tensors of {fact.file} say "
+                f"{_shown(fact.value)}: correct or remove it"
+            )
+
+
+def _check_derived(config: ModelConfig, settings: Settings) -> None:
+    """What a config.json states although it follows from the rest."""
+    derived: dict[str, Value] = {
+        "image_size": config.image_size,
+        "num_tokens": config.num_tokens,
+        "transformer.head_dim": config.transformer.head_dim,
+        "transformer.uncond_class": config.unconditional_class,
+        "vae.downsample": config.vae.downsample,
+        "vae.in_channels": 3,
+        "vae.v_patch_nums": config.patch_nums,
+    }
+    for key, value in derived.items():
+        setting = settings.get(key)
+        if setting is not None and setting.value != value:
+            raise CheckpointError(
+                f"{setting.origin} says {key} = {_shown(setting.value)}, but {_shown(value)} follows from the tensors "
+                "and the other settings: correct or remove it"
+            )
+
+
+def _official_heads(width: int, file: str) -> int:
+    if width % HEAD_DIM:
+        raise CheckpointError(
+            f"{file}: no tensor says how many heads share the width {width}, and it is no multiple of the official "
+            f"{HEAD_DIM} channels a head: say it with --set heads=N"
+        )
+    return width // HEAD_DIM
+
+
+def _same(a: Value, b: Value) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)  # ratios: the official code rounds the product
+    return a == b
+
+
+def _shown(value: Value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,156 @@
+"""Where the files of a checkpoint lie: a file, a folder, or the Hugging Face Hub; and what lies beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from engines.errors import CheckpointError
+from var_export.checkpoint import hub
+
+OFFICIAL_VAE = "vae_ch160v4096z32.pth"
+CONFIG_FILE = "config.json"
+LABELS_FILE = "labels.txt"
+# What PyTorchModelHubMixin writes, newest first. Its config.json stands beside it by convention.
+MIXIN_FILES = ("model.safetensors", "pytorch_model.bin")
+# Of two files that differ in their ending alone, the earlier one here is read.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+_MIXIN_STEMS = {Path(name).stem for name in MIXIN_FILES}
+_MAX_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """One local file, with the name that messages call it by."""
+
+    path: Path
+    shown: str
+    hub_file: hub.HubFile | None = None
+    """Where it came from, for a file of the Hub."""
+
+    @property
+    def file_name(self) -> str:
+        """The name without folders."""
+        return PurePosixPath(self.hub_file.file).name if self.hub_file else self.path.name
+
+    @property
+    def folder_name(self) -> str:
+        """The folder that it lies in, or the repository."""
+        if self.hub_file:
+            return PurePosixPath(self.hub_file.file).parent.name or self.hub_file.repo.rpartition("/")[2]
+        return self.path.absolute().parent.name
+
+    def beside(self, name: str, *, unreachable_ok: bool = False) -> Source | None:
+        """The file `name` in the same folder, or None. `unreachable_ok` as in `hub.download_if_there`."""
+        if self.hub_file:
+            sibling = self.hub_file.sibling(name)
+            path = hub.download_if_there(sibling, unreachable_ok=unreachable_ok)
+            return None if path is None else Source(path, sibling.url, sibling)
+        path = self.path.parent / name
+        return Source(path, str(path)) if path.is_file() else None
+
+
+def locate_file(name: str | Path) -> Source:
+    """A local file or one of the Hub. Raises `CheckpointError` where there is none."""
+    if hub.is_hub_name(name):
+        file = hub.parse_hub_name(name)
+        return Source(hub.download(file), file.url, file)
+    path = _existing(name)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder where a file is needed: name the file in it")
+    return Source(path, str(path))
+
+
+def locate_model(name: str | Path) -> Source:
+    """The transformer's file: `name` itself, or the one that the folder `name` holds."""
+    if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
+        return locate_file(name)
+    candidates = _models_in(folder)
+    named = [path for path in candidates if path.name.lower().startswith("var")]
+    for choice in (candidates, named):
+        if len(choice) == 1:
+            return Source(choice[0], str(choice[0]))
+    if candidates:
+        raise CheckpointError(f"{folder} holds several checkpoints ({_listing(candidates)}): name the file")
+    raise CheckpointError(f"{folder} holds no checkpoint: needed is a file such as var_d16.pth or {MIXIN_FILES[0]}")
+
+
+def locate_vae(name: str | Path) -> Source:
+    """The VQ-VAE's file: `name` itself, or the one that the folder `name` holds."""
+    if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
+        return locate_file(name)
+    return _one_vae(folder) or _no_vae(f"{folder} holds no VQ-VAE")
+
+
+def vae_beside(model: Source) -> Source:
+    """The VQ-VAE that belongs to `model`, where none was named.
+
+    Raises `CheckpointError`, which asks for `--vae`, where there is none or more than one.
+    """
+    if model.hub_file is None:
+        return _one_vae(model.path.parent) or _no_vae(f"{model.shown} holds no VQ-VAE, and none lies beside it")
+    at_top = hub.HubFile(model.hub_file.repo, OFFICIAL_VAE, model.hub_file.revision)
+    for file in dict.fromkeys((model.hub_file.sibling(OFFICIAL_VAE), at_top)):
+        path = hub.download_if_there(file)
+        if path is not None:
+            return Source(path, file.url, file)
+    _no_vae(f"{model.shown} holds no VQ-VAE, and {model.hub_file.repo} has no {OFFICIAL_VAE}")
+
+
+def config_beside(model: Source) -> Source | None:
+    """The config.json that belongs to `model`, if one does.
+
+    Where several checkpoints share a folder, nothing says which of them its config.json describes: none.
+    In a repository of the Hub it belongs to the file of a mixin.
+    """
+    alone = model.file_name in MIXIN_FILES if model.hub_file else len(_models_in(model.path.parent)) == 1
+    return model.beside(CONFIG_FILE) if alone else None
+
+
+def _existing(name: str | Path) -> Path:
+    path = Path(name).expanduser()
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file or folder {path}: check the path") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error
+    return path
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    """Files that may hold weights, one for each stem."""
+    try:
+        files = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder} ({error.strerror}): check its permissions") from error
+    chosen: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: (SUFFIXES.index(path.suffix), path.name)):
+        chosen.setdefault("model" if path.stem in _MIXIN_STEMS else path.stem, path)
+    return sorted(chosen.values())
+
+
+def _is_vae_name(path: Path) -> bool:
+    return path.name.lower().startswith("vae")
+
+
+def _models_in(folder: Path) -> list[Path]:
+    return [path for path in _checkpoints_in(folder) if not _is_vae_name(path)]
+
+
+def _one_vae(folder: Path) -> Source | None:
+    found = [path for path in _checkpoints_in(folder) if _is_vae_name(path)]
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds several VQ-VAEs ({_listing(found)}): say which with --vae FILE")
+    return Source(found[0], str(found[0])) if found else None
+
+
+def _no_vae(what: str) -> NoReturn:
+    raise CheckpointError(f"{what}: pass it with --vae FILE (the official models share {OFFICIAL_VAE})")
+
+
+def _listing(paths: list[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:_MAX_LISTED] + ["..."] * (len(names) > _MAX_LISTED))

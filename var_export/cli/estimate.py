@@ -1,0 +1,332 @@
+"""`var-export plan`: whether a model fits a device, and the most images per second it could draw there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.common import json_out, print_table
+from engines.errors import UsageError
+from engines.spec import policy
+from var_export.cli.common import (
+    CHECKPOINT,
+    POSITIVE,
+    Figure,
+    json_option,
+    mebibytes,
+    needs_export_packages,
+    set_option,
+    show,
+)
+
+if TYPE_CHECKING:
+    from engines.sizing.devices import Device
+    from engines.sizing.estimate import Plan, Workload
+    from engines.sizing.roofline import Bound
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+FORMS = ("stepwise", "fused")
+LEVEL = 2  # of INT8, as for build
+TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit any more
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `var-export plan`, parsed."""
+
+    model: str | None
+    precision: str | None
+    level: int | None
+    batch: int
+    device: tuple[str, ...]
+    cfg: float | None
+    no_guidance: bool
+    form: str | None
+    tokens_only: bool
+    vae: str | None
+    config: str | None
+    overrides: dict[str, str]
+    list_devices: bool
+    as_json: bool
+
+
+@click.command(short_help="Tell whether a model fits a device, and its top speed there.")
+@click.option(
+    "--model",
+    type=CHECKPOINT,
+    metavar="NAME|CHECKPOINT|BUNDLE",
+    help="d16, d20, d24, d30 (256 px), d36 (512 px), demo; a checkpoint, as for build; or a bundle folder.",
+)
+@click.option(
+    "--device",
+    multiple=True,
+    metavar="NAME",
+    help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
+@click.option("--level", type=click.IntRange(1, 3), help="Of int8, as for build. [default: of the bundle, else 2]")
+@click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images at once.")
+@click.option(
+    "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
+)
+@click.option("--no-guidance", is_flag=True, help="As --cfg 0: one row per image.")
+@click.option("--form", type=click.Choice(FORMS), help="[default: stepwise, or what the bundle has]")
+@click.option("--tokens-only", is_flag=True, help="Without the decoder, as published throughputs often are.")
+@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of a checkpoint, as for build.")
+@click.option("--config", type=CHECKPOINT, metavar="FILE", help="The config.json of a checkpoint, as for build.")
+@set_option("As for build.")
+@click.option("--list-devices", is_flag=True, help="The devices that are known; --json has the source of each figure.")
+@json_option
+def plan(**values: Any) -> None:
+    """Tell whether a model fits a device, and the most images per second it could draw there.
+
+    Bytes and operations are counted from the graphs: nothing needs to be downloaded, built or at hand. The speed
+    is a bound that nothing exceeds, not a prediction.
+    """
+    options = PlanOptions(**values)
+    if options.list_devices:
+        _list_devices(options)
+        return
+    from engines.sizing.devices import CPU, devices, find
+    from engines.sizing.estimate import Plan
+
+    if options.no_guidance and options.cfg:
+        raise click.UsageError("--no-guidance and --cfg contradict each other")
+    chosen = {device.name: device for device in map(find, options.device)}
+    if CPU in chosen and len(chosen) > 1:
+        raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
+    workload = _workload(options, CPU in chosen)
+    if not chosen:
+        chosen = {CPU: find(CPU)} if workload.target == "onnxruntime" else dict(devices())
+    plans = [Plan(workload.on(device), device) for device in chosen.values()]
+    single = plans[0] if len(plans) == 1 else None
+    if single is not None:
+        single.device.check(workload.precision)  # one device that cannot is a mistake; in a table it is a row
+    if options.as_json:
+        entries = [each.to_dict() for each in plans]
+        json_out(workload.to_dict() | (entries[0] if single is not None else {"devices": entries}))
+    elif single is not None:
+        _print(single)
+    else:
+        _compare(workload, plans)
+
+
+def _list_devices(options: PlanOptions) -> None:
+    from engines.sizing.devices import devices
+
+    known = devices().values()
+    if options.as_json:
+        json_out({"devices": [device.to_dict() for device in known]})
+        return
+    rows = [
+        (
+            device.name,
+            _titled(device),
+            device.compute_capability,
+            round(device.memory_bytes / MIB),
+            round(device.usable_bytes / MIB),
+            Figure(device.bandwidth / 1e9, ".1f"),
+            *(_tera(device.peaks.get(kind)) for kind in ("fp32", "fp16", "fp16_fast", "bf16", "int8")),
+            ", ".join(device.targets),
+        )
+        for device in known
+    ]
+    headers = ("name", "device", "SM", "MiB", "usable", "GB/s", "fp32", "fp16", "fp16 fast", "bf16", "int8", "targets")
+    print_table(rows, headers)
+    show(
+        "\nTFLOP/s, dense, at rated clocks; fp16 fast: accumulated in FP16. --json has the source of each figure.",
+        to_stdout=True,
+    )
+
+
+def _tera(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops / 1e12:.1f}"
+
+
+def _titled(device: Device) -> str:
+    return f"{device.title}, {device.mode}" if device.mode else device.title
+
+
+def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
+    """What the options ask for, of a name, a bundle or a checkpoint."""
+    from engines.bundle.bundle import Bundle, is_bundle_folder
+    from engines.bundle.inspection import quantised_layers
+    from engines.sizing import models
+    from engines.sizing.estimate import MAX_TOP_K, Workload
+    from engines.spec.config import SamplingDefaults
+    from engines.spec.contract import INT8
+
+    name = options.model
+    if name is None:
+        raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
+    smooth = False
+    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", FORMS[0], MAX_TOP_K, SamplingDefaults()
+    target, ways = "onnxruntime" if on_cpu else "tensorrt", None
+    if name in models.NAMES and not Path(name).exists():
+        config = models.official(name)
+    elif is_bundle_folder(Path(name)):
+        bundle = Bundle.open(name, verify=False)
+        config, precision, max_top_k, sampling = bundle.config, bundle.precision, bundle.max_top_k, bundle.sampling
+        form, smooth = bundle.forms[0], bundle.smooth
+        if precision == INT8 and options.precision in (None, INT8) and options.level is None:
+            target, ways = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
+    else:
+        config, sampling = _read_checkpoint(options, name)
+    precision = options.precision or precision
+    if options.level is not None and precision != INT8:
+        raise UsageError("--level needs --precision int8")
+    guided = sampling.cfg > 0 if options.cfg is None else options.cfg > 0
+    return Workload(
+        config=config,
+        precision=precision,
+        level=options.level or LEVEL,
+        ways=ways,
+        target=target,
+        form=options.form or form,
+        images=options.batch,
+        guidance=guided and not options.no_guidance,
+        max_top_k=max_top_k,
+        smooth=smooth,
+        tokens_only=options.tokens_only,
+    )
+
+
+def _read_checkpoint(options: PlanOptions, name: str) -> tuple[Any, Any]:
+    """Configuration and recommended sampling. Nothing is loaded for a name that cannot be a checkpoint."""
+    from engines.sizing import models
+
+    if "://" not in name and not Path(name).exists():
+        raise UsageError(f"there is no model or file {name!r}; known names are {', '.join(models.NAMES)}")
+    with needs_export_packages("a checkpoint"):
+        from var_export.live import open_checkpoint
+    checkpoint = open_checkpoint(name, vae=options.vae, config=options.config, overrides=options.overrides)
+    return checkpoint.config, checkpoint.sampling
+
+
+def _headline(load: Workload) -> str:
+    size, images = load.config.image_size, "1 image" if load.images == 1 else f"{load.images} images"
+    guided = "with guidance" if load.guidance else "without guidance"
+    tail = ", tokens only" if load.tokens_only else ""
+    return (
+        f"{load.config.name}, {size}x{size} pixels, {_precision(load)}, {load.form}, {images} at once {guided} "
+        f"({load.rows} {'row' if load.rows == 1 else 'rows'}){tail}"
+    )
+
+
+def _precision(load: Workload) -> str:
+    if load.high == load.precision:
+        return load.precision
+    which = f"level {load.level}" if load.ways is None else "as the bundle"
+    return f"{load.precision} ({which}; the rest {load.high})"
+
+
+def _print(plan: Plan) -> None:
+    load, device = plan.workload, plan.device
+    show(_headline(load), to_stdout=True)
+    figures = "this machine"
+    if not device.is_cpu:
+        kinds = dict.fromkeys((load.precision, load.high, "fp32"))
+        units = {"int8": "TOP/s"}
+        peaks = ", ".join(f"{_tera(device.peak(kind))} {units.get(kind, 'TFLOP/s')} {kind}" for kind in kinds)
+        figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
+    show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n", to_stdout=True)
+    print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(plan)], ("memory", "MiB"))
+    show(f"\n{_verdict(plan)}\n", to_stdout=True)
+    if device.is_cpu:
+        show("no bound: the peaks of this CPU are not known; var-export bench measures on it", to_stdout=True)
+        return
+    sides = {f"scale {i}": f"{side}x{side}" for i, side in enumerate(load.config.patch_nums)}
+    calls = [_call_row([call], call.work.name, sides.get(call.work.name, ""), call.bound_by) for call in plan.calls]
+    total = _call_row(plan.calls, "all", "", plan.bound_by)
+    print_table([*calls, total], ("call", "map", "GFLOP", "MiB moved", "least ms", "bound by"))
+    show(
+        f"\nat most {plan.images_per_s:.3g} images/s, bound by {plan.bound_by}\n"
+        "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks",
+        to_stdout=True,
+    )
+    exact = device.peaks[load.high]
+    if device.peak(load.high) > exact:
+        show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s", to_stdout=True)
+    if load.form == "stepwise":
+        show(f"classes not drawn before take {plan.cond.seconds * 1e3:.3f} ms more at least, once each", to_stdout=True)
+
+
+def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
+    memory, device, high = plan.memory, plan.device, plan.workload.high
+    ways = {
+        policy.STATIC: "int8, static ranges",
+        policy.PER_TOKEN: "int8, a range per token",
+        policy.PER_BLOCK: "int8, a range per block of a token",
+        policy.FLOAT: high,
+    }
+    by_way = memory.by_way.items() if high != plan.workload.precision else ()
+    rows = [
+        ("weights", memory.weights),
+        ("  transformer", memory.transformer),
+        ("  conditioning", memory.conditioning),
+        ("  decoder", memory.decoder),
+        ("  constants of the scales", memory.scale_constants),
+        *((f"  of these, layers in {ways[way]}", size) for way, size in by_way),
+        ("KV cache", memory.kv_cache),
+        ("buffers of the loop", memory.loop_buffers),
+        ("activations of a step", memory.step_activations),
+        ("activations of the decoder (instead)", memory.decoder_activations),
+        ("counted", memory.counted),
+        ("allowance for the runtime", memory.allowance),
+        ("needed", memory.total),
+        (f"usable of {mebibytes(device.memory_bytes)}", plan.usable_bytes),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _verdict(plan: Plan) -> str:
+    left = plan.usable_bytes - plan.memory.total
+    largest = f"the largest batch that fits is {plan.largest_batch}"
+    if plan.fits:
+        tight = plan.memory.total > TIGHT * plan.usable_bytes
+        return f"fits, {mebibytes(left)} left{' (tight: not everything is counted)' if tight else ''}; {largest}"
+    if plan.remedies:
+        bare = " (the counted bytes alone would fit)" if plan.memory.counted <= plan.usable_bytes else ""
+        helps = ", ".join(plan.remedies)
+        return f"does not fit, {mebibytes(-left)} too much{bare}; any of these helps: {helps}"
+    return f"does not fit, {mebibytes(-left)} too much, at no batch; a smaller model or a larger device is needed"
+
+
+def _call_row(calls: list[Bound], name: str, side: str, bound_by: str) -> tuple[object, ...]:
+    works = [call.work for call in calls]
+    flops = sum(sum(work.flops.values()) for work in works)
+    moved = sum(sum(work.read.values()) + sum(work.written.values()) for work in works)
+    seconds = sum(call.seconds for call in calls)
+    return name, side, Figure(flops / 1e9, ".1f"), Figure(moved / MIB, ".1f"), Figure(seconds * 1e3, ".3f"), bound_by
+
+
+def _compare(load: Workload, plans: list[Plan]) -> None:
+    show(_headline(load), to_stdout=True)
+    needed = plans[0].memory
+    show(f"needs {mebibytes(needed.total)}, {mebibytes(needed.weights)} of it weights\n", to_stdout=True)
+    rows = []
+    for plan in plans:
+        device = plan.device
+        able = device.supports(load.precision)
+        rows.append(
+            (
+                device.name,
+                mebibytes(plan.usable_bytes),
+                ("yes" if plan.fits else "no") if able else f"no {load.precision}",
+                plan.largest_batch,
+                Figure(plan.images_per_s, ".3g") if able else "-",
+                Figure(plan.seconds * 1e3, ".1f") if able else "-",
+                plan.bound_by if able else "-",
+                ", ".join(device.targets),
+            )
+        )
+    headers = ("device", "usable", "fits", "largest batch", "images/s at most", "least ms", "bound by", "targets")
+    print_table(rows, headers)
+    show(
+        "\nbounds, not predictions: nothing is faster at the rated clocks. --device NAME shows the parts.",
+        to_stdout=True,
+    )
