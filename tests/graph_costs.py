@@ -1,4 +1,4 @@
-"""Counts what an exported ONNX graph costs, by walking its nodes: the judge of `engines/planning`.
+"""Counts what an exported ONNX graph costs, by walking its nodes: the judge of `engines/sizing`.
 
 Knows nothing of the model but the names of the graphs' dimensions: shapes come from ONNX shape inference with the
 sizes of a call put in, weights from the initializers. Every MatMul, Gemm and Conv becomes a `Product`; biases are the

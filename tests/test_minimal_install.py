@@ -12,7 +12,7 @@ from support import clean_checkout
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-COMMANDS = ("plan", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
+COMMANDS = ("estimate", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
 EVERY_MODULE = """
 import importlib, pkgutil, calib, engines, var_export
 names = [module.name for module in pkgutil.walk_packages(engines.__path__, "engines.")]
@@ -71,7 +71,12 @@ def test_every_help(bare):
 
 @pytest.mark.parametrize(
     "command",
-    ["var-run --list-classes", "var-export inspect", "var-export doctor", "var-export plan --model d16 --device thor"],
+    [
+        "var-run --list-classes",
+        "var-export inspect",
+        "var-export doctor",
+        "var-export estimate --model d16 --device thor",
+    ],
 )
 def test_what_needs_no_backend_works(bare, command):
     done = bare(*command.split())

@@ -78,10 +78,10 @@ class Device:
     def check(self, precision: str) -> None:
         """Raise `UsageError` where nothing is computed in a precision there."""
         if self.is_cpu and precision not in CPU_PRECISIONS:
-            raise UsageError(f"a CPU computes {precision} graphs in fp32: plan for --precision fp32 or int8 there")
+            raise UsageError(f"a CPU computes {precision} graphs in fp32: ask for --precision fp32 or int8 there")
         if not self.supports(precision):
             raise UsageError(
-                f"{self.title} has no {precision.upper()} tensor cores; plan for --precision fp16, or another device"
+                f"{self.title} has no {precision.upper()} tensor cores; ask for --precision fp16, or another device"
             )
 
     def peak(self, precision: str) -> float:
@@ -147,7 +147,9 @@ def this_cpu() -> Device:
     """The machine at hand. Raises `UsageError` where the system does not say how much memory it has."""
     here = machine()
     if not here.memory:
-        raise UsageError(f"{here.system} does not say how much memory this machine has; plans for --device cpu need it")
+        raise UsageError(
+            f"{here.system} does not say how much memory this machine has; estimates for --device cpu need it"
+        )
     return Device(
         name=CPU,
         title=here.cpu,

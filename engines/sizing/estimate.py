@@ -46,7 +46,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise UsageError(f"unknown precision {self.precision!r}; plans know {', '.join(PRECISIONS)}")
+            raise UsageError(f"unknown precision {self.precision!r}; estimates know {', '.join(PRECISIONS)}")
         if self.form not in contract.FORMS:
             raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(contract.FORMS)}")
         if not 1 <= self.images <= MAX_BATCH:
@@ -79,7 +79,7 @@ class Workload:
         """This workload in the form that runs on `device`. Raises `UsageError` where a bundle has another."""
         target = "onnxruntime" if device.is_cpu else "tensorrt"
         if self.ways is not None and target != self.target:
-            where = "NVIDIA GPUs: leave out" if device.is_cpu else "the CPU: plan it with"
+            where = "NVIDIA GPUs: leave out" if device.is_cpu else "the CPU: estimate it with"
             raise UsageError(f"{self.config.name} is an INT8 bundle for {where} --device cpu")
         return dataclasses.replace(self, target=target)
 
@@ -116,7 +116,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """A workload on a device."""
 
     workload: Workload
@@ -151,7 +151,7 @@ class Plan:
 
     @cached_property
     def remedies(self) -> list[str]:
-        """Options of `var-export plan` that make it fit, each by itself."""
+        """Options of `var-export estimate` that make it fit, each by itself."""
         if self.fits:
             return []
         found = [f"--batch {self.largest_batch}"] if self.largest_batch else []

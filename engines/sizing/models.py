@@ -1,4 +1,4 @@
-"""Models by name, for planning without a checkpoint: the sizes of the official ones, and the embedded demo."""
+"""Models by name, for estimates without a checkpoint: the sizes of the official ones, and the embedded demo."""
 
 from __future__ import annotations
 

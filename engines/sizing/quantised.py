@@ -1,4 +1,4 @@
-"""INT8 in a plan: what 8 bits change of the operations that are counted in floating point.
+"""INT8 in an estimate: what 8 bits change of the operations that are counted in floating point.
 
     weights      int8 with scales, in the forms that `calib/rewrite/quantize.py` writes
     products     INT8 arithmetic, at the rate of the INT8 tensor cores
@@ -70,7 +70,7 @@ FLOATS = Quantisation()
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """Of `cond`, `step` and `decode`, which a plan counts."""
+    """Of `cond`, `step` and `decode`, which an estimate counts."""
     operations = [
         *cost.cond_operations(config, "fp32", 1),
         *cost.step_operations(config, "fp32", 0, images=1, rows=1, max_top_k=1),

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # before one that is installed
 
 from engines.triton.adapter import {kind} as TritonPythonModel  # noqa: E402
 '''
-_LEFT_OUT = {"cli", "data", "planning"}  # of the package: what no server needs
+_LEFT_OUT = {"cli", "data", "sizing"}  # of the package: what no server needs
 REQUIREMENTS = """# For the python3 that Triton's stub processes find, or for an EXECUTION_ENV_PATH archive.
 # Triton up to 24.10 was built for numpy 1: there, numpy<2.
 numpy>=1.26

@@ -1,4 +1,4 @@
-"""`var-export plan`: whether a model fits a device, and the most images per second it could draw there."""
+"""`var-export estimate`: whether a model fits a device, and the most images per second it could draw there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from var_export.cli.common import (
 
 if TYPE_CHECKING:
     from engines.sizing.devices import Device
-    from engines.sizing.estimate import Plan, Workload
+    from engines.sizing.estimate import Estimate, Workload
     from engines.sizing.roofline import Bound
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -35,8 +35,8 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """The options of `var-export plan`, parsed."""
+class EstimateOptions:
+    """The options of `var-export estimate`, parsed."""
 
     model: str | None
     precision: str | None
@@ -81,18 +81,18 @@ class PlanOptions:
 @set_option("As for build.")
 @click.option("--list-devices", is_flag=True, help="The devices that are known; --json has the source of each figure.")
 @json_option
-def plan(**values: Any) -> None:
+def estimate(**values: Any) -> None:
     """Tell whether a model fits a device, and the most images per second it could draw there.
 
     Bytes and operations are counted from the graphs: nothing needs to be downloaded, built or at hand. The speed
     is a bound that nothing exceeds, not a prediction.
     """
-    options = PlanOptions(**values)
+    options = EstimateOptions(**values)
     if options.list_devices:
         _list_devices(options)
         return
     from engines.sizing.devices import CPU, devices, find
-    from engines.sizing.estimate import Plan
+    from engines.sizing.estimate import Estimate
 
     if options.no_guidance and options.cfg:
         raise click.UsageError("--no-guidance and --cfg contradict each other")
@@ -102,20 +102,20 @@ def plan(**values: Any) -> None:
     workload = _workload(options, CPU in chosen)
     if not chosen:
         chosen = {CPU: find(CPU)} if workload.target == "onnxruntime" else dict(devices())
-    plans = [Plan(workload.on(device), device) for device in chosen.values()]
-    single = plans[0] if len(plans) == 1 else None
+    estimates = [Estimate(workload.on(device), device) for device in chosen.values()]
+    single = estimates[0] if len(estimates) == 1 else None
     if single is not None:
         single.device.check(workload.precision)  # one device that cannot is a mistake; in a table it is a row
     if options.as_json:
-        entries = [each.to_dict() for each in plans]
+        entries = [each.to_dict() for each in estimates]
         json_out(workload.to_dict() | (entries[0] if single is not None else {"devices": entries}))
     elif single is not None:
         _print(single)
     else:
-        _compare(workload, plans)
+        _compare(workload, estimates)
 
 
-def _list_devices(options: PlanOptions) -> None:
+def _list_devices(options: EstimateOptions) -> None:
     from engines.sizing.devices import devices
 
     known = devices().values()
@@ -151,7 +151,7 @@ def _titled(device: Device) -> str:
     return f"{device.title}, {device.mode}" if device.mode else device.title
 
 
-def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
+def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     """What the options ask for, of a name, a bundle or a checkpoint."""
     from engines.bundle.bundle import Bundle, is_bundle_folder
     from engines.bundle.inspection import quantised_layers
@@ -195,7 +195,7 @@ def _workload(options: PlanOptions, on_cpu: bool) -> Workload:
     )
 
 
-def _read_checkpoint(options: PlanOptions, name: str) -> tuple[Any, Any]:
+def _read_checkpoint(options: EstimateOptions, name: str) -> tuple[Any, Any]:
     """Configuration and recommended sampling. Nothing is loaded for a name that cannot be a checkpoint."""
     from engines.sizing import models
 
@@ -224,8 +224,8 @@ def _precision(load: Workload) -> str:
     return f"{load.precision} ({which}; the rest {load.high})"
 
 
-def _print(plan: Plan) -> None:
-    load, device = plan.workload, plan.device
+def _print(estimate: Estimate) -> None:
+    load, device = estimate.workload, estimate.device
     show(_headline(load), to_stdout=True)
     figures = "this machine"
     if not device.is_cpu:
@@ -234,17 +234,17 @@ def _print(plan: Plan) -> None:
         peaks = ", ".join(f"{_tera(device.peak(kind))} {units.get(kind, 'TFLOP/s')} {kind}" for kind in kinds)
         figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
     show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n", to_stdout=True)
-    print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(plan)], ("memory", "MiB"))
-    show(f"\n{_verdict(plan)}\n", to_stdout=True)
+    print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(estimate)], ("memory", "MiB"))
+    show(f"\n{_verdict(estimate)}\n", to_stdout=True)
     if device.is_cpu:
         show("no bound: the peaks of this CPU are not known; var-export bench measures on it", to_stdout=True)
         return
     sides = {f"scale {i}": f"{side}x{side}" for i, side in enumerate(load.config.patch_nums)}
-    calls = [_call_row([call], call.work.name, sides.get(call.work.name, ""), call.bound_by) for call in plan.calls]
-    total = _call_row(plan.calls, "all", "", plan.bound_by)
+    calls = [_call_row([call], call.work.name, sides.get(call.work.name, ""), call.bound_by) for call in estimate.calls]
+    total = _call_row(estimate.calls, "all", "", estimate.bound_by)
     print_table([*calls, total], ("call", "map", "GFLOP", "MiB moved", "least ms", "bound by"))
     show(
-        f"\nat most {plan.images_per_s:.3g} images/s, bound by {plan.bound_by}\n"
+        f"\nat most {estimate.images_per_s:.3g} images/s, bound by {estimate.bound_by}\n"
         "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks",
         to_stdout=True,
     )
@@ -252,18 +252,21 @@ def _print(plan: Plan) -> None:
     if device.peak(load.high) > exact:
         show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s", to_stdout=True)
     if load.form == "stepwise":
-        show(f"classes not drawn before take {plan.cond.seconds * 1e3:.3f} ms more at least, once each", to_stdout=True)
+        show(
+            f"classes not drawn before take {estimate.cond.seconds * 1e3:.3f} ms more at least, once each",
+            to_stdout=True,
+        )
 
 
-def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
-    memory, device, high = plan.memory, plan.device, plan.workload.high
+def _memory_rows(estimate: Estimate) -> list[tuple[str, int]]:
+    memory, device, high = estimate.memory, estimate.device, estimate.workload.high
     ways = {
         policy.STATIC: "int8, static ranges",
         policy.PER_TOKEN: "int8, a range per token",
         policy.PER_BLOCK: "int8, a range per block of a token",
         policy.FLOAT: high,
     }
-    by_way = memory.by_way.items() if high != plan.workload.precision else ()
+    by_way = memory.by_way.items() if high != estimate.workload.precision else ()
     rows = [
         ("weights", memory.weights),
         ("  transformer", memory.transformer),
@@ -278,20 +281,20 @@ def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
         ("counted", memory.counted),
         ("allowance for the runtime", memory.allowance),
         ("needed", memory.total),
-        (f"usable of {mebibytes(device.memory_bytes)}", plan.usable_bytes),
+        (f"usable of {mebibytes(device.memory_bytes)}", estimate.usable_bytes),
     ]
     return [row for row in rows if row[1]]
 
 
-def _verdict(plan: Plan) -> str:
-    left = plan.usable_bytes - plan.memory.total
-    largest = f"the largest batch that fits is {plan.largest_batch}"
-    if plan.fits:
-        tight = plan.memory.total > TIGHT * plan.usable_bytes
+def _verdict(estimate: Estimate) -> str:
+    left = estimate.usable_bytes - estimate.memory.total
+    largest = f"the largest batch that fits is {estimate.largest_batch}"
+    if estimate.fits:
+        tight = estimate.memory.total > TIGHT * estimate.usable_bytes
         return f"fits, {mebibytes(left)} left{' (tight: not everything is counted)' if tight else ''}; {largest}"
-    if plan.remedies:
-        bare = " (the counted bytes alone would fit)" if plan.memory.counted <= plan.usable_bytes else ""
-        helps = ", ".join(plan.remedies)
+    if estimate.remedies:
+        bare = " (the counted bytes alone would fit)" if estimate.memory.counted <= estimate.usable_bytes else ""
+        helps = ", ".join(estimate.remedies)
         return f"does not fit, {mebibytes(-left)} too much{bare}; any of these helps: {helps}"
     return f"does not fit, {mebibytes(-left)} too much, at no batch; a smaller model or a larger device is needed"
 
@@ -304,23 +307,23 @@ def _call_row(calls: list[Bound], name: str, side: str, bound_by: str) -> tuple[
     return name, side, Figure(flops / 1e9, ".1f"), Figure(moved / MIB, ".1f"), Figure(seconds * 1e3, ".3f"), bound_by
 
 
-def _compare(load: Workload, plans: list[Plan]) -> None:
+def _compare(load: Workload, estimates: list[Estimate]) -> None:
     show(_headline(load), to_stdout=True)
-    needed = plans[0].memory
+    needed = estimates[0].memory
     show(f"needs {mebibytes(needed.total)}, {mebibytes(needed.weights)} of it weights\n", to_stdout=True)
     rows = []
-    for plan in plans:
-        device = plan.device
+    for estimate in estimates:
+        device = estimate.device
         able = device.supports(load.precision)
         rows.append(
             (
                 device.name,
-                mebibytes(plan.usable_bytes),
-                ("yes" if plan.fits else "no") if able else f"no {load.precision}",
-                plan.largest_batch,
-                Figure(plan.images_per_s, ".3g") if able else "-",
-                Figure(plan.seconds * 1e3, ".1f") if able else "-",
-                plan.bound_by if able else "-",
+                mebibytes(estimate.usable_bytes),
+                ("yes" if estimate.fits else "no") if able else f"no {load.precision}",
+                estimate.largest_batch,
+                Figure(estimate.images_per_s, ".3g") if able else "-",
+                Figure(estimate.seconds * 1e3, ".1f") if able else "-",
+                estimate.bound_by if able else "-",
                 ", ".join(device.targets),
             )
         )

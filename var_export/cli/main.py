@@ -11,7 +11,7 @@ from engines.cli.common import guarded, version
 from var_export.cli.bench import bench
 from var_export.cli.build import build
 from var_export.cli.doctor import doctor
-from var_export.cli.estimate import plan
+from var_export.cli.estimate import estimate
 from var_export.cli.gpu_check import gpu_check
 from var_export.cli.inspect import inspect
 from var_export.cli.sensitivity import sensitivity
@@ -32,6 +32,11 @@ class _InOrder(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "plan" and not ctx.resilient_parsing:
+            ctx.fail("`var-export plan` is called `var-export estimate` now: a plan is TensorRT's engine file")
+        return super().get_command(ctx, cmd_name)
 
 
 def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -58,7 +63,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (plan, build, sensitivity, verify, inspect, bench, triton, doctor, gpu_check):
+for _command in (estimate, build, sensitivity, verify, inspect, bench, triton, doctor, gpu_check):
     group.add_command(_command)
 
 main = guarded(group, "var-export")

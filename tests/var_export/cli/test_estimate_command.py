@@ -1,4 +1,4 @@
-"""`var-export plan`: what it says, in text and JSON, and how its mistakes read."""
+"""`var-export estimate`: what it says, in text and JSON, and how its mistakes read."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from engines.sizing import models
 from engines.sizing.devices import devices
 from engines.sizing.estimate import PRECISIONS, Workload
 from engines.spec.config import ModelConfig
-from var_export.cli import estimate as plan_module
+from var_export.cli import estimate as estimate_module
 from var_export.cli.main import group
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/sizing.md").read_text(encoding="utf-8")
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.sizing", "engines.draw.pipeline")
-ISSUE = ("plan", "--model", "d30", "--precision", "fp16", "--batch", "8", "--device", "orin-nano-8gb")
+ISSUE = ("estimate", "--model", "d30", "--precision", "fp16", "--batch", "8", "--device", "orin-nano-8gb")
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub", "onnxruntime"):
@@ -39,7 +39,7 @@ def fresh(*args, code="from var_export.cli.main import main; raise SystemExit(ma
 @pytest.fixture
 def document(call):
     def run(*args):
-        code, out, err = call("plan", *args, "--json")
+        code, out, err = call("estimate", *args, "--json")
         assert (code, err) == (0, "")
         return json.loads(out)
 
@@ -49,17 +49,17 @@ def document(call):
 def test_json_of_one_device(call):
     code, out, err = call(*ISSUE, "--json")
     assert (code, err) == (0, "")
-    plan = json.loads(out)
-    assert (plan["model"], plan["precision"], plan["batch"], plan["rows"]) == ("d30", "fp16", 8, 16)
-    assert plan["device"]["name"] == "orin-nano-8gb"
-    assert isinstance(plan["fits"], bool)
-    memory = plan["memory_bytes"]
+    estimate = json.loads(out)
+    assert (estimate["model"], estimate["precision"], estimate["batch"], estimate["rows"]) == ("d30", "fp16", 8, 16)
+    assert estimate["device"]["name"] == "orin-nano-8gb"
+    assert isinstance(estimate["fits"], bool)
+    memory = estimate["memory_bytes"]
     assert {"weights", "kv_cache", "loop_buffers", "activations", "decoder", "total"} <= set(memory)
-    assert plan["fits"] is (memory["total"] <= plan["usable_bytes"])
-    assert plan["bound_images_per_s"] == pytest.approx(8 / plan["bound_seconds"])
-    assert plan["bound_by"] in ("memory", "compute")
-    assert [scale["name"] for scale in plan["scales"]] == [f"scale {i}" for i in range(10)]
-    for scale in plan["scales"]:
+    assert estimate["fits"] is (memory["total"] <= estimate["usable_bytes"])
+    assert estimate["bound_images_per_s"] == pytest.approx(8 / estimate["bound_seconds"])
+    assert estimate["bound_by"] in ("memory", "compute")
+    assert [scale["name"] for scale in estimate["scales"]] == [f"scale {i}" for i in range(10)]
+    for scale in estimate["scales"]:
         assert scale["bound_by"] in ("memory", "compute")
         assert scale["seconds"] > 0
         assert sum(scale["flops"].values()) > 0
@@ -85,42 +85,44 @@ def test_text_of_one_device(call):
 
 
 def test_text_of_what_fits(call):
-    out = call("plan", "--model", "d16", "--device", "agx-orin-64gb")[1]
+    out = call("estimate", "--model", "d16", "--device", "agx-orin-64gb")[1]
     assert re.search(r"^fits, [\d.]+ GiB left; the largest batch that fits is \d+$", out, re.MULTILINE)
-    tight = call("plan", "--model", "d16", "--device", "t4", "--batch", "113")[1]
+    tight = call("estimate", "--model", "d16", "--device", "t4", "--batch", "113")[1]
     assert "(tight: not everything is counted); the largest batch that fits is 113" in tight
     assert "FP16 accumulators" not in out
-    assert "accumulates in FP32 has 165.2 TFLOP/s" in call("plan", "--model", "d16", "--device", "rtx-4090")[1]
+    assert "accumulates in FP32 has 165.2 TFLOP/s" in call("estimate", "--model", "d16", "--device", "rtx-4090")[1]
 
 
 def test_a_table_of_all_devices(call, document):
-    out = call("plan", "--model", "d36", "--batch", "4")[1]
+    out = call("estimate", "--model", "d36", "--batch", "4")[1]
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()[:1] and line.split()[0] in devices()}
     assert list(rows) == list(devices())
-    plans = {plan["device"]["name"]: plan for plan in document("--model", "d36", "--batch", "4")["devices"]}
-    assert list(plans) == list(devices())
-    for name, plan in plans.items():
-        assert re.search(rf"GiB +{'yes' if plan['fits'] else 'no'} +{plan['largest_batch']} ", rows[name])
-    assert {plan["fits"] for plan in plans.values()} == {True, False}
+    estimates = {
+        estimate["device"]["name"]: estimate for estimate in document("--model", "d36", "--batch", "4")["devices"]
+    }
+    assert list(estimates) == list(devices())
+    for name, estimate in estimates.items():
+        assert re.search(rf"GiB +{'yes' if estimate['fits'] else 'no'} +{estimate['largest_batch']} ", rows[name])
+    assert {estimate["fits"] for estimate in estimates.values()} == {True, False}
 
 
 def test_several_devices_in_the_order_given(document):
-    plans = document("--model", "d16", "--device", "t4", "--device", "orin-nano-8gb", "--device", "T4")["devices"]
-    assert [plan["device"]["name"] for plan in plans] == ["t4", "orin-nano-8gb"]
+    estimates = document("--model", "d16", "--device", "t4", "--device", "orin-nano-8gb", "--device", "T4")["devices"]
+    assert [estimate["device"]["name"] for estimate in estimates] == ["t4", "orin-nano-8gb"]
 
 
 def test_a_device_without_the_type_is_a_row_among_others_and_a_mistake_alone(call, document):
-    plans = document("--model", "d16", "--precision", "bf16")["devices"]
-    (t4,) = [plan for plan in plans if not plan["supported"]]
+    estimates = document("--model", "d16", "--precision", "bf16")["devices"]
+    (t4,) = [estimate for estimate in estimates if not estimate["supported"]]
     assert (t4["device"]["name"], t4["fits"], t4["bound_images_per_s"]) == ("t4", False, None)
-    assert re.search(r"^t4 .* no bf16 ", call("plan", "--model", "d16", "--precision", "bf16")[1], re.MULTILINE)
-    code, out, err = call("plan", "--model", "d16", "--precision", "bf16", "--device", "t4", "--json")
+    assert re.search(r"^t4 .* no bf16 ", call("estimate", "--model", "d16", "--precision", "bf16")[1], re.MULTILINE)
+    code, out, err = call("estimate", "--model", "d16", "--precision", "bf16", "--device", "t4", "--json")
     assert (code, out) == (2, "")
-    assert err == "Error: Tesla T4 16GB has no BF16 tensor cores; plan for --precision fp16, or another device\n"
+    assert err == "Error: Tesla T4 16GB has no BF16 tensor cores; ask for --precision fp16, or another device\n"
 
 
 def test_list_devices(call, document):
-    code, out, _ = call("plan", "--list-devices")
+    code, out, _ = call("estimate", "--list-devices")
     assert code == 0
     for name in devices():
         assert re.search(rf"^{name} ", out, re.MULTILINE)
@@ -134,20 +136,20 @@ def test_list_devices(call, document):
 @pytest.mark.parametrize("options", [(), ("--form", "fused"), ("--no-guidance",), ("--tokens-only",)])
 def test_what_does_not_fit_says_what_helps_and_that_is_true(call, document, options):
     args = ("--model", "d30", "--precision", "fp32", "--batch", "64", "--device", "rtx-4090", *options)
-    plan = document(*args)
-    assert plan["fits"] is False
-    assert plan["remedies"][0] == f"--batch {plan['largest_batch']}"
+    estimate = document(*args)
+    assert estimate["fits"] is False
+    assert estimate["remedies"][0] == f"--batch {estimate['largest_batch']}"
     assert (
-        f"does not fit, {plan_module.mebibytes(plan['memory_bytes']['total'] - plan['usable_bytes'])}"
-        in call("plan", *args)[1]
+        f"does not fit, {estimate_module.mebibytes(estimate['memory_bytes']['total'] - estimate['usable_bytes'])}"
+        in call("estimate", *args)[1]
     )
-    for remedy in plan["remedies"]:  # a later option replaces an earlier one
+    for remedy in estimate["remedies"]:  # a later option replaces an earlier one
         assert document(*args, *remedy.split())["fits"] is True
-    assert document(*args, "--batch", plan["largest_batch"] + 1)["fits"] is False
+    assert document(*args, "--batch", estimate["largest_batch"] + 1)["fits"] is False
 
 
 def test_nothing_helps_a_model_that_is_too_large(call):
-    code, out, _ = call("plan", "--model", "d36", "--device", "orin-nano-4gb")
+    code, out, _ = call("estimate", "--model", "d36", "--device", "orin-nano-4gb")
     assert code == 0
     assert "at no batch; a smaller model or a larger device is needed" in out
 
@@ -168,8 +170,9 @@ def test_tokens_only_leaves_the_decoder_out(document):
 
 
 def test_a_bundle_brings_its_precision_and_form(document, tiny_build):
-    plan = document("--model", tiny_build.path, "--device", "l4")
-    assert (plan["model"], plan["precision"], plan["form"], plan["max_top_k"]) == ("tiny", "fp32", "stepwise", 64)
+    estimate = document("--model", tiny_build.path, "--device", "l4")
+    found = tuple(estimate[key] for key in ("model", "precision", "form", "max_top_k"))
+    assert found == ("tiny", "fp32", "stepwise", 64)
     other = document("--model", tiny_build.path, "--device", "l4", "--precision", "bf16", "--form", "fused")
     assert (other["precision"], other["form"]) == ("bf16", "fused")
 
@@ -183,7 +186,7 @@ def test_a_checkpoint_is_the_same_as_its_bundle(document, tiny_checkpoint, tiny_
 
 
 def test_int8(call, document):
-    out = call("plan", "--model", "d16", "--precision", "int8", "--device", "orin-nano-8gb")[1]
+    out = call("estimate", "--model", "d16", "--precision", "int8", "--device", "orin-nano-8gb")[1]
     for said in (
         "d16, 256x256 pixels, int8 (level 2; the rest fp16), stepwise",
         "33.4 TOP/s int8, 16.7 TFLOP/s fp16, 2.1 TFLOP/s fp32",
@@ -191,18 +194,18 @@ def test_int8(call, document):
         "of these, layers in fp16",
     ):
         assert said in out
-    assert "accumulates in FP32" in call("plan", "--model", "d16", "--precision", "int8", "--device", "rtx-4090")[1]
-    plans = [
+    assert "accumulates in FP32" in call("estimate", "--model", "d16", "--precision", "int8", "--device", "rtx-4090")[1]
+    estimates = [
         document("--model", "d16", "--device", "l4", "--precision", *more)
         for more in (("fp16",), ("int8", "--level", "1"), ("int8",), ("int8", "--level", "3"))
     ]
-    assert [plan["level"] for plan in plans] == [None, 1, 2, 3]
-    speeds = [plan["bound_images_per_s"] for plan in plans]
+    assert [estimate["level"] for estimate in estimates] == [None, 1, 2, 3]
+    speeds = [estimate["bound_images_per_s"] for estimate in estimates]
     assert speeds == sorted(speeds)
-    assert set(plans[2]["scales"][0]["flops"]) == {"int8", "fp16", "fp32"}
-    sizes = plans[2]["memory_bytes"]["layer_weights_by_way"]
+    assert set(estimates[2]["scales"][0]["flops"]) == {"int8", "fp16", "fp32"}
+    sizes = estimates[2]["memory_bytes"]["layer_weights_by_way"]
     assert set(sizes) == {"static", "float"}
-    assert sizes["static"] + sizes["float"] < plans[2]["memory_bytes"]["weights"]
+    assert sizes["static"] + sizes["float"] < estimates[2]["memory_bytes"]["weights"]
 
 
 def test_the_cpu_has_memory_and_no_bound(call, document):
@@ -210,12 +213,12 @@ def test_the_cpu_has_memory_and_no_bound(call, document):
     assert (float32["precision"], int8["precision"]) == ("fp32", "int8")
     assert 0.26 < int8["memory_bytes"]["weights"] / float32["memory_bytes"]["weights"] < 0.27
     assert set(int8["memory_bytes"]["layer_weights_by_way"]) == {"static", "per-token", "per-block", "float"}
-    for plan in (float32, int8):
-        assert plan["device"]["targets"] == ["onnxruntime"]
-        assert plan["bound_images_per_s"] is plan["bound_seconds"] is plan["decode"] is None
-        assert plan["memory_bytes"]["runtime_allowance"] == 0
-        assert plan["fits"] is (plan["memory_bytes"]["total"] <= plan["usable_bytes"])
-    out = call("plan", "--model", "d16", "--device", "cpu", "--precision", "int8")[1]
+    for estimate in (float32, int8):
+        assert estimate["device"]["targets"] == ["onnxruntime"]
+        assert estimate["bound_images_per_s"] is estimate["bound_seconds"] is estimate["decode"] is None
+        assert estimate["memory_bytes"]["runtime_allowance"] == 0
+        assert estimate["fits"] is (estimate["memory_bytes"]["total"] <= estimate["usable_bytes"])
+    out = call("estimate", "--model", "d16", "--device", "cpu", "--precision", "int8")[1]
     assert "int8 (level 2; the rest fp32)" in out
     assert "layers in int8, a range per token " in out
     assert "layers in int8, a range per block of a token" in out
@@ -223,19 +226,18 @@ def test_the_cpu_has_memory_and_no_bound(call, document):
 
 
 @pytest.mark.slow
-def test_an_int8_bundle_is_planned_as_it_is(call, document, demo_int8_bundle):
-    plan = document("--model", demo_int8_bundle)
-    assert (plan["device"]["name"], plan["precision"], plan["level"]) == ("cpu", "int8", None)
-    assert plan == document("--model", demo_int8_bundle, "--device", "cpu") | {"usable_bytes": plan["usable_bytes"]} | {
-        "device": plan["device"]
-    }
+def test_an_int8_bundle_is_estimated_as_it_is(call, document, demo_int8_bundle):
+    estimate = document("--model", demo_int8_bundle)
+    assert (estimate["device"]["name"], estimate["precision"], estimate["level"]) == ("cpu", "int8", None)
+    of_machine = {"usable_bytes": estimate["usable_bytes"], "device": estimate["device"]}
+    assert estimate == document("--model", demo_int8_bundle, "--device", "cpu") | of_machine
     by_level = document("--model", demo_int8_bundle, "--device", "cpu", "--level", "2")
-    assert by_level["memory_bytes"] == plan["memory_bytes"]
+    assert by_level["memory_bytes"] == estimate["memory_bytes"]
     assert document("--model", demo_int8_bundle, "--device", "t4", "--level", "3")["level"] == 3
-    assert "int8 (as the bundle; the rest fp32)" in call("plan", "--model", demo_int8_bundle)[1]
-    code, out, err = call("plan", "--model", demo_int8_bundle, "--device", "t4")
+    assert "int8 (as the bundle; the rest fp32)" in call("estimate", "--model", demo_int8_bundle)[1]
+    code, out, err = call("estimate", "--model", demo_int8_bundle, "--device", "t4")
     assert (code, out) == (2, "")
-    assert err == "Error: var-emoji-demo is an INT8 bundle for the CPU: plan it with --device cpu\n"
+    assert err == "Error: var-emoji-demo is an INT8 bundle for the CPU: estimate it with --device cpu\n"
 
 
 def test_the_names_of_models(document):
@@ -264,7 +266,7 @@ def test_the_names_of_models(document):
         (["--model", "d16", "--level", "2"], "--level needs --precision int8"),
         (["--model", "d16", "--level", "4", "--precision", "int8"], "--level"),
         (["--model", "d16", "--device", "cpu", "--device", "t4"], "--device cpu stands alone"),
-        (["--model", "d16", "--device", "cpu", "--precision", "bf16"], "plan for --precision fp32 or int8 there"),
+        (["--model", "d16", "--device", "cpu", "--precision", "bf16"], "ask for --precision fp32 or int8 there"),
         (["--model", "d16", "--batch", "0"], "--batch"),
         (["--model", "d16", "--batch", "5000"], "the batch must be 1 to 4096 images, got 5000"),
         (["--model", "d16", "--cfg", "-1"], "--cfg"),
@@ -274,7 +276,7 @@ def test_the_names_of_models(document):
     ],
 )
 def test_a_mistake_is_one_line(call, args, says):
-    code, out, err = call("plan", *args)
+    code, out, err = call("estimate", *args)
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")
     assert len(err.splitlines()) == 1
@@ -284,39 +286,39 @@ def test_a_mistake_is_one_line(call, args, says):
 def test_choices_are_those_of_the_library():
     from engines.spec.contract import FORMS
 
-    assert plan_module.PRECISIONS == PRECISIONS
-    assert tuple(FORMS) == plan_module.FORMS
+    assert estimate_module.PRECISIONS == PRECISIONS
+    assert tuple(FORMS) == estimate_module.FORMS
     assert Workload(config=models.official("d16")).precision in PRECISIONS
-    assert Workload(config=models.official("d16")).level == plan_module.LEVEL
+    assert Workload(config=models.official("d16")).level == estimate_module.LEVEL
 
 
 def test_every_option_has_a_help():
-    assert all(parameter.help for parameter in group.commands["plan"].params)
+    assert all(parameter.help for parameter in group.commands["estimate"].params)
 
 
 def test_help_is_light_and_fast():
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        result = fresh("plan", "--help")
+        result = fresh("estimate", "--help")
         best = min(best, time.perf_counter() - start)
         assert result.returncode == 0, result.stderr
     assert best <= 0.25
     code = "import sys; from var_export.cli.main import main; main(); print(sorted(sys.modules))"
-    loaded = fresh("plan", "--help", code=code).stdout.splitlines()[-1]
+    loaded = fresh("estimate", "--help", code=code).stdout.splitlines()[-1]
     for name in HEAVY:
         assert f"'{name}'" not in loaded
 
 
 @pytest.mark.parametrize("model", ["d30", "demo", str(DEMO_BUNDLE)])
 def test_names_and_bundles_need_neither_torch_nor_a_runtime(model):
-    result = fresh("plan", "--model", model, "--device", "t4", code=WITHOUT_TORCH)
+    result = fresh("estimate", "--model", model, "--device", "t4", code=WITHOUT_TORCH)
     assert result.returncode == 0, result.stderr
     assert "images/s" in result.stdout
 
 
 def test_a_checkpoint_says_how_to_get_torch(tiny_checkpoint):
-    result = fresh("plan", "--model", tiny_checkpoint, code=WITHOUT_TORCH)
+    result = fresh("estimate", "--model", tiny_checkpoint, code=WITHOUT_TORCH)
     assert result.returncode == 2
     assert re.fullmatch(r'Error: .*pip install "var-export\[.*export\]"\n', result.stderr)
 
@@ -344,11 +346,11 @@ def test_the_comparison_of_the_page_is_computed(document):
     )
     assert [row[0] for row in rows] == ["d16", "d20", "d24"]
     for model, published, bound, ratio, gigabytes, counted in rows:
-        plan = document(
+        estimate = document(
             "--model", model, "--device", "a800", "--batch", "64", "--precision", "bf16", "--tokens-only"
         )  # fmt: skip
-        assert float(bound) == pytest.approx(plan["bound_images_per_s"], abs=0.05)
-        assert float(ratio) == pytest.approx(plan["bound_images_per_s"] / float(published), abs=0.005)
+        assert float(bound) == pytest.approx(estimate["bound_images_per_s"], abs=0.05)
+        assert float(ratio) == pytest.approx(estimate["bound_images_per_s"] / float(published), abs=0.005)
         assert float(ratio) > 1
-        assert float(counted) == pytest.approx(plan["memory_bytes"]["counted"] / 1e9, abs=0.005)
+        assert float(counted) == pytest.approx(estimate["memory_bytes"]["counted"] / 1e9, abs=0.005)
         assert float(counted) < float(gigabytes)

@@ -12,7 +12,7 @@ from var_export.cli import build as build_module
 from var_export.cli import int8 as int8_module
 from var_export.cli.main import group, main
 
-COMMANDS = ("plan", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
+COMMANDS = ("estimate", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.draw.pipeline", "var_export.build")
 WITHOUT_TORCH = """
 import sys
@@ -88,6 +88,7 @@ def test_choices_are_those_of_the_library():
     ("args", "says"),
     [
         (["built"], "No such command 'built'"),
+        (["plan", "--model", "d16"], "`var-export plan` is called `var-export estimate` now"),
         (["build", "--precision", "int3"], "'fp32', 'fp16'"),
         (["build", "--set", "patch_nums"], "'patch_nums' is not KEY=VALUE"),
         (["build", "--default-cfg", "-1"], "--default-cfg"),

@@ -1,4 +1,4 @@
-"""INT8 in plans: against graphs that calib quantises, byte by byte, and against sizes that were measured."""
+"""INT8 in estimates: against graphs that calib quantises, byte by byte, and against sizes that were measured."""
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from engines.errors import UsageError
 from engines.sizing import cost
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import CPU, find
-from engines.sizing.estimate import Plan, Workload
+from engines.sizing.estimate import Estimate, Workload
 from engines.sizing.models import official
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names, of_level, weights_by_way
 from engines.sizing.roofline import COMPUTE, Work, bound
@@ -60,7 +60,7 @@ def base(request, tmp_path_factory):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_weights_are_those_of_quantised_graphs(base, graph, level):
-    """To the byte: what quantising takes off the constants of a graph is what a plan takes off."""
+    """To the byte: what quantising takes off the constants of a graph is what an estimate takes off."""
     target, bundle = base
     quantisation = of_level(bundle.config, target, level)
     model = ir.load(bundle.graph_path(graph))
@@ -110,7 +110,7 @@ def test_cache_and_activations_are_in_the_high_precision(target):
 
 def test_products_are_the_same_in_another_type():
     device = find("l4")
-    half, eight = (Plan(Workload(config=D16, precision=precision), device) for precision in ("fp16", "int8"))
+    half, eight = (Estimate(Workload(config=D16, precision=precision), device) for precision in ("fp16", "int8"))
     for one, other in zip(half.calls, eight.calls, strict=True):
         assert sum(one.work.flops.values()) == sum(other.work.flops.values())
     last = eight.scales[-1].work.flops
@@ -130,9 +130,11 @@ def test_the_tensor_cores_take_turns():
 
 
 def test_more_is_smaller_and_faster():
-    plans = [Plan(Workload(config=D16, precision="int8", level=level, images=8), find("l4")) for level in LEVELS]
-    half = Plan(Workload(config=D16, images=8), find("l4"))
-    totals, seconds = [[getattr(p, what) for p in (half, *plans)] for what in ("memory", "seconds")]
+    estimates = [
+        Estimate(Workload(config=D16, precision="int8", level=level, images=8), find("l4")) for level in LEVELS
+    ]
+    half = Estimate(Workload(config=D16, images=8), find("l4"))
+    totals, seconds = [[getattr(p, what) for p in (half, *estimates)] for what in ("memory", "seconds")]
     assert np.all(np.diff([memory.total for memory in totals]) < 0)
     assert np.all(np.diff(seconds) < 0)
     with pytest.raises(UsageError, match="level must be 1 to 3"):
@@ -163,17 +165,17 @@ def test_int8_is_a_remedy_where_it_helps():
 
     half = Workload(config=D16, images=8)
     room = Workload(config=D16, images=8, precision="int8").memory().total
-    assert Plan(half, Box(room)).remedies[-1] == "--precision int8"
-    assert "--precision int8" not in Plan(half, Box(room - 1)).remedies
+    assert Estimate(half, Box(room)).remedies[-1] == "--precision int8"
+    assert "--precision int8" not in Estimate(half, Box(room - 1)).remedies
 
 
 def test_the_cpu_at_hand():
     cpu = find("CPU")
     assert (cpu.name, cpu.is_cpu, cpu.peaks) == (CPU, True, {})
     assert 0 < cpu.usable_bytes <= cpu.memory_bytes
-    plan = Plan(Workload(config=D16, precision="int8").on(cpu), cpu)
-    assert (plan.workload.high, plan.memory.allowance) == ("fp32", 0)
-    document = plan.to_dict()
+    estimate = Estimate(Workload(config=D16, precision="int8").on(cpu), cpu)
+    assert (estimate.workload.high, estimate.memory.allowance) == ("fp32", 0)
+    document = estimate.to_dict()
     assert document["supported"] is True
     assert document["bound_seconds"] is None
     with pytest.raises(UsageError, match="--precision fp32 or int8"):

@@ -10,7 +10,7 @@ from engines.sizing import devices as devices_module
 from engines.sizing.cost import ATTENTION, step_operations, total_flops
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import devices, find
-from engines.sizing.estimate import Plan, Workload
+from engines.sizing.estimate import Estimate, Workload
 from engines.sizing.models import official
 from engines.sizing.roofline import COMPUTE, MEMORY, Work, bound, slower_side
 
@@ -21,24 +21,24 @@ PUBLISHED = {"d16": (123.21, 10.85), "d20": (75.38, 15.97), "d24": (49.94, 22.29
 RATIOS = {"d16": 4.28, "d20": 3.64, "d24": 3.22}
 
 
-def plan(model="d16", device="a800", **options):
-    return Plan(Workload(config=official(model), **options), find(device))
+def estimate(model="d16", device="a800", **options):
+    return Estimate(Workload(config=official(model), **options), find(device))
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_bound_is_above_the_published_throughput(model):
     throughput, gigabytes = PUBLISHED[model]
-    ours = plan(model, "a800", precision="bf16", images=64, tokens_only=True)
+    ours = estimate(model, "a800", precision="bf16", images=64, tokens_only=True)
     ratio = ours.images_per_s / throughput
     print(f"{model}: at most {ours.images_per_s:.0f} images/s, published {throughput}: {ratio:.2f} times")
     assert ratio > 1
-    assert ratio == pytest.approx(RATIOS[model], abs=0.01)  # docs/planning.md says so
+    assert ratio == pytest.approx(RATIOS[model], abs=0.01)  # docs/sizing.md says so
     assert ours.bound_by == COMPUTE
     assert ours.memory.counted < gigabytes * 1e9  # theirs keeps all keys and values, in PyTorch
 
 
 def test_d36_at_batch_64_needs_more_than_the_80_gb_where_it_was_reported_out_of_memory():
-    assert not plan("d36", "a800", precision="bf16", images=64, tokens_only=True).fits
+    assert not estimate("d36", "a800", precision="bf16", images=64, tokens_only=True).fits
 
 
 def test_flops_are_those_of_the_design():
@@ -92,25 +92,25 @@ def test_what_binds_the_larger_part_of_the_time_is_named():
 @pytest.mark.parametrize("name", devices())
 def test_coarse_scales_read_weights_and_fine_ones_compute(name):
     precision = "fp16"
-    single = plan("d16", name, precision=precision, images=1)
+    single = estimate("d16", name, precision=precision, images=1)
     assert single.scales[0].bound_by == MEMORY
-    batch = plan("d16", name, precision=precision, images=64)
+    batch = estimate("d16", name, precision=precision, images=64)
     assert batch.scales[-1].bound_by == COMPUTE
     assert batch.images_per_s > single.images_per_s
 
 
 def test_time_of_a_batch_is_the_sum_of_its_calls():
-    ours = plan("d20", "l4", images=2)
+    ours = estimate("d20", "l4", images=2)
     assert len(ours.calls) == 11
     assert ours.seconds == pytest.approx(sum(call.seconds for call in ours.calls))
     assert ours.images_per_s == pytest.approx(2 / ours.seconds)
-    tokens = plan("d20", "l4", images=2, tokens_only=True)
+    tokens = estimate("d20", "l4", images=2, tokens_only=True)
     assert len(tokens.calls) == 10
     assert tokens.seconds == pytest.approx(ours.seconds - ours.decode.seconds)
 
 
 def test_fused_repeats_the_conditioning_and_spares_inputs_and_outputs():
-    stepwise, fused = plan(images=8), plan(images=8, form="fused")
+    stepwise, fused = estimate(images=8), estimate(images=8, form="fused")
     assert [call.work.name for call in fused.calls] == ["cond", *(f"scale {s}" for s in range(10)), "decode"]
     for one, other in zip(stepwise.scales, fused.scales, strict=True):
         assert sum(other.work.read.values()) <= sum(one.work.read.values())
@@ -119,7 +119,7 @@ def test_fused_repeats_the_conditioning_and_spares_inputs_and_outputs():
 
 
 def test_without_guidance_the_blocks_do_half():
-    guided, plain = plan(images=4), plan(images=4, guidance=False)
+    guided, plain = estimate(images=4), estimate(images=4, guidance=False)
     for one, half in zip(guided.scales, plain.scales, strict=True):
         assert one.work.read["cache"] == 2 * half.work.read["cache"]
         assert 1.8 < one.work.flops["fp16"] / half.work.flops["fp16"] <= 2
@@ -134,8 +134,8 @@ def test_geforce_is_bound_by_its_faster_accumulator():
     assert find("a10").peak("fp16") == find("a10").peaks["fp16"]
 
 
-def test_a_plan_is_json_that_adds_up():
-    document = json.loads(json.dumps(plan("d24", "thor", images=2).to_dict(), allow_nan=False))
+def test_an_estimate_is_json_that_adds_up():
+    document = json.loads(json.dumps(estimate("d24", "thor", images=2).to_dict(), allow_nan=False))
     assert document["bound_seconds"] == pytest.approx(
         sum(call["seconds"] for call in [*document["scales"], document["decode"]])
     )
@@ -148,12 +148,12 @@ def test_a_faster_device_is_never_slower():
     for change in ({"bandwidth": 2 * slow.bandwidth}, {"cache_bytes": 2 * slow.cache_bytes}):
         fast = dataclasses.replace(slow, **change)
         workload = Workload(config=official("d16"))
-        assert Plan(workload, fast).seconds < Plan(workload, slow).seconds
+        assert Estimate(workload, fast).seconds < Estimate(workload, slow).seconds
 
 
 def test_nothing_is_infinite():
     for name in devices():
-        ours = plan("demo", name)
+        ours = estimate("demo", name)
         assert math.isfinite(ours.images_per_s)
         assert ours.images_per_s > 0
 

@@ -1,4 +1,4 @@
-"""The closed form of `engines/planning` against exported graphs: every product, node by node."""
+"""The closed form of `engines/sizing` against exported graphs: every product, node by node."""
 
 import pytest
 from graph_costs import Counter, count, planned

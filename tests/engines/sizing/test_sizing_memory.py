@@ -7,7 +7,7 @@ from support import built_tiny
 
 from engines.bundle.bundle import Bundle
 from engines.draw.loop import Constants, GraphWorkspace, Workspace
-from engines.sizing.estimate import MAX_BATCH, Plan, Workload
+from engines.sizing.estimate import MAX_BATCH, Estimate, Workload
 from engines.sizing.memory import CONTEXT_BYTES, PLAN_OVERHEAD, memory
 from engines.sizing.models import official
 from engines.sizing.roofline import step_work
@@ -156,27 +156,27 @@ class Box:
 def test_largest_batch_is_exact(name):
     workload = Workload(config=official(name), images=64)
     room = 9 * 10**9
-    plan = Plan(workload, Box(room))
-    assert not plan.fits
-    largest = plan.largest_batch
+    estimate = Estimate(workload, Box(room))
+    assert not estimate.fits
+    largest = estimate.largest_batch
     assert Workload(config=workload.config, images=largest).memory().total <= room
     assert Workload(config=workload.config, images=largest + 1).memory().total > room
-    assert f"--batch {largest}" in plan.remedies
+    assert f"--batch {largest}" in estimate.remedies
 
 
 def test_nothing_helps_where_the_weights_are_too_large():
-    plan = Plan(Workload(config=official("d30"), images=2), Box(10**9))
-    assert (plan.fits, plan.largest_batch, plan.remedies) == (False, 0, [])
+    estimate = Estimate(Workload(config=official("d30"), images=2), Box(10**9))
+    assert (estimate.fits, estimate.largest_batch, estimate.remedies) == (False, 0, [])
 
 
 def test_every_remedy_helps_by_itself():
     config = official("d16")
     workload = Workload(config=config, precision="fp32", images=8)
     room = Workload(config=config, precision="fp32", images=8, guidance=False).memory().total
-    plan = Plan(workload, Box(room))
-    assert plan.remedies[1:] == ["--no-guidance", "--precision fp16", "--precision int8"]
+    estimate = Estimate(workload, Box(room))
+    assert estimate.remedies[1:] == ["--no-guidance", "--precision fp16", "--precision int8"]
     assert Workload(config=config, precision="fp16", images=8).memory().total <= room
 
 
 def test_no_batch_beyond_what_a_graph_takes():
-    assert Plan(Workload(config=official("demo")), Box(10**15)).largest_batch == MAX_BATCH
+    assert Estimate(Workload(config=official("demo")), Box(10**15)).largest_batch == MAX_BATCH
