@@ -24,7 +24,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
 from engines.bundle.writer import BundleWriter
 from engines.errors import CheckFailedError, UsageError
-from engines.spec import contract, policy
+from engines.spec import choices, contract, policy
 
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
@@ -147,7 +147,7 @@ def quantize_bundle(
         writer.seal(
             {
                 **{name: known[name] for name in kept if name in known},
-                "precision": contract.INT8,
+                "precision": choices.INT8,
                 "form": options.form,
                 "target": options.target,
                 "build_key": build_key,

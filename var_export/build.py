@@ -27,6 +27,7 @@ from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.bundle.writer import BundleWriter
 from engines.errors import UsageError
 from engines.spec import contract
+from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
 from var_export.checkpoint.load import Checkpoint
 from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
@@ -49,7 +50,7 @@ SOURCES = (
     "engines/spec/contract.py",
     "engines/draw/uniforms.py",
 )
-TRACED = (*contract.FORMS["stepwise"], *contract.COMMON_GRAPHS)  # the fused graph is stitched from these
+TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class Options:
     precision: str = "fp16"
     form: str = "stepwise"
     target: str = "onnxruntime"
-    max_top_k: int = 900
+    max_top_k: int = DEFAULT_MAX_TOP_K
     smooth: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}; this version builds {', '.join(PRECISIONS)}")
-        if self.form not in (*contract.FORMS, "both"):
+        if self.form not in BUNDLE_FORMS:
             raise UsageError(f"unknown form {self.form!r}; choose stepwise, fused or both")
         if self.target not in GRAPH_TARGETS:
             raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(GRAPH_TARGETS)}")

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.statistics import ZERO_BIN, Floats, Statistics
-
-METHODS = ("minmax", "percentile", "entropy", "mse")
+from engines.spec.choices import RANGES
 
 _MIN_SCALE = float(np.finfo(np.float32).tiny)
 _LEAST_BINS = 128  # below a threshold: with fewer, the histogram shows no rounding
@@ -41,7 +40,7 @@ def choose_range(
 
     Args:
         statistics: of the tensor.
-        method: one of `METHODS`.
+        method: one of `engines.spec.choices.RANGES`.
         symmetric: about zero, for int8; else for uint8 with a zero point.
         percentile: above 0, up to 100; of that method alone.
 
@@ -53,8 +52,8 @@ def choose_range(
         ValueError: no values, an unknown method or a percentile outside.
 
     """
-    if method not in METHODS:
-        raise ValueError(f"the methods are {', '.join(METHODS)}, not {method}")
+    if method not in RANGES:
+        raise ValueError(f"the methods are {', '.join(RANGES)}, not {method}")
     if not 0 < percentile <= 100:
         raise ValueError(f"a percentile lies above 0 and up to 100, got {percentile}")
     low, high = min(statistics.minimum, 0.0), max(statistics.maximum, 0.0)

@@ -12,7 +12,7 @@ from calib.choose.selection import Bounds
 from calib.choose.smoothquant import fold
 from calib.graphs.layers import find_layers
 from calib.rewrite.quantize import Ranges, quantize
-from engines.spec import contract, policy
+from engines.spec import choices, policy
 
 # What decides the bytes of a bundle beside its base and its calibration.
 SOURCES = ("calib", "engines/spec")
@@ -36,7 +36,7 @@ class Int8Options:
     @property
     def base_precision(self) -> str:
         """Of the float bundle that the graphs come from."""
-        return contract.HIGH_PRECISIONS[self.target]
+        return choices.HIGH_PRECISIONS[self.target]
 
 
 def rewritten(

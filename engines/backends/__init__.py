@@ -7,21 +7,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engines.backends.base import Backend, Buffer, Call, Engine
-from engines.bundle.plans import TARGETS
 from engines.errors import BackendError
+from engines.spec.choices import BACKENDS, ONNXRUNTIME, PLAN_TARGETS
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 log = logging.getLogger(__name__)
-BACKENDS = ("onnxruntime", *TARGETS)
 
 
 def create(name: str, *, provider: str = "cpu", threads: int | None = None, device: int = 0) -> Backend:
     """A configured backend.
 
     Args:
-        name: one of `BACKENDS`.
+        name: one of `engines.spec.choices.BACKENDS`.
         provider: of ONNX Runtime: what it computes on.
         threads: of ONNX Runtime's CPU operators.
         device: which GPU.
@@ -29,11 +28,11 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
     Raises `BackendError` where it is unknown or not installed, or there is no such device.
 
     """
-    if name == "onnxruntime":
+    if name == ONNXRUNTIME:
         from engines.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(provider, threads, device=device)
-    if name in TARGETS:
+    if name in PLAN_TARGETS:
         from engines.backends.tensorrt.runner import TensorRTBackend
 
         return TensorRTBackend(name, device=device)
@@ -53,7 +52,7 @@ def for_bundle(
 
     Args:
         bundle: whose plans count.
-        name: one of `BACKENDS`: that one or an error, never another.
+        name: one of `engines.spec.choices.BACKENDS`: that one or an error, never another.
         provider: of ONNX Runtime; one other than `cpu` chooses ONNX Runtime.
         threads: of ONNX Runtime's CPU operators.
         device: which GPU.
@@ -63,7 +62,7 @@ def for_bundle(
 
     """
     if name is not None or provider != "cpu":
-        return create(name or "onnxruntime", provider=provider, threads=threads, device=device)
+        return create(name or ONNXRUNTIME, provider=provider, threads=threads, device=device)
     problems = []
     for target in dict.fromkeys(plans.built_on.target for plans in reversed(bundle.plans)):
         try:
@@ -78,7 +77,7 @@ def for_bundle(
         problems.append(problem)
     unfit = f"not using the plans of {bundle.path} ({'; '.join(problems)})"
     try:
-        backend = create("onnxruntime", provider=provider, threads=threads)
+        backend = create(ONNXRUNTIME, provider=provider, threads=threads)
     except BackendError as error:
         if problems:
             raise BackendError(f"{unfit}, and {error}") from error
@@ -88,4 +87,4 @@ def for_bundle(
     return backend
 
 
-__all__ = ["BACKENDS", "Backend", "Buffer", "Call", "Engine", "create", "for_bundle"]
+__all__ = ["Backend", "Buffer", "Call", "Engine", "create", "for_bundle"]

@@ -34,7 +34,7 @@ from engines.bundle.manifest import (
 )
 from engines.bundle.plans import FOLDER, PlanFile, PlanSet
 from engines.errors import BundleError
-from engines.spec import contract
+from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, SamplingDefaults
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "data" / "demo"
@@ -88,12 +88,12 @@ class Bundle:
     @property
     def high_precision(self) -> str:
         """What is not quantised computes in: the precision itself, except in INT8."""
-        return contract.HIGH_PRECISIONS[self.target] if self.precision == contract.INT8 else self.precision
+        return choices.HIGH_PRECISIONS[self.target] if self.precision == choices.INT8 else self.precision
 
     @property
     def for_gpus(self) -> bool:
         """True where ONNX Runtime cannot run the graphs: BF16, and INT8 in FP16 as TensorRT wants it."""
-        return self.precision == "bf16" or (self.precision == contract.INT8 and self.target == "tensorrt")
+        return self.precision == "bf16" or (self.precision == choices.INT8 and self.target == "tensorrt")
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Bundle:
     @property
     def forms(self) -> tuple[str, ...]:
         """`stepwise`, `fused`, or both; the first is the default."""
-        return tuple(contract.FORMS) if self.form == "both" else (self.form,)
+        return choices.FORMS if self.form == choices.BOTH else (self.form,)
 
     def graph_path(self, graph: str) -> Path:
         """The ONNX file of a graph. Raises `BundleError` where the bundle was built without it."""

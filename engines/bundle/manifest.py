@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.bundle.plans import parse_plans
 from engines.errors import BundleError, UsageError
-from engines.spec import contract
+from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, SamplingDefaults
 
 SCHEMA_VERSION = 1
@@ -73,7 +73,7 @@ def needed_files(form: str) -> list[str]:
 
 def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
     config = ModelConfig.from_dict(_of(dict, manifest, "model"))
-    form = _one_of((*contract.FORMS, "both"), manifest, "form")
+    form = _one_of(choices.BUNDLE_FORMS, manifest, "form")
     labels = manifest["labels"]
     if labels is not None:
         labels = _of(list, manifest, "labels")
@@ -88,9 +88,9 @@ def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": _of(str, manifest, "name"),
         "config": config,
-        "precision": _one_of(contract.PRECISIONS, manifest, "precision"),
+        "precision": _one_of(choices.PRECISIONS, manifest, "precision"),
         "form": form,
-        "target": _one_of(tuple(contract.HIGH_PRECISIONS), manifest, "target"),
+        "target": _one_of(choices.GRAPH_TARGETS, manifest, "target"),
         "max_top_k": max_top_k,
         "smooth": _flag(manifest, "smooth"),
         "sampling": SamplingDefaults(**_of(dict, manifest, "sampling")),

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from engines.errors import VarExportError
+from engines.spec.choices import PROVIDERS
 
 EXIT_INTERRUPTED = 130
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # of engines.backends, without its imports
-PROVIDER_HELP = "Of ONNX Runtime: cpu, cuda, tensorrt, nv_tensorrt_rtx."
+PROVIDER_HELP = f"Of ONNX Runtime: {', '.join(PROVIDERS)}."
 
 
 def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None], int]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from engines.cli.common import BACKENDS, PROVIDER_HELP, guarded, version
+from engines.cli.common import PROVIDER_HELP, guarded, version
 from engines.cli.options import Options
+from engines.spec.choices import BACKENDS, FITS, FORMS
 
 _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
@@ -79,7 +80,7 @@ _POSITIVE = click.IntRange(min=1)
     help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",
 )
 @click.option("--url", metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
-@click.option("--form", type=click.Choice(["stepwise", "fused"]), help="Scale by scale, or all in one graph.")
+@click.option("--form", type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
 @click.option("--batch", type=_POSITIVE, default=8, show_default=True, help="Images at once, at most.")
 @click.option(
     "--out",
@@ -109,8 +110,8 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--outpaint", is_flag=True, help="Keep that part and redraw the rest.")
 @click.option(
     "--fit",
-    type=click.Choice(["crop", "stretch", "pad"]),
-    default="crop",
+    type=click.Choice(FITS),
+    default=FITS[0],
     show_default=True,
     help="How a picture becomes square: its middle, squeezed, or with its edges repeated.",
 )

@@ -65,8 +65,8 @@ class Pipeline:
 
         Args:
             path: bundle folder; the newest under `bundles/`, else the embedded demo, by default.
-            backend: a name of `engines.backends.BACKENDS`; the one of the bundle's plans that fit this machine, else
-                ONNX Runtime, by default.
+            backend: one of `engines.spec.choices.BACKENDS`; the one of the bundle's plans that fit this machine,
+                else ONNX Runtime, by default.
             provider: what ONNX Runtime computes on; never anything else than asked.
             threads: of each operator on the CPU; all physical cores by default.
             device: which GPU, as CUDA counts them.

@@ -13,7 +13,6 @@ from engines.draw.mask import Box, Mask, boxes_to_grid, pixels_to_grid
 from engines.errors import UsageError
 from engines.files.images import centred_square, resized
 
-FITS = ("crop", "stretch", "pad")
 _ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel or two of rounding
 
 

@@ -9,18 +9,15 @@ from functools import cached_property
 from typing import Any
 
 from engines.errors import UsageError
-from engines.sizing.cost import BYTES
 from engines.sizing.devices import Device
 from engines.sizing.memory import NOT_COUNTED, Memory, memory
 from engines.sizing.quantised import FLOATS, Quantisation, of_level
 from engines.sizing.roofline import Bound, bound, cond_work, decode_work, slower_side, step_work
-from engines.spec import contract, policy
+from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, INT8, LEVELS, PRECISIONS
 from engines.spec.config import ModelConfig
 
-PRECISIONS = (*BYTES, contract.INT8)
 _SMALLER = {"fp32": ("fp16", "int8"), "fp16": ("int8",), "bf16": ("int8",)}  # which take less memory
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/graphs/trace.py`)
-MAX_TOP_K = 900  # longest sorted list of a bundle, unless it was built otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +29,12 @@ class Workload:
     form: str = "stepwise"
     images: int = 1
     guidance: bool = True
-    max_top_k: int = MAX_TOP_K
+    max_top_k: int = DEFAULT_MAX_TOP_K
     smooth: bool = False
     """Of a bundle that was built with smoothing."""
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
-    level: int = 2
+    level: int = DEFAULT_LEVEL
     """Of INT8: how much is quantised (`engines.spec.policy`)."""
     ways: Mapping[str, str] | None = None
     """Of INT8: how each layer is computed, where a bundle says so; by the level otherwise."""
@@ -47,12 +44,12 @@ class Workload:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}; estimates know {', '.join(PRECISIONS)}")
-        if self.form not in contract.FORMS:
-            raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(contract.FORMS)}")
+        if self.form not in FORMS:
+            raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(FORMS)}")
         if not 1 <= self.images <= MAX_BATCH:
             raise UsageError(f"the batch must be 1 to {MAX_BATCH} images, got {self.images}")
-        if self.level not in policy.LEVELS:
-            raise UsageError(f"the level must be 1 to {policy.LEVELS[-1]}, got {self.level}")
+        if self.level not in LEVELS:
+            raise UsageError(f"the level must be 1 to {LEVELS[-1]}, got {self.level}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
 
@@ -64,12 +61,12 @@ class Workload:
     @property
     def high(self) -> str:
         """Precision of what is not quantised: all of it, except in INT8."""
-        return contract.HIGH_PRECISIONS[self.target] if self.precision == contract.INT8 else self.precision
+        return HIGH_PRECISIONS[self.target] if self.precision == INT8 else self.precision
 
     @cached_property
     def quantisation(self) -> Quantisation:
         """Which layers are in INT8."""
-        if self.precision != contract.INT8:
+        if self.precision != INT8:
             return FLOATS
         if self.ways is not None:
             return Quantisation(self.target, self.ways)
@@ -104,7 +101,7 @@ class Workload:
             "model": self.config.name,
             "image_size": self.config.image_size,
             "precision": self.precision,
-            "level": self.level if self.precision == contract.INT8 and self.ways is None else None,
+            "level": self.level if self.precision == INT8 and self.ways is None else None,
             "form": self.form,
             "batch": self.images,
             "guidance": self.guidance,

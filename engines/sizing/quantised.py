@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from engines.sizing import cost
 from engines.sizing.cost import BYTES, Operation, Weight
 from engines.sizing.decoder import decode_operations
-from engines.spec import contract
+from engines.spec.choices import HIGH_PRECISIONS, INT8
 from engines.spec.config import ModelConfig
 from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, assign
 
@@ -48,7 +48,7 @@ class Quantisation:
                 weight = dataclasses.replace(op.weight, layers=tuple(names), way=way)
                 part = dataclasses.replace(op, count=len(names), weight=weight)
                 if way != FLOAT:
-                    part = dataclasses.replace(part, dtype=contract.INT8, weight_bytes=self._weight_bytes(weight))
+                    part = dataclasses.replace(part, dtype=INT8, weight_bytes=self._weight_bytes(weight))
                 applied.append(part)
         return applied
 
@@ -62,7 +62,7 @@ class Quantisation:
             return N * (blocks * (BLOCK + _SCALE) + _SCALE)  # and that bias
         if self.target == "onnxruntime":
             return N * (K + _SCALE + 1 + _BIAS + _SCALE + _BIAS)  # the bias too has scales and zero points
-        half = BYTES[contract.HIGH_PRECISIONS[self.target]]
+        half = BYTES[HIGH_PRECISIONS[self.target]]
         return N * (K + half + 1 + half)
 
 

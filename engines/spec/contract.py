@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.spec import choices
 from engines.spec.config import ModelConfig, num_phi
 
 CONTRACT_VERSION = 1
@@ -21,10 +22,6 @@ CONTRACT_VERSION = 1
 
 CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
 CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-INT8 = "int8"
-HIGH_PRECISIONS = {"onnxruntime": "fp32", "tensorrt": "fp16"}
-"""Of INT8 bundles, by target: what is not quantised computes in, and the cache is stored in."""
-PRECISIONS = (*CACHE_DTYPES, INT8)
 VARYING = ("B", "N", "L", "M", "P")
 
 
@@ -178,7 +175,7 @@ FUSED = GraphSpec(
     """),
 )
 GRAPHS = {graph.name: graph for graph in (COND, STEP, DECODE, ENCODE, ACCUMULATE, FUSED)}
-FORMS = {"stepwise": ("cond", "step"), "fused": ("fused",)}
+_GRAPHS_OF = {choices.STEPWISE: ("cond", "step"), choices.FUSED: ("fused",)}
 COMMON_GRAPHS = ("decode", "encode", "accumulate")
 PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
 PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
@@ -221,9 +218,9 @@ def storage(dtype: str) -> np.dtype[Any]:
 
 
 def graphs_of(form: str) -> tuple[str, ...]:
-    """Graphs of a bundle of this form: `stepwise`, `fused` or `both`."""
-    forms = FORMS if form == "both" else {form: FORMS[form]}
-    return (*(graph for name in forms for graph in FORMS[name]), *COMMON_GRAPHS)
+    """Graphs of a bundle of this form, one of `engines.spec.choices.BUNDLE_FORMS`."""
+    forms = choices.FORMS if form == choices.BOTH else (form,)
+    return (*(graph for name in forms for graph in _GRAPHS_OF[name]), *COMMON_GRAPHS)
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:

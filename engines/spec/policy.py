@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 from engines.errors import UsageError
+from engines.spec.choices import LEVELS, ONNXRUNTIME
 
 LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
 """Of the transformer's layers, by the last part of their names."""
@@ -25,7 +26,6 @@ FLOAT, STATIC, PER_TOKEN, PER_BLOCK = "float", "static", "per-token", "per-block
 METHODS = (FLOAT, STATIC, PER_TOKEN, PER_BLOCK)
 BLOCK = 32
 """Channels that share a scale in a per-block layer."""
-LEVELS = (1, 2, 3)
 EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
 """Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
 _ROLES = {1: (CONVOLUTION,), 2: ("qkv", "proj", "fc1"), 3: ("fc2", "head")}
@@ -79,7 +79,7 @@ def assign(
     for layer in layers:
         role = role_of(layer)
         way = STATIC if role in wanted and layer not in EDGES else FLOAT
-        if target == "onnxruntime":
+        if target == ONNXRUNTIME:
             if role in (ADALN, "head") and way == FLOAT:
                 way = PER_BLOCK
             if role in ("fc1", "fc2") and level == 2:

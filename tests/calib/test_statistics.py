@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib.choose.ranges import METHODS, choose_range, scale_and_zero_point
+from calib.choose.ranges import choose_range, scale_and_zero_point
 from calib.statistics import BINS, MIN_EXPONENT, Statistics
+from engines.spec.choices import RANGES
 
 LARGEST = float(np.finfo(np.float32).max)
 DENORMAL = float(np.finfo(np.float32).smallest_subnormal)
@@ -238,7 +239,7 @@ def test_a_damaged_record_is_refused():
 # The ranges
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @given(values=st.one_of(VALUES, NEAR_VALUES), percentile=st.floats(1, 100))
 @settings(max_examples=50, deadline=None)
@@ -255,7 +256,7 @@ def test_every_range_holds_zero_and_no_more_than_the_values(method, symmetric, v
         assert (low, high) == (least, most)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("factor", [2.0**-110, 2.0**110])
 def test_ranges_grow_with_the_values(method, symmetric, factor):
@@ -265,7 +266,7 @@ def test_ranges_grow_with_the_values(method, symmetric, factor):
     assert far == pytest.approx([end * factor for end in near], rel=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_extremes_of_float32(method, symmetric):
     for value in (LARGEST, DENORMAL):
@@ -277,7 +278,7 @@ def test_extremes_of_float32(method, symmetric):
             assert high > 0.9 * LARGEST
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_constants_and_nothing(method, symmetric):
     assert choose_range(counted(np.zeros(100)), method, symmetric=symmetric) == (0, 0)
@@ -382,7 +383,7 @@ def test_no_method_has_a_smaller_error_than_mse(kind, symmetric):
     statistics = counted(values)
     errors = {
         method: squared_error(values, *choose_range(statistics, method, symmetric=symmetric), symmetric)
-        for method in METHODS
+        for method in RANGES
     }
     assert errors["mse"] <= 1.005 * min(errors.values())
 
@@ -399,7 +400,7 @@ def test_zeros_do_not_vote_in_entropy():
 def test_one_sided_values_get_all_levels():
     """The output of a GELU: a short end below 0 and a long one above."""
     statistics = counted(sample("gelu"))
-    for method in METHODS:
+    for method in RANGES:
         low, high = choose_range(statistics, method, symmetric=False)
         assert -0.18 < low <= 0
         assert high > 2.5

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.common import command_line, json_out, peak_memory, print_table
+from engines.spec.choices import FORMS
 from var_export.cli.common import (
     CHECKPOINT,
     PAGE_SUFFIXES,
@@ -88,7 +89,7 @@ class Measured:
 @click.option("--runs", "--images", type=POSITIVE, default=5, show_default=True, help="Timed runs of each case.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before, not counted.")
 @click.option("--cfg", type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]")
-@click.option("--form", type=click.Choice(["stepwise", "fused"]), help="[default: stepwise where the bundle has it]")
+@click.option("--form", type=click.Choice(FORMS), help="[default: stepwise where the bundle has it]")
 @click.option(
     "--reference",
     type=CHECKPOINT,

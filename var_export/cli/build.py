@@ -17,6 +17,16 @@ import click
 
 from engines.cli.common import json_out
 from engines.errors import UsageError
+from engines.spec.choices import (
+    BACKENDS,
+    BUNDLE_FORMS,
+    DEFAULT_MAX_TOP_K,
+    INT8,
+    ONNXRUNTIME,
+    PLAN_TARGETS,
+    PRECISIONS,
+    STEPWISE,
+)
 from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
@@ -31,10 +41,9 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
-from var_export.cli.int8 import INT8, Wishes, int8_options, quantized, take_int8_values
+from var_export.cli.int8 import Wishes, int8_options, quantized, take_int8_values
 from var_export.cli.progress import Progress
 from var_export.cli.tensorrt import (
-    PLAN_TARGETS,
     make_plans,
     parse_plan_options,
     plan_options,
@@ -49,9 +58,6 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
     from engines.fidelity.reports import FusedReport, Report
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-TARGETS = ("onnxruntime", *PLAN_TARGETS)
-FORMS = ("stepwise", "fused", "both")
 EXAMPLE_CLASS = 88
 BUNDLES = Path("bundles")
 _OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth")
@@ -96,12 +102,12 @@ class BuildOptions:
 @click.argument("checkpoint", required=False, type=CHECKPOINT)
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True, help="Of the engines.")
 @click.option(
-    "--target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True, help="What runs the engines."
+    "--target", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="What runs the engines."
 )
 @click.option(
     "--form",
-    type=click.Choice(FORMS),
-    default=FORMS[0],
+    type=click.Choice(BUNDLE_FORMS),
+    default=STEPWISE,
     show_default=True,
     help="Scale by scale (previews, editing), or class to image in one graph.",
 )
@@ -117,7 +123,13 @@ class BuildOptions:
 )
 @click.option("--name", help="What to call the model. [default: from the checkpoint]")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
-@click.option("--max-top-k", type=POSITIVE, default=900, show_default=True, help="Largest top-k that can be asked for.")
+@click.option(
+    "--max-top-k",
+    type=POSITIVE,
+    default=DEFAULT_MAX_TOP_K,
+    show_default=True,
+    help="Largest top-k that can be asked for.",
+)
 @click.option("--smooth", is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
 @int8_options
 @plan_options
@@ -238,10 +250,10 @@ def _build_int8(
     precision = wishes.options.base_precision
     if given is None:
         folder = options.out.parent if options.out is not None else BUNDLES
-        plain = replace(options, precision=precision, form=FORMS[0], out=None)  # which calibration draws with
+        plain = replace(options, precision=precision, form=STEPWISE, out=None)  # which calibration draws with
         given = _build(plain, progress, interrupts, folder).bundle.path
     base = _opened(given, verify=True)
-    target = "" if wishes.options.target == TARGETS[0] else f"-{wishes.options.target}"
+    target = "" if wishes.options.target == ONNXRUNTIME else f"-{wishes.options.target}"
     out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
     interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
     with _disk_errors(out):
@@ -250,7 +262,7 @@ def _build_int8(
 
 def _suffix(form: str, smooth: bool) -> str:
     """Of a bundle's default name."""
-    return ("" if form == FORMS[0] else f"-{form}") + ("-smooth" if smooth else "")
+    return ("" if form == STEPWISE else f"-{form}") + ("-smooth" if smooth else "")
 
 
 @contextmanager

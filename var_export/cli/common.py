@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from engines.cli.common import BACKENDS, PROVIDER_HELP
+from engines.cli.common import PROVIDER_HELP
 from engines.errors import BackendError, UsageError
+from engines.spec.choices import BACKENDS
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle

@@ -11,6 +11,17 @@ import click
 from engines.cli.common import json_out, print_table
 from engines.errors import UsageError
 from engines.spec import policy
+from engines.spec.choices import (
+    DEFAULT_LEVEL,
+    DEFAULT_MAX_TOP_K,
+    FORMS,
+    INT8,
+    LEVELS,
+    ONNXRUNTIME,
+    PRECISIONS,
+    STEPWISE,
+    TENSORRT,
+)
 from var_export.cli.common import (
     CHECKPOINT,
     POSITIVE,
@@ -27,9 +38,6 @@ if TYPE_CHECKING:
     from engines.sizing.estimate import Estimate, Workload
     from engines.sizing.roofline import Bound
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-FORMS = ("stepwise", "fused")
-LEVEL = 2  # of INT8, as for build
 TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit any more
 MIB = 2**20
 
@@ -68,7 +76,11 @@ class EstimateOptions:
     help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
-@click.option("--level", type=click.IntRange(1, 3), help="Of int8, as for build. [default: of the bundle, else 2]")
+@click.option(
+    "--level",
+    type=click.IntRange(LEVELS[0], LEVELS[-1]),
+    help="Of int8, as for build. [default: of the bundle, else 2]",
+)
 @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
@@ -101,7 +113,7 @@ def estimate(**values: Any) -> None:
         raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
     workload = _workload(options, CPU in chosen)
     if not chosen:
-        chosen = {CPU: find(CPU)} if workload.target == "onnxruntime" else dict(devices())
+        chosen = {CPU: find(CPU)} if workload.target == ONNXRUNTIME else dict(devices())
     estimates = [Estimate(workload.on(device), device) for device in chosen.values()]
     single = estimates[0] if len(estimates) == 1 else None
     if single is not None:
@@ -156,16 +168,15 @@ def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     from engines.bundle.bundle import Bundle, is_bundle_folder
     from engines.bundle.inspection import quantised_layers
     from engines.sizing import models
-    from engines.sizing.estimate import MAX_TOP_K, Workload
+    from engines.sizing.estimate import Workload
     from engines.spec.config import SamplingDefaults
-    from engines.spec.contract import INT8
 
     name = options.model
     if name is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
     smooth = False
-    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", FORMS[0], MAX_TOP_K, SamplingDefaults()
-    target, ways = "onnxruntime" if on_cpu else "tensorrt", None
+    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", STEPWISE, DEFAULT_MAX_TOP_K, SamplingDefaults()
+    target, ways = ONNXRUNTIME if on_cpu else TENSORRT, None
     if name in models.NAMES and not Path(name).exists():
         config = models.official(name)
     elif is_bundle_folder(Path(name)):
@@ -183,7 +194,7 @@ def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     return Workload(
         config=config,
         precision=precision,
-        level=options.level or LEVEL,
+        level=options.level or DEFAULT_LEVEL,
         ways=ways,
         target=target,
         form=options.form or form,

@@ -10,9 +10,10 @@ import click
 
 from engines.cli.common import json_out
 from engines.errors import CheckFailedError
+from engines.spec.choices import FLOAT_PRECISIONS, FORMS
 from var_export.cli.common import FOLDER, POSITIVE, json_option, show
 from var_export.cli.progress import Progress
-from var_export.gpu_check.cases import BACKENDS, FORMS, MODELS, PRECISIONS
+from var_export.gpu_check.cases import CHECKED_BACKENDS, MODELS
 
 
 def _some_of(known: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -43,9 +44,9 @@ def _list_option(name: str, known: tuple[str, ...], help_text: str) -> Callable[
 
 @click.command("gpu-check", short_help="On a machine with a GPU: build, check and time everything.")
 @_list_option("--model", MODELS, "demo: the embedded one; d16: random weights of the official size.")
-@_list_option("--precision", PRECISIONS, "Of the engines.")
+@_list_option("--precision", FLOAT_PRECISIONS, "Of the engines.")
 @_list_option("--form", FORMS, "Scale by scale, or class to image in one graph.")
-@_list_option("--backend", BACKENDS, "onnxruntime: its CUDA provider. What is not here is listed as not run.")
+@_list_option("--backend", CHECKED_BACKENDS, "onnxruntime: its CUDA provider. What is not here is listed as not run.")
 @click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU.")
 @click.option(
     "--batch", default="1,8", show_default=True, metavar="N,M", callback=_sizes, help="Images at once, to time."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import UsageError
+from engines.spec.choices import DEFAULT_LEVEL, INT8, LEVELS, ONNXRUNTIME, RANGES, TENSORRT
 from var_export.cli.common import POSITIVE, is_bundle, needs_export_packages
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from var_export.cli.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-INT8 = "int8"
-RANGES = ("minmax", "percentile", "entropy", "mse")
 SAMPLES = 32
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 CALIBRATION_NAMES = ("ranges", "percentile", "smoothquant", "samples", "classes", "images", "calibration")
@@ -29,8 +28,8 @@ NAMES = ("level", "max_loss", "quantize", "keep", *CALIBRATION_NAMES)
 _CHOICE_OPTIONS = (
     click.option(
         "--level",
-        type=click.IntRange(1, 3),
-        default=2,
+        type=click.IntRange(LEVELS[0], LEVELS[-1]),
+        default=DEFAULT_LEVEL,
         show_default=True,
         help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
     ),
@@ -153,7 +152,7 @@ def calibration_wishes(context: click.Context, taken: Mapping[str, Any], options
 
 def _graphs_for(target: str) -> str:
     """Both of NVIDIA's products take the same graphs."""
-    return "onnxruntime" if target == "onnxruntime" else "tensorrt"
+    return ONNXRUNTIME if target == ONNXRUNTIME else TENSORRT
 
 
 class CalibrationSource:

@@ -10,6 +10,7 @@ import click
 
 from engines.cli.common import command_line, json_out, print_table
 from engines.machine import machine
+from engines.spec.choices import GRAPH_TARGETS, INT8
 from var_export.cli.common import (
     FOLDER,
     PAGE_SUFFIXES,
@@ -23,7 +24,7 @@ from var_export.cli.common import (
     show_written,
     threads_option,
 )
-from var_export.cli.int8 import CALIBRATION_NAMES, INT8, CalibrationSource, calibration_options, calibration_wishes
+from var_export.cli.int8 import CALIBRATION_NAMES, CalibrationSource, calibration_options, calibration_wishes
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 @click.argument("bundle", type=FOLDER)
 @click.option(
     "--target",
-    type=click.Choice(("onnxruntime", "tensorrt")),
-    default="onnxruntime",
+    type=click.Choice(GRAPH_TARGETS),
+    default=GRAPH_TARGETS[0],
     show_default=True,
     help="Whose form of INT8; tensorrt stands for tensorrt-rtx too.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import CheckFailedError, UsageError
+from engines.spec.choices import HARDWARE_COMPATIBILITY, PLAN_TARGETS, STEPWISE
 from var_export.cli.common import POSITIVE, mebibytes, quality, show
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from var_export.cli.progress import Progress
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
-HARDWARE = ("none", "ampere+", "same-sm")
 NAMES = (
     "batch",
     "workspace",
@@ -50,8 +49,8 @@ _OPTIONS = (
     ),
     click.option(
         "--hardware-compatibility",
-        type=click.Choice(HARDWARE),
-        default=HARDWARE[0],
+        type=click.Choice(HARDWARE_COMPATIBILITY),
+        default=HARDWARE_COMPATIBILITY[0],
         show_default=True,
         help="Other GPUs that may run the plans; tensorrt.",
     ),
@@ -152,7 +151,7 @@ def _check(
             return {}, f"{backend.here} cannot run them: {next(filter(None, problems))}"
         progress(f"check: {form} plans against the golden run")
         with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-            judge = verify if form == "stepwise" else verify_fused
+            judge = verify if form == STEPWISE else verify_fused
             reports[form] = judge(pipeline, bundle.golden)
     return reports, None
 

@@ -12,6 +12,7 @@ import click
 from engines.cli.common import command_line, json_out, peak_memory, print_table
 from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
+from engines.spec.choices import INT8
 from var_export.cli.common import (
     CHECKPOINT,
     PAGE_SUFFIXES,
@@ -31,7 +32,6 @@ from var_export.cli.common import (
     threads_option,
     torch_threads,
 )
-from var_export.cli.int8 import INT8
 from var_export.cli.progress import Progress
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
 from engines.errors import BackendError, BundleError
 from engines.spec import contract
+from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig, SamplingDefaults
-from var_export.gpu_check.cases import BOTH, Job, bundle_folder, plans_folder
+from var_export.gpu_check.cases import Job, bundle_folder, plans_folder
 from var_export.gpu_check.hardware import Tell
 
 if TYPE_CHECKING:

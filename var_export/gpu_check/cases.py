@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from engines.spec.choices import BOTH, FLOAT_PRECISIONS, FORMS, ONNXRUNTIME, PLAN_TARGETS
+
 MODELS = ("demo", "d16")
-PRECISIONS = ("fp32", "fp16", "bf16")
-FORMS = ("stepwise", "fused")
-BOTH = "both"
-ONNXRUNTIME = "onnxruntime"
-BACKENDS = ("tensorrt", "tensorrt-rtx", ONNXRUNTIME)
+CHECKED_BACKENDS = (*PLAN_TARGETS, ONNXRUNTIME)
+"""In the order in which they are checked."""
 RIVALS = ("eager", "eager-half", "compiled", "compiled-graphs")
 """How the PyTorch reference runs, see `race.py`."""
-PROBES = ("gpu", *BACKENDS, "torch")
+PROBES = ("gpu", *CHECKED_BACKENDS, "torch")
 STATIC = ("d16", "fp16", "1")
 """Model, precision and batch of the one set of plans that is built for a single batch too, to compare sizes."""
 BF16_SINCE = 8.0  # compute capability
@@ -26,9 +25,9 @@ class Settings:
     """What a user asks for."""
 
     models: tuple[str, ...] = MODELS
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = FLOAT_PRECISIONS
     forms: tuple[str, ...] = FORMS
-    backends: tuple[str, ...] = BACKENDS
+    backends: tuple[str, ...] = CHECKED_BACKENDS
     device: int = 0
     batches: tuple[int, ...] = (1, 8)
     runs: int = 20

@@ -12,7 +12,8 @@ from typing import Any
 from engines import backends
 from engines.backends.cuda import Cuda
 from engines.errors import BackendError
-from var_export.gpu_check.cases import ONNXRUNTIME, Job
+from engines.spec.choices import ONNXRUNTIME
+from var_export.gpu_check.cases import Job
 
 Tell = Callable[..., None]
 """Called with a line, and the share of the work that is done where that is known."""

@@ -21,11 +21,9 @@ from engines.cli.common import version
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
+from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (
-    BOTH,
-    FORMS,
-    ONNXRUNTIME,
     PROBES,
     STATIC,
     Job,

@@ -14,8 +14,9 @@ from engines.errors import OutOfMemoryError
 from engines.fidelity import checks as fidelity
 from engines.fidelity.speed import Bench, Case
 from engines.fidelity.thresholds import THRESHOLDS
+from engines.spec.choices import ONNXRUNTIME
 from var_export.gpu_check import building, hardware
-from var_export.gpu_check.cases import ONNXRUNTIME, Job
+from var_export.gpu_check.cases import Job
 from var_export.gpu_check.hardware import Tell
 
 WARMUP = 3  # runs: the first is direct, the second recorded as a CUDA graph, the third the first launch of that

@@ -18,13 +18,13 @@ from typing import Any
 from engines.backends.cuda import Cuda
 from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.library import Library
-from engines.backends.tensorrt.options import HARDWARE_COMPATIBILITY, PlanOptions, apply_extra
+from engines.backends.tensorrt.options import COMPATIBILITY_LEVELS, PlanOptions, apply_extra
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle.bundle import Bundle
 from engines.bundle.plans import Machine, PlanFile, PlanSet, plan_key
 from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
-from engines.spec.contract import INT8
+from engines.spec.choices import INT8
 
 Progress = Callable[[str, float | None], None]
 """Called with a line for people and the share of the work that is done, where TensorRT tells it."""
@@ -219,7 +219,7 @@ def _configure(
     if options.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if options.hardware_compatibility != "none":
-        level = HARDWARE_COMPATIBILITY[options.hardware_compatibility]
+        level = COMPATIBILITY_LEVELS[options.hardware_compatibility]
         if not hasattr(trt.HardwareCompatibilityLevel, level):
             raise UsageError(
                 f"{library.flavour.title} {library.version} has no "

@@ -9,8 +9,9 @@ from typing import Any
 
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.errors import UsageError
+from engines.spec.choices import HARDWARE_COMPATIBILITY
 
-HARDWARE_COMPATIBILITY = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}
+COMPATIBILITY_LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 LEVELS = range(6)
 DEFAULT_BATCH = BatchRange(1, 1, 8)
@@ -30,7 +31,7 @@ class PlanOptions:
     compute_capabilities: tuple[str, ...] = ()
     """Of the cards that a TensorRT-RTX plan is for; empty: of the card here."""
     hardware_compatibility: str = "none"
-    """A key of `HARDWARE_COMPATIBILITY`; TensorRT only."""
+    """One of `engines.spec.choices.HARDWARE_COMPATIBILITY`; TensorRT only."""
     weight_streaming: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
     """Further settings of IBuilderConfig by their TensorRT names."""

@@ -16,11 +16,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support import built_tiny, copy_bundle, reseal
 
-from engines import backends
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle, default_bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, VarExportError
 from engines.spec import contract
+from engines.spec.choices import BACKENDS
 
 FILES = (*(f"{graph}.onnx" for graph in contract.graphs_of("both")), "weights.bin", "golden.npz")
 
@@ -297,7 +297,7 @@ def well_formed(bundle):
     assert all(type(side) is int for side in config.patch_nums)
     assert bundle.precision in contract.CACHE_DTYPES
     assert bundle.form in ("stepwise", "fused", "both")
-    assert bundle.target in backends.BACKENDS
+    assert bundle.target in BACKENDS
     assert type(bundle.max_top_k) is int
     assert 1 <= bundle.max_top_k <= V
     sampling = bundle.sampling

@@ -3,9 +3,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engines.editing.canvas import FITS, Canvas, feathered
+from engines.editing.canvas import Canvas, feathered
 from engines.errors import UsageError
 from engines.files.images import load_picture, load_square, save_png
+from engines.spec.choices import FITS
 
 
 def noise(width, height, seed=0):

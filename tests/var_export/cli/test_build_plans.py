@@ -10,7 +10,7 @@ import pytest
 
 from engines.bundle.bundle import Bundle
 from engines.fidelity import thresholds
-from var_export.cli.build import PLAN_TARGETS
+from engines.spec.choices import PLAN_TARGETS
 
 STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 500.0, 0)
 

@@ -13,7 +13,6 @@ import pytest
 from engines.bundle.bundle import DEMO_BUNDLE
 from engines.sizing import models
 from engines.sizing.devices import devices
-from engines.sizing.estimate import PRECISIONS, Workload
 from engines.spec.config import ModelConfig
 from var_export.cli import estimate as estimate_module
 from var_export.cli.main import group
@@ -281,15 +280,6 @@ def test_a_mistake_is_one_line(call, args, says):
     assert err.startswith("Error: ")
     assert len(err.splitlines()) == 1
     assert says in err
-
-
-def test_choices_are_those_of_the_library():
-    from engines.spec.contract import FORMS
-
-    assert estimate_module.PRECISIONS == PRECISIONS
-    assert tuple(FORMS) == estimate_module.FORMS
-    assert Workload(config=models.official("d16")).precision in PRECISIONS
-    assert Workload(config=models.official("d16")).level == estimate_module.LEVEL
 
 
 def test_every_option_has_a_help():

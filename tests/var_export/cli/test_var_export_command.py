@@ -8,8 +8,6 @@ import time
 import click
 import pytest
 
-from var_export.cli import build as build_module
-from var_export.cli import int8 as int8_module
 from var_export.cli.main import group, main
 
 COMMANDS = ("estimate", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
@@ -65,23 +63,6 @@ def test_every_option_has_a_help():
 def test_version(call):
     code, out, _ = call("--version")
     assert (code, out.split()[0]) == (0, "var-export")
-
-
-def test_choices_are_those_of_the_library():
-    from calib.choose.ranges import METHODS
-    from engines.backends import BACKENDS
-    from engines.fidelity.thresholds import THRESHOLDS
-    from engines.spec import contract
-    from engines.spec.contract import FORMS
-    from engines.spec.policy import LEVELS
-    from var_export.graphs.precision import PRECISIONS
-
-    assert build_module.PRECISIONS == contract.PRECISIONS == tuple(THRESHOLDS)
-    assert set(build_module.PRECISIONS) == {*PRECISIONS, build_module.INT8}
-    assert int8_module.RANGES == METHODS
-    assert (LEVELS[0], LEVELS[-1]) == (1, 3)
-    assert build_module.TARGETS == BACKENDS
-    assert (*FORMS, "both") == build_module.FORMS
 
 
 @pytest.mark.parametrize(

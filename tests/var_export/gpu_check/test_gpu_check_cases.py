@@ -8,8 +8,9 @@ import pytest
 
 from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
-from var_export.gpu_check import building, cases, hardware
-from var_export.gpu_check.cases import BACKENDS, MODELS, PRECISIONS, PROBES, RIVALS, Job, Settings, Step, plan_steps
+from engines.spec.choices import BACKENDS, FLOAT_PRECISIONS, FORMS
+from var_export.gpu_check import building, hardware
+from var_export.gpu_check.cases import CHECKED_BACKENDS, MODELS, PROBES, RIVALS, Job, Settings, Step, plan_steps
 from var_export.gpu_check.report import case_of
 from var_export.gpu_check.store import Record, Store
 
@@ -21,13 +22,9 @@ def kinds(steps):
 
 
 def test_the_matrix_is_that_of_the_project():
-    from engines.backends import BACKENDS as KNOWN
-    from engines.spec.contract import CACHE_DTYPES, FORMS
-    from var_export.graphs.precision import PRECISIONS as TRACED
-
-    assert set(PRECISIONS) == set(TRACED) == set(CACHE_DTYPES)
-    assert set(cases.FORMS) == set(FORMS)
-    assert set(BACKENDS) == set(KNOWN)
+    settings = Settings()
+    assert (settings.precisions, settings.forms) == (FLOAT_PRECISIONS, FORMS)
+    assert set(settings.backends) == set(CHECKED_BACKENDS) == set(BACKENDS)
     assert ("demo", *building.RANDOM) == MODELS
     assert building.RANDOM["d16"].transformer.depth == 16
 

@@ -1,0 +1,35 @@
+"""Every choice that is made by a word: what a bundle, a function or an option takes. Imports nothing, for `--help`."""
+
+FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
+INT8 = "int8"
+PRECISIONS = (*FLOAT_PRECISIONS, INT8)
+
+STEPWISE, FUSED, BOTH = "stepwise", "fused", "both"
+FORMS = (STEPWISE, FUSED)
+"""How an image is drawn: scale by scale, or in one graph."""
+BUNDLE_FORMS = (*FORMS, BOTH)
+
+ONNXRUNTIME, TENSORRT, TENSORRT_RTX = "onnxruntime", "tensorrt", "tensorrt-rtx"
+PLAN_TARGETS = (TENSORRT, TENSORRT_RTX)
+"""Runtimes whose plans are built on, or for, one GPU."""
+BACKENDS = (ONNXRUNTIME, *PLAN_TARGETS)
+"""Runtimes that draw; also what `build --target` prepares a bundle for."""
+PROVIDERS = ("cpu", "cuda", "tensorrt", "nv_tensorrt_rtx")
+"""What ONNX Runtime computes on."""
+HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")
+"""Other GPUs that a TensorRT plan may run on."""
+
+HIGH_PRECISIONS = {ONNXRUNTIME: "fp32", TENSORRT: "fp16"}
+"""By the runtime that an INT8 bundle's graphs are made for, the precision of what is not quantised."""
+GRAPH_TARGETS = tuple(HIGH_PRECISIONS)
+"""Runtimes that graphs are made for; those of `tensorrt` serve `tensorrt-rtx` too."""
+LEVELS = (1, 2, 3)
+"""How much of a model is INT8: convolutions; also qkv, proj and fc1; also fc2 and head."""
+DEFAULT_LEVEL = 2
+RANGES = ("minmax", "percentile", "entropy", "mse")
+"""How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""
+
+DEFAULT_MAX_TOP_K = 900
+"""Longest list of likely tokens that a bundle sorts, unless it was built otherwise."""
+FITS = ("crop", "stretch", "pad")
+"""How a picture becomes the model's square."""
