@@ -8,24 +8,23 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from dataclasses import fields
 from pathlib import Path
 
-import click
 import pytest
+from docs_pages import PAGES, ROOT, blocks, commands, text_of
 from support import clean_checkout, copy_bundle
 
 from engines.cli.run import main as var_run
 from engines.cli.run import run
+from engines.fidelity.thresholds import THRESHOLDS, Thresholds
 from engines.files.images import read_png_text
 from engines.spec import contract
 from var_export.cli.main import group
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
-def test_bundle_page_holds_the_contract():
-    page = (ROOT / "docs/bundle.md").read_text(encoding="utf-8")
+def test_graph_page_holds_the_contract():
+    page = text_of("docs/graphs.md")
     for graph in contract.GRAPHS.values():
         section = page.split(f"### `{graph.name}`")[1].split("###")[0]
         rows = [
@@ -36,35 +35,84 @@ def test_bundle_page_holds_the_contract():
         assert re.findall(r"^\| (?:in|out) .*\|$", section, re.MULTILINE) == rows
 
 
-def commands() -> list[click.Command]:
-    return [run, *group.commands.values()]
+def test_fidelity_page_holds_the_thresholds():
+    table = re.search(r"^\| figure \|(.*)\n\|[-|]+\n((?:\|.*\n)+)", text_of("docs/fidelity.md"), re.MULTILINE)
+    assert table[1].replace("|", " ").split() == list(THRESHOLDS)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table[2].splitlines()]
+    bounds = [[f"{getattr(each, field.name):g}" for each in THRESHOLDS.values()] for field in fields(Thresholds)]
+    assert [row[1:] for row in rows] == bounds
+    others = [
+        page for page in PAGES if page != "docs/fidelity.md" and "| largest logit error, at most" in text_of(page)
+    ]
+    assert others == [], "thresholds stand on one page"
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
-def test_cli_page_names_every_option(command):
-    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+# Where the options of a command are: a page, or a section of one.
+OPTIONS = {
+    "var-run": ["docs/var-run.md"],
+    "build": ["docs/var-export.md#build", "docs/int8.md#Options of build", "docs/tensorrt.md#Build"],
+    "sensitivity": ["docs/int8.md#What a layer costs"],
+    "estimate": ["docs/sizing.md"],
+    "triton": ["docs/triton.md#Options"],
+    "gpu-check": ["docs/gpu-check.md#Options"],
+}
+
+
+def section(place: str) -> str:
+    page, _, heading = place.partition("#")
+    return re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text_of(page), re.M | re.S)[1] if heading else text_of(page)
+
+
+@pytest.mark.parametrize("command", [run, *group.commands.values()], ids=lambda command: command.name)
+def test_pages_name_every_option(command):
+    text = "".join(map(section, OPTIONS.get(command.name, [f"docs/var-export.md#{command.name}"])))
     options = [name for param in command.params for name in param.opts if name.startswith("--")]
-    assert [name for name in options if f"`{name}`" not in page] == []
+    assert [name for name in options if f"`{name}`" not in text] == []
 
 
-def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_the_page_of_var_export_lists_its_commands():
+    rows = re.findall(r"^\| `([\w-]+)` \|", text_of("docs/var-export.md").split("## build")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(group.commands)
 
 
-def test_readme_is_short_and_free_of_host_paths():
-    assert len(README.splitlines()) < 150
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert not re.search(r"/(work|home|root|tmp)/", page.read_text(encoding="utf-8")), page.name
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(#[^)]*)?\)", text_of(page)):
+        file = (PAGES[page].parent / target).resolve() if target else PAGES[page]
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor[1:] in map(slug, headings), f"{target}{anchor}"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def lines(block: str) -> list[str]:
-    return [line.split("  #")[0].strip() for line in block.splitlines() if line.strip()]
+def test_every_page_is_in_the_index():
+    index = text_of("docs/README.md")
+    pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_short_and_free_of_host_paths(page):
+    text = text_of(page)
+    long = [line for line in text.splitlines() if len(line) > 140 and not re.match(r"\[\w+\]: http\S+$", line)]
+    assert long == []
+    words = [word for word in text.split() if re.search(r"\w", word)]
+    assert len(words) <= 1200, "a page that needs more words is two pages"
+    assert not re.search(r"/(work|home|root|tmp)/", text)
+
+
+def test_readme_is_short():
+    assert len(text_of("README.md").splitlines()) < 150
+
+
+def readme(block: int) -> list[str]:
+    """The commands of one shell block of the README."""
+    return commands(blocks("README.md", "sh")[block])
 
 
 def sh(command: str, cwd: Path, bin_dir: Path | None = None, **env: str) -> str:
@@ -90,24 +138,28 @@ def clone(tmp_path_factory) -> Path:
 
 def test_readme_blocks_are_all_run():
     """A new block needs a place in one of the tests below."""
-    assert [lines(block)[0] for block in blocks("sh")] == [
+    assert [commands(block)[0] for block in blocks("README.md", "sh")] == [
         "make demo",
         'pip install ".[cpu]"',
         'pip install ".[cpu,export]"',
         "var-run --class parrot --seed 7 --count 4 --grid",
+        "var-export build var_d16.pth --precision fp16",  # these three: tests/test_docs_commands.py
+        "var-export estimate --model d30 --precision fp16 --batch 8 --device orin-nano-8gb",
+        "var-export triton bundles/var-d16-256-fp16 --repository models",
     ]
-    assert len(blocks("python")) == 1
+    examples = {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")}
+    of_one_line = "docs/triton-protocol.md"
+    assert examples == {"README.md": 1, "docs/editing.md": 1, "docs/smoothing.md": 1, of_one_line: 1}
 
 
 def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs/editing.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    var-run (.*)$", page, re.MULTILINE)
-    assert len(commands) == 3
-    for command in commands:
-        assert var_run([*shlex.split(command), "--overwrite"]) == 0
+    shown = [line for block in blocks("docs/editing.md", "sh") for line in commands(block)]
+    assert len(shown) == 3
+    for line in shown:
+        assert var_run([*shlex.split(line)[1:], "--overwrite"]) == 0
     assert len(list((tmp_path / "out").glob("dog-edited-*.png"))) == 12
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (example,) = blocks("docs/editing.md", "python")
     result: dict[str, object] = {}
     exec(example, result)
     assert result["faces"].images.shape == (3, 64, 64, 3)
@@ -118,10 +170,11 @@ def test_the_smoothing_page_runs_as_written(tmp_path, monkeypatch, demo_smooth_b
     """But for its build, whose name the bundle gets here."""
     monkeypatch.chdir(tmp_path)
     copy_bundle(demo_smooth_bundle, tmp_path / "bundles/var-emoji-demo-fp16-smooth")
-    page = (ROOT / "docs/smoothing.md").read_text(encoding="utf-8")
-    assert var_run(shlex.split(re.search(r"^    var-run (.*)$", page, re.MULTILINE)[1])) == 0
+    build, draw = commands(blocks("docs/smoothing.md", "sh")[0])
+    assert build == "var-export build --smooth"
+    assert var_run(shlex.split(draw)[1:]) == 0
     assert read_png_text(tmp_path / "var-parrot-0.png")["smooth"] == "True"
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (example,) = blocks("docs/smoothing.md", "python")
     result: dict[str, object] = {}
     exec(example, result)
     assert result["result"].images.shape == (2, 64, 64, 3)
@@ -130,7 +183,7 @@ def test_the_smoothing_page_runs_as_written(tmp_path, monkeypatch, demo_smooth_b
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_make_demo(clone):
-    first, second = lines(blocks("sh")[0])
+    first, second = readme(0)
     assert (first, second) == ("make demo", "make test")  # the second is what runs this test
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     said = sh(first, clone, PYTHON=sys.executable, MAKEFLAGS="", VIRTUAL_ENV="")
@@ -145,15 +198,16 @@ def test_pip_install_and_draw(clone, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     bin_dir, empty = tmp_path / "venv/bin", tmp_path / "empty"
     empty.mkdir()
-    install, draw = lines(blocks("sh")[1])
+    install, draw = readme(1)
     sh(install, clone, bin_dir)
     assert "embedded demo" in sh(draw, empty, bin_dir)
     assert (empty / "var-parrot-0.png").is_file()
-    for command in lines(blocks("sh")[3]):
+    for command in readme(3):
         sh(command, empty, bin_dir)
     assert (empty / "samples").is_dir()
     assert (empty / "samples.npz").is_file()
-    (empty / "example.py").write_text(blocks("python")[0].replace("bundles/var-d16-256-fp16", ""), encoding="utf-8")
+    (example,) = blocks("README.md", "python")
+    (empty / "example.py").write_text(example, encoding="utf-8")
     assert "(2, 64, 64, 3) uint8" in sh("python example.py", empty, bin_dir)
     listed = sh("python -m pip list", empty, bin_dir)
     assert not re.search(r"^(torch|onnx)\s", listed, re.MULTILINE), "drawing needs neither torch nor onnx"
@@ -175,7 +229,7 @@ def test_pip_install_and_build(clone, tmp_path):
         ).stdout.strip()
     )
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    install, build = lines(blocks("sh")[2])
+    install, build = readme(2)
     sh(install, clone, bin_dir)
     assert "bundles/var-emoji-demo-fp16" in sh(build, empty, bin_dir)
-    assert "bundles/var-emoji-demo-fp16" in sh(lines(blocks("sh")[1])[1], empty, bin_dir)  # var-run takes the newest
+    assert "bundles/var-emoji-demo-fp16" in sh(readme(1)[1], empty, bin_dir)  # var-run takes the newest

@@ -2,7 +2,7 @@
 
 Layout: `manifest.json`, one `.onnx` file per graph, `weights.bin` (which all graphs reference),
 `golden.npz`, and `plans/` with the engines that were built for GPUs. Nothing is trusted before its size and
-SHA-256 match the manifest. docs/bundle.md has the format.
+SHA-256 match the manifest. docs/bundles.md has the format.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ CONTEXT_BYTES = 300_000_000
 PLAN_OVERHEAD = 0.2
 """Of the weights of `step`, in a TensorRT plan with a static profile per scale: d16 FP16 took 496 MB for 411 MB of
 weights (a trial of this project with TensorRT-RTX 1.7.1; one dynamic profile took 433 MB). It is kernels, which do not
-shrink with the weights (docs/tensorrt.md): in INT8 it counts from the weights in the high precision."""
+shrink with the weights (docs/performance-plans.md): in INT8 it counts from the weights in the high precision."""
 NOT_COUNTED = (
     "scratch memory of the kernels that a runtime chooses, beyond the activations counted",
     "the host's side of the program, where it shares the memory; the encoder; other programs",

@@ -74,7 +74,7 @@ def test_text_is_quoted():
 def test_documentation_has_the_table_of_tensors():
     from pathlib import Path
 
-    page = (Path(__file__).parents[3] / "docs/triton.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/triton-protocol.md").read_text(encoding="utf-8")
     rows = [
         f"| {kind} | `{tensor.name}` | {tensor.dtype} | ({', '.join(('n', *tensor.dims))}) | {tensor.meaning} |"
         for kind, tensors in (("in", INPUTS), ("out", OUTPUTS), ("out, stream", STREAM_OUTPUTS))

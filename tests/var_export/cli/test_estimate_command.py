@@ -18,7 +18,7 @@ from var_export.cli import estimate as estimate_module
 from var_export.cli.main import group
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/sizing.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("sizing.md", "performance-plans.md")]
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "safetensors", "engines.sizing", "engines.draw.pipeline")
 ISSUE = ("estimate", "--model", "d30", "--precision", "fp16", "--batch", "8", "--device", "orin-nano-8gb")
 WITHOUT_TORCH = """
@@ -313,7 +313,7 @@ def test_a_checkpoint_says_how_to_get_torch(tiny_checkpoint):
     assert re.fullmatch(r'Error: .*pip install "var-export\[.*export\]"\n', result.stderr)
 
 
-CONSOLES = re.findall(r"```console\n\$ var-export ([^\n]*)\n(.*?)```", PAGE, re.DOTALL)
+CONSOLES = re.findall(r"```console\n\$ var-export ([^\n]*)\n(.*?)```", "".join(PAGES), re.DOTALL)
 
 
 def test_the_page_has_examples():
@@ -332,7 +332,7 @@ def test_examples_of_the_page_are_what_the_command_prints(call, command, shown):
 def test_the_comparison_of_the_page_is_computed(document):
     """ARPG's table: published images per second, our bound and their ratio, a row each."""
     rows = re.findall(
-        r"^\| (d\d\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE
+        r"^\| (d\d\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGES[1], re.MULTILINE
     )
     assert [row[0] for row in rows] == ["d16", "d20", "d24"]
     for model, published, bound, ratio, gigabytes, counted in rows:
