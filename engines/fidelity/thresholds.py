@@ -31,7 +31,7 @@ class Thresholds:
 # FP16 and BF16: what arithmetic with that rounding gives on the demo (decoder 47 and 42 dB), with room. The encoder is
 # judged by what its tokens look like, and below FP16 by nothing else: a code that wins by a hair at a coarse scale
 # changes every finer one and no image (one image of d16 with random weights kept 18 % in BF16, at a loss of 0 dB).
-# Of smoothing: some times what was measured (docs/performance-fidelity.md); unmixed entries are an error of 0.06 or more.
+# Smoothing: some times what was measured (docs/performance-fidelity.md); unmixed entries are an error of 0.06 or more.
 THRESHOLDS = {
     "fp32": Thresholds(5e-3, 1e-6, 0.999, 0.99, 60.0, 60.0, 0.999, 0.01, 0.999, 60.0, 0.001),
     "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 40.0, 40.0, 0.9, 0.2, 0.98, 40.0, 0.03),

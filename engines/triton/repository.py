@@ -54,7 +54,7 @@ class Model:
     texts: Mapping[str, str]
     """Files by their place in the model's folder."""
     links: Mapping[str, Path] = field(default_factory=dict)
-    """Files of a bundle by their place: linked hard where the file system can, else copied."""
+    """Binary files by their place in it: linked hard where the file system can, else copied."""
 
 
 def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list[Model]:
@@ -88,7 +88,7 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
     }
     return [
         Model(serving.name, unary | code),
-        Model(serving.stream_name, stream | code, _bundle_files(bundle) if embed else {}),
+        Model(serving.stream_name, stream | code, _graphs_of_code() | (_bundle_files(bundle) if embed else {})),
     ]
 
 
@@ -132,11 +132,18 @@ def check_name(name: str) -> None:
 
 def _code() -> dict[str, str]:
     """The runtime's own source, so that the server needs no more than numpy and a runtime."""
+    return {place: file.read_text(encoding="utf-8") for place, file in _files_of_runtime("*.py").items()}
+
+
+def _graphs_of_code() -> dict[str, Path]:
+    """The graphs that the runtime's source runs to probe the machine."""
+    return _files_of_runtime("*.onnx")
+
+
+def _files_of_runtime(pattern: str) -> dict[str, Path]:
     root = Path(engines.__file__).parent
-    files = [file for file in sorted(root.rglob("*.py")) if file.relative_to(root).parts[0] not in _LEFT_OUT]
-    return {
-        f"{VERSION}/{root.name}/{file.relative_to(root).as_posix()}": file.read_text(encoding="utf-8") for file in files
-    }
+    files = [file for file in sorted(root.rglob(pattern)) if file.relative_to(root).parts[0] not in _LEFT_OUT]
+    return {f"{VERSION}/{root.name}/{file.relative_to(root).as_posix()}": file for file in files}
 
 
 def _bundle_files(bundle: Bundle) -> dict[str, Path]:

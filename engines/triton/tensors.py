@@ -1,4 +1,4 @@
-"""The one table of what requests and responses hold. Configurations, models, client and docs/triton-protocol.md read it."""
+"""The one table of what requests and responses hold. Configurations, models, client and docs read it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-PROBE = Path(__file__).parents[2] / "data" / "integer_product.onnx"
+PROBE = Path(__file__).with_name("integer_product.onnx")
 """MatMulInteger of activations uint8 (4, 64) and weights int8 (64, 16), all 127 -> int32 (4, 16)."""
 OPTION = "session.x64quantprecision"
 

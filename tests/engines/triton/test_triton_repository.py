@@ -255,6 +255,6 @@ def test_stock_backends_say_what_they_need(both):
 def test_the_mark_lists_what_was_written(tmp_path):
     write(plan_python(demo, Serving(), embed=False), tmp_path)
     mark = json.loads((tmp_path / "var_stream" / MARK).read_text())
-    assert set(mark["files"]) == set(files(tmp_path / "var_stream")) - {MARK}
+    assert {*mark["files"], *mark["bundle"]} == set(files(tmp_path / "var_stream")) - {MARK}
     shutil.rmtree(tmp_path / "var")
     write(plan_python(demo, Serving(), embed=False), tmp_path)
