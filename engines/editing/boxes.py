@@ -44,9 +44,9 @@ def read_boxes(
 
     Args:
         path: a JSON file of COCO or Ultralytics.
-        picture: whose boxes; its name tells them apart from those of other pictures in the file.
-        width: of the picture, as it is seen.
-        height: likewise.
+        picture: the picture whose boxes are wanted; its name tells them apart from those of others in the file.
+        width: of the picture in pixels, as it is seen.
+        height: of the picture in pixels, as it is seen.
         classes: names or numbers of the classes wanted, any case; all where empty.
         score: the least confidence wanted; what has none counts as certain.
 
@@ -85,7 +85,7 @@ class _Detection:
 
 
 def _inside(box: Box, text: str, width: int, height: int, *, fractions: bool) -> Box:
-    """In pixels, cut to the picture. Raises `UsageError` where nothing is left."""
+    """The box in pixels, cut to the picture. Raises `UsageError` where nothing is left of it."""
     x0, y0, x1, y1 = box
     if not all(map(math.isfinite, box)) or x0 >= x1 or y0 >= y1:
         raise UsageError(f"the box {text} has no area: x0 must be below x1, and y0 below y1")
@@ -149,7 +149,10 @@ def _names(name: str, number: Any) -> frozenset[str]:
 
 
 def _of_picture(found: Iterable[_Detection], path: Path, picture: Path) -> list[_Detection]:
-    """Those of the picture: by name where the file has several; `000000000139.jpg` is COCO's picture 139."""
+    """The detections in one picture, found by its name where the file has several pictures.
+
+    COCO numbers its pictures: `000000000139.jpg` is number 139.
+    """
     found = list(found)
     if len({item.picture for item in found}) <= 1:
         return found

@@ -43,7 +43,7 @@ class Canvas:
         return left, top, side, side
 
     def describe(self, name: str) -> str:
-        """What is done to the picture called `name`, in words."""
+        """A line for people: what is done to the picture called `name`."""
         size = f"{name} has {self.width} x {self.height} pixels"
         scaled = f"at {self.size} x {self.size}"
         if self.width == self.height:

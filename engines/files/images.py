@@ -179,13 +179,16 @@ def load_square(path: Path, size: int) -> Picture:
 
 
 def centred_square(width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of the largest square in the middle."""
+    """Left, top and side, in pixels, of the largest square in the middle of a picture."""
     side = min(width, height)
     return (width - side) // 2, (height - side) // 2, side
 
 
 def resized(picture: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """(h, w, 3) uint8 or (h, w), uint8 or float32, as (height, width, ...): colours with LANCZOS, planes bilinear."""
+    """A picture (h, w, 3) uint8, or a plane (h, w) uint8 or float32, as (height, width, ...).
+
+    Pictures are resized with LANCZOS, planes bilinearly.
+    """
     import numpy as np
     from PIL import Image
 

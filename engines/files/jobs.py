@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 JOB_FILE = "job.json"
 JOB_FORMAT = 1
-MAX_IMAGES = 5_000_000  # of one job: a hundred times the 50,000 of an FID, and some seconds to prepare
+MAX_IMAGES = 5_000_000  # a job has no more: a hundred times the 50,000 of an FID, and some seconds to prepare
 KEY = "key"
 FOREIGN = "exists and is not what this command makes with these settings: move it, or replace it with --overwrite"
 
@@ -59,18 +59,18 @@ class Made:
 
 @dataclass(frozen=True)
 class Job:
-    """The items, with the settings that they share."""
+    """The images to make, in order, with the settings that they share."""
 
     items: tuple[Item, ...]
     settings: Mapping[str, Any]
 
     @cached_property
     def key(self) -> str:
-        """Differs as soon as one image differs, or their order does."""
+        """A hash over the keys of all images in order: another image or another order gives another key."""
         return hash_of([item.key for item in self.items])
 
     def describe(self) -> dict[str, Any]:
-        """What a job.json holds."""
+        """The content of a job.json, as plain JSON types."""
         return {"format": JOB_FORMAT, "key": self.key, "images": len(self.items), **self.settings}
 
 
@@ -84,7 +84,7 @@ class Sink(Protocol):
         """Store a batch."""
 
     def finish(self) -> None:
-        """All items are stored: complete the output."""
+        """Complete the output; all items are stored when this is called."""
 
     def close(self) -> None:
         """Let go of files and locks; whatever was stored stays."""
@@ -183,7 +183,7 @@ def run_job(
 
 
 class Lock:
-    """Holds a folder against a second process that would write the same job; gone with the process."""
+    """A lock on a folder against a second process that would write the same job; it ends with the process."""
 
     def __init__(self, folder: Path) -> None:
         self._fd = os.open(folder, os.O_RDONLY)
@@ -203,7 +203,7 @@ class Lock:
 
 
 def read_job_file(path: Path) -> dict[str, Any] | None:
-    """A job.json that this version wrote; None where it is anything else."""
+    """The content of a job.json that this version wrote; None where the file is anything else."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

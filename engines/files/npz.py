@@ -35,8 +35,8 @@ class NpzRows:
     """A sink: one .npz file with a row of each array for each item of a job.
 
     Args:
-        job: whose rows these are.
-        path: the finished file.
+        job: the job that makes the rows.
+        path: where the finished file goes.
         arrays: shape of a row and dtype, by the name of the array.
         rows: the rows of a batch, by the name of the array; each (B, *shape).
         overwrite: replace a file, or the beginnings of one, that is not this job's.
@@ -112,7 +112,7 @@ class NpzRows:
             self._lock.close()
 
     def _open(self) -> None:
-        """Open the partial files, made on first use: a refused job leaves no trace."""
+        """Open the partial files. They are made on first use, so that a refused job leaves no trace."""
         if self._files:
             return
         self._partial.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ class NpzRows:
         self._files[_DONE] = (self._partial / _DONE).open("r+b")
 
     def _create(self) -> None:
-        """Files of the full size, with holes for the rows; job.json, which makes them count, comes last."""
+        """Make files of the full size, with holes for the rows; job.json, which makes them count, comes last."""
         from numpy.lib import format as npy
 
         (self._partial / JOB_FILE).unlink(missing_ok=True)
@@ -162,7 +162,7 @@ class NpzRows:
         return whole
 
     def _check_file(self, overwrite: bool) -> bool:
-        """Whether the finished file is there; raises where another one would be lost."""
+        """Whether the finished file of this job is there. Raises `UsageError` where another one would be lost."""
         if self._path.is_dir():
             raise UsageError(f"{self._path} is a folder: choose another name")
         if not self._path.exists():
@@ -174,7 +174,7 @@ class NpzRows:
         return False
 
     def _check_partial(self, overwrite: bool) -> bool:
-        """Whether rows of this job are there; raises where rows of another one would be lost."""
+        """Whether rows of this job are there. Raises `UsageError` where rows of another job would be lost."""
         if not self._partial.exists():
             return False
         if self._holds_key(self._partial):

@@ -35,7 +35,7 @@ class Pictures:
     """A sink of PNG files, each written atomically, with its settings as text inside.
 
     Args:
-        job: whose images these are.
+        job: the job that makes the images.
         paths: one file per item, in order.
         text: the text chunks of an item's picture, beside its key.
         folder: the folder that belongs to this job alone and gets a job.json; None: no such folder.
@@ -115,7 +115,7 @@ class Pictures:
                 part.unlink(missing_ok=True)
 
     def _check_folder(self, folder: Path) -> bool:
-        """Whether the folder is this job's already; False: it is free, or may be taken."""
+        """Whether the folder is this job's already. Raises `UsageError` where it may not be taken from another job."""
         record = folder / JOB_FILE
         if not record.exists():
             return False
@@ -140,9 +140,9 @@ class Grid:
     """A sink of one picture with all images of a job, in their order.
 
     Args:
-        job: whose images these are.
-        path: the picture.
-        text: its text chunks, beside its key.
+        job: the job that makes the images.
+        path: where the picture goes.
+        text: the text chunks of the picture, beside its key.
         files: where the images lie by the time the job is done; empty: nowhere else, and they are kept in
             memory, so that an interrupted job starts again.
         side: pixels of an image along one side.
@@ -195,7 +195,7 @@ class Grid:
 def check_file(path: Path, key: str, overwrite: bool = False) -> bool:
     """Whether `path` is a whole picture with this key already.
 
-    Raises `UsageError` where it is something else, which `overwrite` was not given for.
+    Raises `UsageError` where it is something else and `overwrite` was not given.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder: choose another name with --out")

@@ -44,14 +44,14 @@ class Capability:
     what: str
     usable: bool
     reason: str
-    """What makes it usable, or what is missing."""
+    """What the capability rests on, or what is missing."""
     fix: str | None = None
-    """The command that makes it usable; None where it is, or where this version has no way."""
+    """The command that brings the capability; None where it is there, or where no command helps."""
 
 
 @dataclass(frozen=True)
 class DemoState:
-    """The embedded demo bundle."""
+    """Whether the embedded demo bundle is there and whole, and what is wrong with it."""
 
     path: Path
     present: bool
@@ -139,7 +139,7 @@ def warnings(versions: dict[str, str | None], machine: Machine) -> list[str]:
 
 
 def demo_state(path: Path) -> DemoState:
-    """Whether the embedded demo bundle is there and whole."""
+    """Look for the embedded demo bundle and verify its files."""
     if not (path / MANIFEST).is_file():
         return DemoState(path, False, False, "not part of this installation; make one with: var-export build")
     try:
@@ -176,7 +176,7 @@ class _Gpu:
 
     @property
     def absent(self) -> bool:
-        """There is none that CUDA can use, and `problem` says all there is to say."""
+        """Whether there is no GPU that CUDA can use; `problem` then says why."""
         return self.name is None and self.fix is None
 
 

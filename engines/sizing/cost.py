@@ -36,13 +36,13 @@ class Weight:
     """A trained matrix or kernel with its bias, of one layer or of several that are alike."""
 
     layers: tuple[str, ...]
-    """Names, as `engines.spec.policy` knows them."""
+    """Names of the layers, as `engines.spec.policy` knows them."""
     inside: int
-    """Terms of a sum: input channels, times the cells of a kernel."""
+    """Terms that each output sums: input channels, times the cells of a kernel."""
     outside: int
-    """Output channels."""
+    """Number of output channels."""
     way: str = FLOAT
-    """How they are computed: one of `engines.spec.policy.METHODS`."""
+    """How the layers are computed: one of `engines.spec.policy.METHODS`."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,29 @@ class Operation:
     name: str
     kind: str
     dtype: str
-    """Type it computes in: `fp32`, `fp16`, `bf16` or `int8`."""
+    """The type that the product is computed in: `fp32`, `fp16`, `bf16` or `int8`."""
     flops: int
     weight_bytes: int
-    """Of constants: the matrix or kernel, and the bias that is added to the product."""
+    """Bytes of the constants: the matrix or kernel, and the bias that is added to the product."""
     read_bytes: int
-    """Of the operands that are activations."""
+    """Bytes of the operands that are activations."""
     write_bytes: int
-    """Of the result."""
+    """Bytes of the result."""
     held_bytes: int = 0
-    """Of other activations that a later operation needs, so that they are in memory meanwhile."""
+    """Bytes of other activations that a later operation needs, so that they stay in memory meanwhile."""
     count: int = 1
-    """How many times it runs in the call, each with weights of its own."""
+    """How many times the operation runs in the call, each time with weights of its own."""
     weight: Weight | None = None
-    """What an INT8 bundle may hold in 8 bits: `engines.sizing.quantised`."""
+    """The weight, where an INT8 bundle may hold it in 8 bits (`engines.sizing.quantised`)."""
 
     @property
     def live_bytes(self) -> int:
-        """Activations in memory while it runs."""
+        """Bytes of activations in memory while the operation runs."""
         return self.read_bytes + self.write_bytes + self.held_bytes
 
 
 def total_flops(operations: Iterable[Operation]) -> dict[str, int]:
-    """FLOPs by the type they are computed in."""
+    """FLOPs of all operations, by the type that they are computed in."""
     flops: dict[str, int] = {}
     for op in operations:
         flops[op.dtype] = flops.get(op.dtype, 0) + op.flops * op.count
@@ -82,7 +82,7 @@ def total_flops(operations: Iterable[Operation]) -> dict[str, int]:
 
 
 def total_weights(operations: Iterable[Operation], *kinds: str) -> int:
-    """Bytes of constants, of operations of these kinds or of all."""
+    """Bytes of the constants of all operations, or of those of some kinds."""
     return sum(op.weight_bytes * op.count for op in operations if not kinds or op.kind in kinds)
 
 
@@ -116,8 +116,10 @@ def cond_operations(config: ModelConfig, precision: str, labels: int) -> list[Op
 
 
 def next_tokens(config: ModelConfig, scale: int, form: str) -> int:
-    """Tokens M that a step prepares: of the next scale. Nothing follows the last: the loop asks for one token that
-    nobody reads, and the fused graph leaves the preparation out.
+    """Number of tokens M that the step at `scale` prepares: those of the next scale.
+
+    Nothing follows the last scale. The loop then asks for one token, which nobody reads; the fused graph leaves the
+    preparation out.
     """
     if scale + 1 < config.num_scales:
         return config.scale_lengths[scale + 1]

@@ -41,7 +41,7 @@ class _Layers:
         )
 
     def resnet(self, name: str, inside: int, outside: int, side: int) -> None:
-        """Two convolutions of normalised maps, added to the input; the input waits for that."""
+        """Two convolutions of normalised maps, added to the input, which stays in memory until then."""
         waiting = self.map_bytes(inside, side)
         self.norms += inside + outside
         self.conv(f"{name}.conv1", inside, outside, side, held=waiting)
@@ -105,5 +105,5 @@ def decode_operations(config: ModelConfig, precision: str, images: int) -> list[
 
 
 def decode_norm_bytes(config: ModelConfig) -> int:
-    """Bytes of the scales and shifts of its normalisations, float32 in every precision."""
+    """Bytes of the scales and shifts of the decoder's normalisations, float32 in every precision."""
     return 2 * _layers(config, "fp32", 1).norms * BYTES["fp32"]

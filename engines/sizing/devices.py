@@ -1,7 +1,7 @@
 """Devices by name, from `engines/data/devices.json`: memory, bandwidth and dense peaks, each figure with its source.
 
 A peak is SM count x rated boost clock x FLOP a clock and SM, as vendors state theirs. A card that clocks higher than
-rated moves it by as much. `cpu` is the machine at hand: its memory is known, its peaks are not.
+rated has a higher peak by as much. `cpu` is the machine at hand: its memory is known, its peaks are not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Source:
     says: str
     url: str | None
     date: str
-    """Of the page, or of the day it was read."""
+    """Date of the page, or of the day when it was read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,41 +42,41 @@ class Device:
     name: str
     title: str
     mode: str | None
-    """Power mode of a Jetson."""
+    """Power mode of a Jetson; None for other devices."""
     compute_capability: str
     memory_bytes: int
-    """Nominal."""
+    """Memory as the vendor states it."""
     reported_bytes: int
-    """What the operating system or the driver shows."""
+    """Memory as the operating system or the driver shows it."""
     system_bytes: int
-    """What a headless operating system takes of it, where it lives in the same memory."""
+    """What a headless operating system takes of the memory, where GPU and host share it; else 0."""
     shared_memory: bool
     bandwidth: float
-    """Bytes per second."""
+    """Bytes per second between memory and chip."""
     cache_bytes: int
-    """Last-level cache of the GPU."""
+    """Size of the GPU's last-level cache."""
     peaks: Mapping[str, float]
     """Dense FLOP or OP per second: fp32 (no TF32), fp16 and bf16 accumulated in FP32, fp16_fast in FP16, int8.
     Empty for the CPU at hand.
     """
     targets: tuple[str, ...]
-    """Of this project, those that run there."""
+    """Targets of `var-export build` that run on the device."""
     page: str | None
     sources: Mapping[str, Source]
-    """By figure: units, clock, bandwidth, cache, memory, reported, rates (one each of several), system."""
+    """Where each figure comes from; keys: units, clock, bandwidth, cache, memory, reported, rates 0 ..., system."""
 
     @property
     def usable_bytes(self) -> int:
-        """What is left for a program."""
+        """Bytes of memory that are left for a program."""
         return self.reported_bytes - self.system_bytes
 
     @property
     def is_cpu(self) -> bool:
-        """The machine at hand, without a GPU."""
+        """Whether this is the machine at hand, without a GPU."""
         return self.name == CPU
 
     def check(self, precision: str) -> None:
-        """Raise `UsageError` where nothing is computed in a precision there."""
+        """Raise `UsageError` where the device computes nothing in this precision."""
         if self.is_cpu and precision not in CPU_PRECISIONS:
             raise UsageError(f"a CPU computes {precision} graphs in fp32: ask for --precision fp32 or int8 there")
         if not self.supports(precision):
@@ -94,11 +94,11 @@ class Device:
         return max(self.peaks[precision], self.peaks.get(f"{precision}_fast", 0.0))
 
     def supports(self, precision: str) -> bool:
-        """Whether it has units for a precision."""
+        """Whether the device computes in this precision."""
         return precision in (CPU_PRECISIONS if self.is_cpu else self.peaks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, every figure with its source."""
+        """The device as plain JSON types, every figure with its source."""
         return {
             "name": self.name,
             "title": self.title,

@@ -16,13 +16,13 @@ from engines.sizing.roofline import Bound, bound, cond_work, decode_work, slower
 from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, INT8, LEVELS, PRECISIONS
 from engines.spec.config import ModelConfig
 
-_SMALLER = {"fp32": ("fp16", "int8"), "fp16": ("int8",), "bf16": ("int8",)}  # which take less memory
+_SMALLER = {"fp32": ("fp16", "int8"), "fp16": ("int8",), "bf16": ("int8",)}  # precisions that take less memory
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/graphs/trace.py`)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is to run."""
+    """What is to run: a model, a batch, and the choices that decide its memory and time."""
 
     config: ModelConfig
     precision: str = "fp16"
@@ -31,15 +31,15 @@ class Workload:
     guidance: bool = True
     max_top_k: int = DEFAULT_MAX_TOP_K
     smooth: bool = False
-    """Of a bundle that was built with smoothing."""
+    """Whether the bundle was built with smoothing, whose buffers it then has."""
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
     level: int = DEFAULT_LEVEL
-    """Of INT8: how much is quantised (`engines.spec.policy`)."""
+    """How much is quantised in INT8: a level of `engines.spec.policy`."""
     ways: Mapping[str, str] | None = None
-    """Of INT8: how each layer is computed, where a bundle says so; by the level otherwise."""
+    """How each layer is computed, where an INT8 bundle says so; None: the level decides."""
     target: str = "tensorrt"
-    """Of INT8: `tensorrt` for GPUs, `onnxruntime` for the CPU, whose forms differ."""
+    """Which form of INT8 is meant: that of `tensorrt` for GPUs, or that of `onnxruntime` for the CPU."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -65,7 +65,7 @@ class Workload:
 
     @cached_property
     def quantisation(self) -> Quantisation:
-        """Which layers are in INT8."""
+        """Which layers are in INT8, and how they are computed."""
         if self.precision != INT8:
             return FLOATS
         if self.ways is not None:
@@ -81,7 +81,7 @@ class Workload:
         return dataclasses.replace(self, target=target)
 
     def memory(self) -> Memory:
-        """What it needs."""
+        """The bytes that the workload needs on its device."""
         return memory(
             self.config,
             self.high,
@@ -121,22 +121,22 @@ class Estimate:
 
     @cached_property
     def memory(self) -> Memory:
-        """Bytes that must be there at once."""
+        """Bytes that must be in memory at once."""
         return self.workload.memory()
 
     @property
     def usable_bytes(self) -> int:
-        """Of the device."""
+        """Bytes of the device's memory that a program can use."""
         return self.device.usable_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the bytes that are counted and the allowance fit."""
+        """Whether the bytes that are counted, with the allowance for the runtime, fit the device."""
         return self.memory.total <= self.usable_bytes
 
     @cached_property
     def largest_batch(self) -> int:
-        """Most images that fit; 0 where none does."""
+        """The largest number of images at once that fits; 0 where none does."""
         low, high = 0, MAX_BATCH
         while low < high:
             middle = (low + high + 1) // 2
@@ -162,7 +162,7 @@ class Estimate:
 
     @cached_property
     def scales(self) -> list[Bound]:
-        """The transformer, scale by scale."""
+        """The least time of each scale of the transformer."""
         load = self.workload
         return [
             bound(
@@ -184,13 +184,13 @@ class Estimate:
 
     @cached_property
     def cond(self) -> Bound:
-        """The conditioning of every row. The stepwise form keeps it per class: only the fused one repeats it."""
+        """The least time of the conditioning. Only the fused form repeats it: stepwise keeps its results per class."""
         load = self.workload
         return bound(cond_work(load.config, load.high, load.rows, load.quantisation), self.device)
 
     @cached_property
     def decode(self) -> Bound | None:
-        """The decoder, where it is wanted."""
+        """The least time of the decoder; None where only tokens are wanted."""
         load = self.workload
         if load.tokens_only:
             return None
@@ -198,14 +198,14 @@ class Estimate:
 
     @property
     def calls(self) -> list[Bound]:
-        """All that happens for each batch, one after another."""
+        """The calls of each batch, in the order in which they follow one another."""
         first = [self.cond] if self.workload.form == "fused" else []
         last = [] if self.decode is None else [self.decode]
         return [*first, *self.scales, *last]
 
     @property
     def seconds(self) -> float:
-        """The least time of one batch."""
+        """The least seconds that one batch takes."""
         return sum(call.seconds for call in self.calls)
 
     @property
@@ -215,7 +215,7 @@ class Estimate:
 
     @property
     def bound_by(self) -> str:
-        """`memory` or `compute`: what binds the larger part of that time."""
+        """`memory` or `compute`: what binds the larger part of a batch's time."""
         return slower_side(self.calls)
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from engines.spec import contract
 from engines.spec.config import ModelConfig, num_phi
 
 CONTEXT_BYTES = 300_000_000
-"""Of a CUDA context whose kernels are loaded when used: github.com/pytorch/pytorch/issues/107667 (2023-08-28)."""
+"""What a CUDA context takes whose kernels are loaded when used: github.com/pytorch/pytorch/issues/107667 (2023)."""
 PLAN_OVERHEAD = 0.2
-"""Of the weights of `step`, in a TensorRT plan with a static profile per scale: d16 FP16 took 496 MB for 411 MB of
-weights (a trial of this project with TensorRT-RTX 1.7.1; one dynamic profile took 433 MB). It is kernels, which do not
-shrink with the weights (docs/performance-plans.md): in INT8 it counts from the weights in the high precision."""
+"""What a TensorRT plan with a static profile per scale takes beyond the weights of `step`, as a share of them: d16 in
+FP16 took 496 MB for 411 MB of weights (TensorRT-RTX 1.7.1; one dynamic profile took 433 MB). These are kernels, which
+do not shrink with the weights (docs/performance-plans.md): in INT8 the share is of the weights in high precision."""
 NOT_COUNTED = (
     "scratch memory of the kernels that a runtime chooses, beyond the activations counted",
     "the host's side of the program, where it shares the memory; the encoder; other programs",
@@ -36,10 +36,10 @@ _FLOAT, _LONG = BYTES["fp32"], 8
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the device."""
+    """Bytes that a workload takes on a device, part by part."""
 
     transformer: int
-    """Weights of `step`, with sampler and quantiser."""
+    """Weights of `step`, with those of sampler and quantiser."""
     conditioning: int
     """Weights of `cond`."""
     decoder: int
@@ -48,29 +48,29 @@ class Memory:
     """Resampling matrices and position embeddings."""
     kv_cache: int
     loop_buffers: int
-    """What else the loop allocates: inputs, outputs, feature maps."""
+    """All else that the scale loop allocates: inputs, outputs, feature maps."""
     step_activations: int
     decoder_activations: int
-    """Never needed at the same time as those of `step`."""
+    """Activations of `decode`, which are never needed at the same time as those of `step`."""
     by_way: Mapping[str, int]
-    """Of the weights, those of layers, by the way these are computed (`engines.spec.policy.METHODS`)."""
+    """Bytes of the layers' weights, by the way the layers are computed (`engines.spec.policy.METHODS`)."""
     allowance: int
-    """For the CUDA context and what a plan holds beside its weights; none on the CPU."""
+    """Estimate for the CUDA context and for what a plan holds beside its weights; 0 on the CPU."""
 
     @property
     def weights(self) -> int:
-        """All that a bundle holds and this workload uses."""
+        """Bytes of all constants of a bundle that the workload uses."""
         return self.transformer + self.conditioning + self.decoder + self.scale_constants
 
     @property
     def counted(self) -> int:
-        """Together, with `step` and `decode` sharing one scratch area: no run needs less."""
+        """Bytes that no run does without: `step` and `decode` share one scratch area."""
         scratch = max(self.step_activations, self.decoder_activations)
         return self.weights + self.kv_cache + self.loop_buffers + scratch
 
     @property
     def total(self) -> int:
-        """What a device should have."""
+        """Bytes that a device should have: what is counted and the allowance."""
         return self.counted + self.allowance
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def memory(
     quantisation: Quantisation = FLOATS,
     on_gpu: bool = True,
 ) -> Memory:
-    """What B images in N rows need.
+    """Count the bytes that B images in N rows of the transformer need.
 
     Args:
         config: the model.
@@ -216,7 +216,7 @@ def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: 
 
 
 def _smoothing(config: ModelConfig) -> int:
-    """Of one image: noise, mixed entries, and whether it is wanted."""
+    """Bytes that smoothing adds per image: noise, mixed entries, and whether it is wanted."""
     return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT + 1
 
 

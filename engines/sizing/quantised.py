@@ -32,7 +32,7 @@ class Quantisation:
     target: str = "onnxruntime"
     """Which form quantised weights have: `onnxruntime` (CPU) or `tensorrt`."""
     ways: Mapping[str, str] = field(default_factory=dict)
-    """By layer, one of `engines.spec.policy.METHODS`; a layer that is not here is in floating point."""
+    """How each layer is computed (`engines.spec.policy.METHODS`); a layer that is not here is in floating point."""
 
     def apply(self, operations: Iterable[Operation]) -> list[Operation]:
         """The operations with INT8 where the ways say so: one that stands for several layers becomes one a way."""
@@ -53,7 +53,7 @@ class Quantisation:
         return applied
 
     def _weight_bytes(self, weight: Weight) -> int:
-        """Of one layer: integers, scales, zero points and bias."""
+        """Bytes of one layer in INT8: integers, scales, zero points and bias."""
         K, N = weight.inside, weight.outside
         if weight.way == PER_TOKEN:
             return N * (K + _SCALE + 1 + _SCALE)  # the last: a bias in float32
@@ -70,7 +70,7 @@ FLOATS = Quantisation()
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """Of `cond`, `step` and `decode`, which an estimate counts."""
+    """Names of the layers of `cond`, `step` and `decode`, the graphs that an estimate counts."""
     operations = [
         *cost.cond_operations(config, "fp32", 1),
         *cost.step_operations(config, "fp32", 0, images=1, rows=1, max_top_k=1),

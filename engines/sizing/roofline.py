@@ -27,11 +27,11 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
 
 @dataclass(frozen=True)
 class Work:
-    """What one call does at least."""
+    """What one graph call does at least: operations, and bytes that cross the memory bus."""
 
     name: str
     flops: Mapping[str, int]
-    """By the type they are computed in."""
+    """Operations by the type that they are computed in."""
     read: Mapping[str, int]
     """Bytes that come from memory, by what they are."""
     written: Mapping[str, int]
@@ -44,11 +44,11 @@ class Bound:
     work: Work
     memory_seconds: float
     compute_seconds: Mapping[str, float]
-    """By type: tensor cores and other cores work side by side, the types of the tensor cores in turns."""
+    """Seconds by type. Tensor cores and other cores work side by side, the types of the tensor cores in turns."""
 
     @property
     def seconds(self) -> float:
-        """At least this long."""
+        """The least seconds: the slowest of memory, tensor cores and other cores."""
         others = self.compute_seconds.get("fp32", 0.0)
         tensor_cores = sum(time for dtype, time in self.compute_seconds.items() if dtype != "fp32")
         return max(self.memory_seconds, others, tensor_cores)
@@ -89,7 +89,7 @@ def slower_side(bounds: Iterable[Bound]) -> str:
 
 
 def tensor_bytes(infos: Iterable[contract.TensorInfo], sizes: Mapping[str, int]) -> int:
-    """Bytes of graph tensors, their varying dimensions being `sizes`."""
+    """Bytes of graph tensors whose varying dimensions have these `sizes`."""
     total = 0
     for info in infos:
         count = 1
@@ -100,7 +100,7 @@ def tensor_bytes(infos: Iterable[contract.TensorInfo], sizes: Mapping[str, int])
 
 
 def cache_bytes(config: ModelConfig, precision: str, tokens: int, rows: int) -> int:
-    """Keys and values of so many tokens, all blocks."""
+    """Bytes of the keys and values of all blocks, for some tokens in some rows."""
     return 2 * config.transformer.depth * tokens * rows * config.transformer.width * BYTES[precision]
 
 
@@ -165,13 +165,13 @@ def _modulation_bytes(config: ModelConfig, rows: int) -> int:
 
 
 def cond_work(config: ModelConfig, precision: str, labels: int, quantisation: Quantisation = FLOATS) -> Work:
-    """The conditioning of so many labels, of which the fused graph does one per row in every call."""
+    """The conditioning of some labels; the fused graph does one label per row in every call."""
     operations = quantisation.apply(cost.cond_operations(config, precision, labels))
     return Work("cond", cost.total_flops(operations), {"weights": cost.total_weights(operations)}, {})
 
 
 def decode_work(config: ModelConfig, precision: str, images: int, quantisation: Quantisation = FLOATS) -> Work:
-    """The decoder."""
+    """A call of `decode` for B images."""
     operations = quantisation.apply(decode_operations(config, precision, images))
     weights = cost.total_weights(operations) + decode_norm_bytes(config)
     inputs, outputs = contract.resolve(contract.DECODE, config, "fp32")

@@ -17,11 +17,11 @@ from typing import Any
 
 from engines.errors import UsageError
 
-# How the golden run smooths, with as many entries kept as the bundle sorts: so that many are mixed, whatever sampling
-# it recommends. One coarse map of them is seen in an image.
+# How the golden run smooths. As many entries are kept as the bundle sorts, so that many are mixed, whatever sampling
+# the bundle recommends; at MIXED_SCALE alone, so that one coarse map of mixed entries is seen in the image.
 SMOOTH_CHECK = {"temperature": 2.0, "top_p": 0.0}
 MIXED_SCALE = 1
-HEAD_DIM = 64  # of every official model: heads = width / 64
+HEAD_DIM = 64  # channels of a head in every official model: heads = width / 64
 
 
 def _require(condition: bool, message: str) -> None:
@@ -61,7 +61,7 @@ class VaeConfig:
     quant_resi: float = 0.5
     """phi(x) = quant_resi * conv(x) + (1 - quant_resi) * x; 0 stands for no phi at all."""
     share_quant_resi: int = 4
-    """0: one phi per scale; 1: one for all; K: K of them spread over the scales."""
+    """How many phis there are. 0: one per scale; 1: one for all scales; K: K of them spread over the scales."""
     using_znorm: bool = False
     using_sa: bool = True
     using_mid_sa: bool = True

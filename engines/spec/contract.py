@@ -31,7 +31,7 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """numpy name, or `cache`."""
+    """Name of the element type in numpy, or `cache`."""
     dims: tuple[str, ...]
     meaning: str
 
@@ -183,7 +183,7 @@ PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode"
 
 
 SMOOTHING = ("smooth", "noise", "mixing", "mixed")
-"""Which only the graphs of a bundle that was built with smoothing take and give."""
+"""Inputs and outputs that only the graphs of a bundle that was built with smoothing have."""
 
 # A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
 GOLDEN_ARRAYS = {
@@ -201,7 +201,7 @@ GOLDEN_ARRAYS = {
     "log_sum_exp": "float64 (G, T), over the whole vocabulary",
     "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
 }
-# Of a bundle built with smoothing, beside those: what smoothing makes of the same logits, with the noise of the seeds.
+# A bundle built with smoothing has these too: what smoothing makes of the same logits, with the noise of the seeds.
 SMOOTH_ARRAYS = {
     "heaviest": "int64 (G, T), the entries of the codebook that weigh most",
     "mixed": "float32 (G, T, Z), the entries mixed",
@@ -244,7 +244,7 @@ def resolve(
 ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
 
-    `smooth`: of a bundle that was built with smoothing.
+    `smooth`: whether the bundle was built with smoothing.
     """
     sizes = _sizes(config)
 

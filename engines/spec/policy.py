@@ -13,7 +13,7 @@ from engines.errors import UsageError
 from engines.spec.choices import LEVELS, ONNXRUNTIME
 
 LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
-"""Of the transformer's layers, by the last part of their names."""
+"""What the transformer's layers do, which is the last part of their names."""
 CONVOLUTION, ADALN, OTHER = "conv", "adaln", "other"
 FLOAT, STATIC, PER_TOKEN, PER_BLOCK = "float", "static", "per-token", "per-block"
 """Ways to compute a layer.
@@ -32,7 +32,7 @@ _ROLES = {1: (CONVOLUTION,), 2: ("qkv", "proj", "fc1"), 3: ("fc2", "head")}
 
 
 def role_of(name: str) -> str:
-    """What a layer does: one of `LINEAR_ROLES`, `CONVOLUTION` (decoder and encoder), `ADALN` (`cond`), or `OTHER`."""
+    """The role of a layer: one of `LINEAR_ROLES`, `CONVOLUTION` (decoder, encoder), `ADALN` (`cond`), or `OTHER`."""
     graph, _, path = name.partition("/")
     if graph == "cond":
         return ADALN
@@ -64,9 +64,10 @@ def assign(
         include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges.
         exclude: patterns to leave as they are; they win.
 
-    On the CPU fc1 and fc2, whose inputs no range fits for all tokens, have ranges per token at level 2. AdaLN, and head
-    where it is not static, are per block, which takes the most time and loses the least: for the size of their weights.
-    Level 3 is static: the fastest.
+    On the CPU, fc1 and fc2 have ranges per token at level 2, since no range fits their inputs for all tokens. AdaLN,
+    and the head where it is not static, are per block: that takes the most time and loses the least, and it makes
+    their weights small. Level 3 is static and the fastest.
+
     Raises `UsageError` for a pattern that fits no layer, and for AdaLN with static ranges.
 
     """
