@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from engines.errors import CheckpointError, UsageError
 from engines.spec.config import HEAD_DIM, ModelConfig, TransformerConfig, VaeConfig
-from var_export.checkpoint.settings import Setting, Settings, Value
-from var_export.checkpoint.state_shapes import missing_error
+from var_export.checkpoint.settings import Setting, Settings, Value, check_derived, shown
+from var_export.checkpoint.strictness import Weights
 
 # Scales of the official models (`utils/arg_util.py`: 256, 512 and 1024 pixels) and of the embedded demo. No two
 # have the same number of tokens.
@@ -34,63 +32,25 @@ _PHI = "quantize.quant_resi."
 _NAMELESS = "unnamed"
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A value that tensors say, and the file that holds them."""
-
-    value: Value
-    file: str
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One state dict with its file, as messages call it, and the name of what it should be."""
-
-    state: Mapping[str, Tensor]
-    file: str
-    what: str
-
-    def need(self, keys: Iterable[str]) -> None:
-        """Raise `CheckpointError` where one of `keys` is not there."""
-        missing = [key for key in keys if key not in self.state]
-        if missing:
-            raise missing_error(missing, self.file, self.what)
-
-    def size(self, key: str, axis: int, *, ndim: int) -> int:
-        """Length of one axis of a tensor that must have `ndim` of them, none empty."""
-        self.need([key])
-        shape = tuple(self.state[key].shape)
-        if len(shape) != ndim or 0 in shape:
-            raise CheckpointError(
-                f"{self.file}: {key} has the shape {shape} where {ndim} dimensions are needed: "
-                "it is damaged, or of another architecture"
-            )
-        return shape[axis]
-
-    def count(self, prefix: str) -> int:
-        """How many different parts follow `prefix` in the keys."""
-        return len({key[len(prefix) :].split(".", 1)[0] for key in self.state if key.startswith(prefix)})
-
-    def has(self, prefix: str, inside: str = "") -> bool:
-        """Whether a key starts with `prefix` and contains `inside`."""
-        return any(key.startswith(prefix) and inside in key for key in self.state)
-
-
 def infer_config(var: Weights, vae: Weights, settings: Settings) -> ModelConfig:
     """Configuration of a pair; its name is the setting `name`, or a placeholder.
 
     Raises `CheckpointError` where a tensor that is needed is not there, the two files do not belong
     together, or `settings` contradict the tensors.
     """
-    var_facts, vae_facts = _transformer_facts(var), _vae_facts(vae)
-    _check_pair(var, var_facts, vae, vae_facts)
-    facts = {**var_facts, **vae_facts}
+    facts = _transformer_facts(var) | _vae_facts(vae)
+    _check_pair(var, vae, facts)
     scales = _scales(var, settings.get("patch_nums"))
-    _check_settings(facts | {"patch_nums": Fact(scales, var.file)}, settings)
-    _check_phi(vae, facts, settings, scales)
+    facts["patch_nums"] = scales
+    for key, setting in settings.items():
+        if key in facts and not _same(setting.value, facts[key]):
+            raise CheckpointError(
+                f"{setting.origin} says {key} = {shown(setting.value)}, but the tensors of "
+                f"{(vae if key.startswith('vae.') else var).file} say {shown(facts[key])}: correct or remove it"
+            )
+    _check_phi(vae, facts, settings, len(scales))
 
-    values: dict[str, Value] = {key: setting.value for key, setting in settings.items()}
-    values |= {key: fact.value for key, fact in facts.items()}
+    values = {key: setting.value for key, setting in settings.items()} | facts
     if "transformer.heads" not in values:
         values["transformer.heads"] = _official_heads(var.size("word_embed.weight", 0, ndim=2), var.file)
     groups = {"vae": VaeConfig, "transformer": TransformerConfig}
@@ -102,11 +62,11 @@ def infer_config(var: Weights, vae: Weights, settings: Settings) -> ModelConfig:
         config = ModelConfig.from_dict({"name": values.get("name", _NAMELESS), "patch_nums": scales, **chosen})
     except UsageError as error:
         raise CheckpointError(f"{var.file} with {vae.file}: {error}; correct a wrong value with --set") from error
-    _check_derived(config, settings)
+    check_derived(config, settings)
     return config
 
 
-def _transformer_facts(var: Weights) -> dict[str, Fact]:
+def _transformer_facts(var: Weights) -> dict[str, Value]:
     var.need(["word_embed.weight", "class_emb.weight", "pos_1LC", "lvl_embed.weight", "head.weight"])
     width, mlp_hidden = var.size("word_embed.weight", 0, ndim=2), var.size("blocks.0.ffn.fc1.weight", 0, ndim=2)
     values: dict[str, Value] = {
@@ -120,18 +80,12 @@ def _transformer_facts(var: Weights) -> dict[str, Fact]:
     }
     if values["transformer.attn_l2_norm"]:
         values["transformer.heads"] = var.size("blocks.0.attn.scale_mul_1H11", 1, ndim=4)
-    return {key: Fact(value, var.file) for key, value in values.items()}
+    return values
 
 
-def _vae_facts(vae: Weights) -> dict[str, Fact]:
-    vae.need(
-        [
-            "quantize.embedding.weight",
-            "encoder.conv_in.weight",
-            "quant_conv.weight",
-            "decoder.up.0.block.0.conv2.weight",
-        ]
-    )
+def _vae_facts(vae: Weights) -> dict[str, Value]:
+    finest = "decoder.up.0.block.0.conv2.weight"
+    vae.need(["quantize.embedding.weight", "encoder.conv_in.weight", "quant_conv.weight", finest])
     ch = vae.size("encoder.conv_in.weight", 0, ndim=4)
     levels = vae.count("decoder.up.")
     widths = [vae.size(f"decoder.up.{i}.block.0.conv2.weight", 0, ndim=4) for i in range(levels)]
@@ -159,7 +113,7 @@ def _vae_facts(vae: Weights) -> dict[str, Fact]:
         values["vae.share_quant_resi"] = 0
     else:
         values["vae.quant_resi"] = 0.0  # no phi at all, so how they are shared does not matter
-    return {key: Fact(value, vae.file) for key, value in values.items()}
+    return values
 
 
 def _scales(var: Weights, setting: Setting | None) -> tuple[int, ...]:
@@ -171,7 +125,7 @@ def _scales(var: Weights, setting: Setting | None) -> tuple[int, ...]:
         scales = tuple(int(side) for side in setting.value) if isinstance(setting.value, tuple) else ()
         if (total := sum(side * side for side in scales)) != tokens or len(scales) != count:
             raise CheckpointError(
-                f"{setting.origin} says patch_nums = {_shown(scales)}, {total} tokens in {len(scales)} scales, but the "
+                f"{setting.origin} says patch_nums = {shown(scales)}, {total} tokens in {len(scales)} scales, but the "
                 f"tensors of {var.file} say {tokens} tokens in {count} scales: correct or remove it"
             )
         return scales
@@ -198,20 +152,21 @@ def _scales_from_levels(var: Weights) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def _check_pair(var: Weights, var_facts: Mapping[str, Fact], vae: Weights, vae_facts: Mapping[str, Fact]) -> None:
+def _check_pair(var: Weights, vae: Weights, facts: Mapping[str, Value]) -> None:
     """Whether the transformer was trained on the tokens of this VQ-VAE."""
     for key, of_var, what in (
         ("vae.z_channels", var.size("word_embed.weight", 1, ndim=2), "latent channels"),
         ("vae.vocab_size", var.size("head.weight", 0, ndim=2), "tokens in the vocabulary"),
     ):
-        if of_var != vae_facts[key].value:
+        if of_var != facts[key]:
             raise CheckpointError(
                 f"{var.file} and {vae.file} do not belong together: the transformer has {of_var} {what}, the VQ-VAE "
-                f"{vae_facts[key].value}; pass the VQ-VAE that it was trained on with --vae"
+                f"{facts[key]}; pass the VQ-VAE that it was trained on with --vae"
             )
 
 
-def _check_phi(vae: Weights, facts: Mapping[str, Fact], settings: Settings, scales: tuple[int, ...]) -> None:
+def _check_phi(vae: Weights, facts: Mapping[str, Value], settings: Settings, num_scales: int) -> None:
+    """Whether the phi convolutions that are there agree with the ratio that is set and with the number of scales."""
     if "vae.quant_resi" in facts:
         return
     setting = settings.get("vae.quant_resi")
@@ -220,41 +175,11 @@ def _check_phi(vae: Weights, facts: Mapping[str, Fact], settings: Settings, scal
             f"{setting.origin} says vae.quant_resi = {setting.value}, which leaves no phi, but {vae.file} holds "
             "phi convolutions: correct or remove it (the official value is 0.5)"
         )
-    if facts["vae.share_quant_resi"].value == 0 and (count := vae.count(_PHI)) != len(scales):
+    if facts["vae.share_quant_resi"] == 0 and (count := vae.count(_PHI)) != num_scales:
         raise CheckpointError(
-            f"{vae.file} has one phi for each of {count} scales, but the transformer has {len(scales)} scales: they do "
+            f"{vae.file} has one phi for each of {count} scales, but the transformer has {num_scales} scales: they do "
             "not belong together; pass the VQ-VAE that it was trained on with --vae"
         )
-
-
-def _check_settings(facts: Mapping[str, Fact], settings: Settings) -> None:
-    for key, setting in settings.items():
-        fact = facts.get(key)
-        if fact is not None and not _same(setting.value, fact.value):
-            raise CheckpointError(
-                f"{setting.origin} says {key} = {_shown(setting.value)}, but the tensors of {fact.file} say "
-                f"{_shown(fact.value)}: correct or remove it"
-            )
-
-
-def _check_derived(config: ModelConfig, settings: Settings) -> None:
-    """What a config.json states although it follows from the rest."""
-    derived: dict[str, Value] = {
-        "image_size": config.image_size,
-        "num_tokens": config.num_tokens,
-        "transformer.head_dim": config.transformer.head_dim,
-        "transformer.uncond_class": config.unconditional_class,
-        "vae.downsample": config.vae.downsample,
-        "vae.in_channels": 3,
-        "vae.v_patch_nums": config.patch_nums,
-    }
-    for key, value in derived.items():
-        setting = settings.get(key)
-        if setting is not None and setting.value != value:
-            raise CheckpointError(
-                f"{setting.origin} says {key} = {_shown(setting.value)}, but {_shown(value)} follows from the tensors "
-                "and the other settings: correct or remove it"
-            )
 
 
 def _official_heads(width: int, file: str) -> int:
@@ -270,7 +195,3 @@ def _same(a: Value, b: Value) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)  # ratios: the official code rounds the product
     return a == b
-
-
-def _shown(value: Value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from engines.errors import CheckpointError
-from var_export.checkpoint.sources import Source
+from var_export.checkpoint.sources import NamedFile, listing, reading
 
 State = dict[str, Tensor]
 
@@ -31,7 +31,6 @@ _ZIP_START = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
 # Wrappers of torch.compile and of data-parallel training: no official key has a part of these names.
 _WRAPPERS = {"_orig_mod", "module"}
-_MAX_LISTED = 3
 _MAX_REASON = 160
 
 
@@ -39,114 +38,96 @@ _MAX_REASON = 160
 class Content:
     """What a checkpoint file holds: official key -> tensor in its stored dtype, on the CPU."""
 
-    source: Source
+    file: NamedFile
     var: State | None
     vae: State | None
 
 
-def read_checkpoint_file(source: Source) -> Content:
+def read_checkpoint_file(file: NamedFile) -> Content:
     """Read one file.
 
     Raises:
         CheckpointError: unreadable, empty, damaged, not a checkpoint, or a pickle that asks for more than
             tensors.
     """
-    head = _head(source)
-    if head[8:9] == b"{":  # after the eight bytes that count the header
-        value: Any = _read_safetensors(source)
-    elif head.startswith((_ZIP_START, _PICKLE_START)):
-        value = _read_torch(source, mmap=head.startswith(_ZIP_START))
-    else:
-        raise CheckpointError(f"{source.shown} is neither a torch nor a safetensors file: check which file it is")
-    return _content(source, value)
+    return _content(file, _read(file, _head(file)))
 
 
-def _head(source: Source) -> bytes:
-    try:
-        with source.path.open("rb") as stream:
-            head = stream.read(_HEAD)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {source.shown} ({error.strerror}): check its permissions") from error
+def _head(file: NamedFile) -> bytes:
+    with reading(file.shown), file.path.open("rb") as stream:
+        head = stream.read(_HEAD)
     if not head:
-        raise CheckpointError(f"{source.shown} is empty: download it again")
+        raise CheckpointError(f"{file.shown} is empty: download it again")
     if head.startswith(_LFS_START):
-        raise CheckpointError(f"{source.shown} is a git-LFS pointer, not the weights: run `git lfs pull` there")
+        raise CheckpointError(f"{file.shown} is a git-LFS pointer, not the weights: run `git lfs pull` there")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGE_STARTS):
         raise CheckpointError(
-            f"{source.shown} is a web page, not a checkpoint: download the file itself (on the Hub, with /resolve/ "
+            f"{file.shown} is a web page, not a checkpoint: download the file itself (on the Hub, with /resolve/ "
             "instead of /blob/ in its address)"
         )
     return head
 
 
-def _read_safetensors(source: Source) -> State:
+def _read(file: NamedFile, head: bytes) -> Any:
+    """What safetensors or `torch.save` stored in the file that begins with `head`."""
+    is_safetensors = head[8:9] == b"{"  # after the eight bytes that count the header
+    if not is_safetensors and not head.startswith((_ZIP_START, _PICKLE_START)):
+        raise CheckpointError(f"{file.shown} is neither a torch nor a safetensors file: check which file it is")
     try:
-        with safetensors.safe_open(source.path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-    except Exception as error:
-        raise _damaged(source, error) from error
-
-
-def _read_torch(source: Source, *, mmap: bool) -> Any:
-    """What `torch.save` stored. The older stream has no fixed offsets, so it cannot be memory-mapped."""
-    try:
+        if is_safetensors:
+            return load_file(file.path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about pickle protocols: the errors below say more
-            return torch.load(source.path, map_location="cpu", weights_only=True, mmap=mmap)
+            # The older stream has no fixed offsets, so it cannot be memory-mapped.
+            return torch.load(file.path, map_location="cpu", weights_only=True, mmap=head.startswith(_ZIP_START))
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({asked[1]})" if asked else ""
         raise CheckpointError(
-            f"{source.shown} holds more than tensors{what} and would need to run code to load, which is refused: "
+            f"{file.shown} holds more than tensors{what} and would need to run code to load, which is refused: "
             "convert it to safetensors in an environment where you trust it"
         ) from error
     except Exception as error:  # RuntimeError, EOFError, KeyError, ...: whatever the damage leads to
-        raise _damaged(source, error) from error
+        reason = type(error).__name__
+        if not isinstance(error, LookupError):  # whose text is a number out of the file
+            first = re.split(r"[\n\r]|\.(?= [A-Z])", str(error).strip())[0]
+            reason = first[:_MAX_REASON] or reason
+        raise CheckpointError(
+            f"{file.shown} is truncated, damaged or no checkpoint: download it again ({reason})"
+        ) from error
 
 
-def _damaged(source: Source, error: Exception) -> CheckpointError:
-    reason = type(error).__name__
-    if not isinstance(error, LookupError):  # whose text is a number out of the file
-        first = re.split(r"[\n\r]|\.(?= [A-Z])", str(error).strip())[0]
-        reason = first[:_MAX_REASON] or reason
-    return CheckpointError(f"{source.shown} is truncated, damaged or no checkpoint: download it again ({reason})")
-
-
-def _content(source: Source, value: Any) -> Content:
+def _content(file: NamedFile, value: Any) -> Content:
+    """Take the trainer's wrapper off, and tell the two models apart by their keys."""
     top = value
-    if isinstance(value, Mapping) and isinstance(value.get("trainer"), Mapping):
-        value = value["trainer"]
-    if isinstance(value, Mapping) and ("var_wo_ddp" in value or "vae_local" in value):
-        var, vae = (_state(source, value.get(key)) for key in ("var_wo_ddp", "vae_local"))
-        return Content(source, var, vae)
     if isinstance(value, Mapping):
+        value = value["trainer"] if isinstance(value.get("trainer"), Mapping) else value
+        if "var_wo_ddp" in value or "vae_local" in value:
+            return Content(file, *(_state(file, value.get(key)) for key in ("var_wo_ddp", "vae_local")))
         keys = {_unwrapped(key) for key in value}
         if "quantize.embedding.weight" in keys or any(key.startswith(("decoder.", "encoder.")) for key in keys):
-            return Content(source, None, _state(source, value))
+            return Content(file, None, _state(file, value))
         if "pos_1LC" in keys or "word_embed.weight" in keys or any(key.startswith("blocks.") for key in keys):
-            return Content(source, _state(source, value), None)
-    held = (
-        f"the keys {_listing(top)}" if isinstance(top, Mapping) and top else f"an empty or foreign {type(top).__name__}"
-    )
+            return Content(file, _state(file, value), None)
+    is_dict = isinstance(top, Mapping) and top
+    held = f"the keys {listing(map(repr, top))}" if is_dict else f"an empty or foreign {type(top).__name__}"
     raise CheckpointError(
-        f"{source.shown} holds no VAR transformer and no VQ-VAE, but {held}: give a state dict of the official "
+        f"{file.shown} holds no VAR transformer and no VQ-VAE, but {held}: give a state dict of the official "
         "models, or a checkpoint of their trainer"
     )
 
 
-def _state(source: Source, value: Any) -> State | None:
+def _state(file: NamedFile, value: Any) -> State | None:
     """Official key -> tensor; None for None."""
     if value is None:
         return None
     state: State = {}
     if not isinstance(value, Mapping):
-        raise CheckpointError(
-            f"{source.shown} holds a {type(value).__name__} for a state dict: save it with torch.save"
-        )
+        raise CheckpointError(f"{file.shown} holds a {type(value).__name__} for a state dict: save it with torch.save")
     for key, tensor in value.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{source.shown}: {key!r} is of type {type(tensor).__name__}, not a tensor: save the state dict alone"
+                f"{file.shown}: {key!r} is of type {type(tensor).__name__}, not a tensor: save the state dict alone"
             )
         state[_unwrapped(key)] = tensor.detach()
     return state
@@ -154,8 +135,3 @@ def _state(source: Source, value: Any) -> State | None:
 
 def _unwrapped(key: object) -> str:
     return ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
-
-
-def _listing(keys: Mapping[Any, Any]) -> str:
-    shown = [repr(key) for key in list(keys)[:_MAX_LISTED]]
-    return ", ".join(shown) + (f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else "")

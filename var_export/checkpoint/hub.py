@@ -19,14 +19,29 @@ from engines.errors import CheckpointError
 _PREFIX = re.compile(r"hf:/{1,2}(?!/)")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
 
+# Error of `huggingface_hub.errors` -> what a user is told; an error stands before the classes that it derives from.
+_PROBLEMS = {
+    "LocalEntryNotFoundError": "{url} is not in the local cache and the Hub cannot be reached: check the network, "
+    "HF_ENDPOINT and HF_HUB_OFFLINE",
+    "EntryNotFoundError": "{url}: the repository {repo} has no file {file}",
+    "GatedRepoError": "{url} is gated: accept its terms on the Hub, then log in with `hf auth login` or set HF_TOKEN",
+    "RepositoryNotFoundError": "{url}: there is no repository {repo}, or it is private: check the name, or set "
+    "HF_TOKEN",
+    "RevisionNotFoundError": "{url}: the repository {repo} has no revision {revision}",
+    "HFValidationError": "{url}: {repo!r} is no name of a repository: check it",
+}
+
 
 @dataclass(frozen=True)
 class HubFile:
     """One file of a repository."""
 
     repo: str
+    """Owner and name, with a slash between them."""
     file: str
+    """Path inside the repository."""
     revision: str | None = None
+    """Branch, tag or commit; None for the repository's main branch."""
 
     @property
     def url(self) -> str:
@@ -53,28 +68,20 @@ def parse_hub_name(name: str | Path) -> HubFile:
     return HubFile(match["repo"], match["file"], match["revision"])
 
 
-def download(file: HubFile) -> Path:
+def download(file: HubFile, *, missing_ok: bool = False, unreachable_ok: bool = False) -> Path | None:
     """The local copy of `file`, downloaded unless the cache has it.
+
+    Args:
+        file: what to download.
+        missing_ok: None where the repository has no such file.
+        unreachable_ok: None where the Hub cannot be reached and the cache has no copy: for files that are nice to
+            have, so that an air-gapped machine with the weights in its cache still works.
 
     Raises:
         CheckpointError: `huggingface_hub` is not installed, the repository or file does not exist or may
             not be read, or the Hub cannot be reached and the cache has no copy.
+
     """
-    path = _download(file, missing_ok=False, unreachable_ok=False)
-    assert path is not None
-    return path
-
-
-def download_if_there(file: HubFile, *, unreachable_ok: bool = False) -> Path | None:
-    """As `download`, but None where the repository has no such file.
-
-    With `unreachable_ok`, also None where the Hub cannot be reached and the cache has no copy: for files
-    that are nice to have, so that an air-gapped machine with the weights in its cache still works.
-    """
-    return _download(file, missing_ok=True, unreachable_ok=unreachable_ok)
-
-
-def _download(file: HubFile, *, missing_ok: bool, unreachable_ok: bool) -> Path | None:
     try:
         from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
     except ImportError as error:
@@ -85,29 +92,10 @@ def _download(file: HubFile, *, missing_ok: bool, unreachable_ok: bool) -> Path 
             return None
         endpoint = os.environ.get("HF_ENDPOINT") or None
         return Path(hf_hub_download(file.repo, file.file, revision=file.revision, endpoint=endpoint))
-    except errors.LocalEntryNotFoundError as error:  # before its base, which means "not in the repository"
-        if unreachable_ok:
-            return None
-        raise CheckpointError(
-            f"{file.url} is not in the local cache and the Hub cannot be reached: check the network, HF_ENDPOINT "
-            "and HF_HUB_OFFLINE"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        if missing_ok:
-            return None
-        raise CheckpointError(f"{file.url}: the repository {file.repo} has no file {file.file}") from error
-    except errors.GatedRepoError as error:  # before its base
-        raise CheckpointError(
-            f"{file.url} is gated: accept its terms on the Hub, then log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{file.url}: there is no repository {file.repo}, or it is private: check the name, or set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{file.url}: the repository {file.repo} has no revision {file.revision}") from error
-    except errors.HFValidationError as error:
-        raise CheckpointError(f"{file.url}: {file.repo!r} is no name of a repository: check it") from error
     except Exception as error:  # the HTTP library differs between versions of huggingface_hub, and so do its errors
+        kind = next((name for name in _PROBLEMS if isinstance(error, getattr(errors, name))), "")
+        if (kind == "LocalEntryNotFoundError" and unreachable_ok) or (kind == "EntryNotFoundError" and missing_ok):
+            return None
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{file.url} could not be downloaded ({reason}): try again") from error
+        problem = _PROBLEMS.get(kind, "{url} could not be downloaded ({reason}): try again")
+        raise CheckpointError(problem.format(url=file.url, reason=reason, **dataclasses.asdict(file))) from error

@@ -1,8 +1,8 @@
 """Checkpoints: from whatever a user has to the configuration and the two official state dicts.
 
-    name -> files (`checkpoint_sources`) -> state dicts (`checkpoint_files`)
-         -> configuration (`architecture`, with what `checkpoint_settings` read) -> every key and shape held
-            against it (`state_shapes`) -> `Checkpoint`
+    name -> files (`sources`, `hub`) -> state dicts (`files`)
+         -> configuration (`architecture`, with what `settings` read)
+         -> every key and shape held against the reference model of it (`strictness`) -> `Checkpoint`
 
 Everything raised is a `CheckpointError` of one line that names the file and what to do.
 """
@@ -17,14 +17,13 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from engines.bundle.bundle import sha256_of
 from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig, SamplingDefaults
-from var_export.checkpoint.architecture import Weights, infer_config
+from var_export.checkpoint.architecture import infer_config
 from var_export.checkpoint.files import Content, read_checkpoint_file
 from var_export.checkpoint.settings import (
     OVERRIDES,
@@ -38,14 +37,15 @@ from var_export.checkpoint.sources import (
     CONFIG_FILE,
     LABELS_FILE,
     MIXIN_FILES,
-    Source,
+    NamedFile,
     config_beside,
     locate_file,
     locate_model,
     locate_vae,
+    reading,
     vae_beside,
 )
-from var_export.checkpoint.state_shapes import check_state, expected_vae_shapes, expected_var_shapes
+from var_export.checkpoint.strictness import Weights, expected_shapes
 
 _DATA = Path(__file__).parents[1] / "data"
 _IMAGENET_CLASSES = 1000
@@ -88,7 +88,7 @@ def load_checkpoint(
         vae: the VQ-VAE, likewise. By default the one in the trainer checkpoint, else the one `vae*` file
             beside `model`.
         config: a config.json; by default the one beside `model`, where it can only mean `model`.
-        overrides: `--set key=value`: what no tensor says, see `checkpoint_settings`.
+        overrides: `--set key=value`: what no tensor says, see `settings.parse_overrides`.
         labels: a file with one class per line; by default labels.txt beside `model`, else ImageNet's for
             a model of 1000 classes.
         default_cfg: guidance to recommend; 0 for a model that was trained without.
@@ -100,26 +100,26 @@ def load_checkpoint(
     """
     settings = parse_overrides(overrides)
     content = read_checkpoint_file(locate_model(model))
-    var_weights, vae_weights, vae_source = _pair(content, vae)
-    source = content.source
-    described = _described(source, config, folder_named=Path(model).expanduser().is_dir())
+    var_weights, vae_weights, vae_file = _pair(content, vae)
+    file = content.file
+    described = _described(file, config, folder_named=Path(model).expanduser().is_dir())
     settings = {**described.settings, **settings}
     inferred = infer_config(var_weights, vae_weights, settings)
-    inferred = dataclasses.replace(inferred, name=_name(name, settings, source, inferred))
-    check_state(var_weights.state, expected_var_shapes(inferred), var_weights.file, var_weights.what)
-    check_state(vae_weights.state, expected_vae_shapes(inferred), vae_weights.file, vae_weights.what)
+    inferred = dataclasses.replace(inferred, name=_name(name, settings, file, inferred))
+    for weights, expected in zip((var_weights, vae_weights), expected_shapes(inferred), strict=True):
+        weights.check(expected)
     sampling = described.sampling or SamplingDefaults()
     if default_cfg is not None:
         sampling = make_sampling(dataclasses.asdict(sampling) | {"cfg": float(default_cfg)}, "the default guidance")
-    sources = list(dict.fromkeys((source, vae_source)))
+    files = list(dict.fromkeys((file, vae_file)))
     return Checkpoint(
         config=inferred,
         sampling=sampling,
-        labels=_labels(labels, described, source, inferred.transformer.num_classes),
+        labels=_labels(labels, described, file, inferred.transformer.num_classes),
         var_state=dict(var_weights.state),
         vae_state=dict(vae_weights.state),
-        sha256=_digest(sources, inferred),
-        sources=tuple(source.file_name for source in sources),
+        sha256=_digest(files, inferred),
+        sources=tuple(file.file_name for file in files),
     )
 
 
@@ -128,9 +128,9 @@ def demo_checkpoint() -> Checkpoint:
     return load_checkpoint(_DATA / "demo")
 
 
-def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, Source]:
+def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, NamedFile]:
     """The two state dicts, and the file of the VQ-VAE."""
-    shown = content.source.shown
+    shown = content.file.shown
     if content.var is None and vae is None:
         raise CheckpointError(
             f"{shown} holds a VQ-VAE, not a VAR transformer: give the transformer as the model, and this with --vae"
@@ -140,10 +140,10 @@ def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, S
     elif content.vae is not None:
         partner = content
     else:
-        partner = read_checkpoint_file(vae_beside(content.source))
+        partner = read_checkpoint_file(vae_beside(content.file))
     if partner.vae is None:
         raise CheckpointError(
-            f"{partner.source.shown} holds a VAR transformer where the VQ-VAE should be: are the two files swapped? "
+            f"{partner.file.shown} holds a VAR transformer where the VQ-VAE should be: are the two files swapped? "
             "The VQ-VAE is a file such as vae_ch160v4096z32.pth"
         )
     if content.var is None:
@@ -153,35 +153,35 @@ def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, S
         )
     return (
         Weights(content.var, shown, "VAR transformer"),
-        Weights(partner.vae, partner.source.shown, "VQ-VAE"),
-        partner.source,
+        Weights(partner.vae, partner.file.shown, "VQ-VAE"),
+        partner.file,
     )
 
 
-def _described(source: Source, config: str | Path | None, *, folder_named: bool) -> ConfigFile:
+def _described(file: NamedFile, config: str | Path | None, *, folder_named: bool) -> ConfigFile:
     if config is not None:
         return read_config(locate_file(config))
-    found = source.beside(CONFIG_FILE) if folder_named else config_beside(source)
+    found = file.beside(CONFIG_FILE) if folder_named else config_beside(file)
     # Where only the file was named, a config.json in its folder may be about something else.
     return ConfigFile() if found is None else read_config(found, only_if_var=not folder_named)
 
 
-def _name(name: str | None, settings: Settings, source: Source, config: ModelConfig) -> str:
+def _name(name: str | None, settings: Settings, file: NamedFile, config: ModelConfig) -> str:
     """The argument, `--set name`, `var-d16-256` for an official file, config.json's name, the file's."""
-    override = settings.get("name")
+    setting = settings.get("name")
+    said = "" if setting is None else str(setting.value)
+    if name is None and setting is not None and setting.origin == OVERRIDES:
+        name = said
     if name is not None:
-        return _slug(name) or _nameless(name)
-    stem = Path(source.file_name).stem
-    official = re.fullmatch(r"var_d(\d+)", stem)
-    if override is not None and override.origin == OVERRIDES:
-        return _slug(str(override.value)) or _nameless(str(override.value))
-    if official and int(official[1]) == config.transformer.depth:
+        if _slug(name):
+            return _slug(name)
+        raise CheckpointError(f"{name!r} cannot name a folder: use letters, digits, hyphens, dots and underscores")
+    stem = Path(file.file_name).stem
+    if stem == f"var_d{config.transformer.depth}":
         return f"var-d{config.transformer.depth}-{config.image_size}"
-    if override is not None and _slug(str(override.value)):
-        return _slug(str(override.value))
-    if source.file_name in MIXIN_FILES:  # every mixin's file has this name
-        stem = source.folder_name
-    return _slug(stem) or "var"
+    if file.file_name in MIXIN_FILES:  # every mixin's file has this name
+        stem = file.folder_name
+    return _slug(said) or _slug(stem) or "var"
 
 
 def _slug(name: str) -> str:
@@ -189,49 +189,44 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:_MAX_NAME].rstrip("-._")
 
 
-def _nameless(name: str) -> NoReturn:
-    raise CheckpointError(f"{name!r} cannot name a folder: use letters, digits, hyphens, dots and underscores")
-
-
-def _labels(labels: str | Path | None, described: ConfigFile, source: Source, count: int) -> tuple[str, ...] | None:
-    if labels is not None:
-        found: Source | None = locate_file(labels)
-    elif described.source is not None and described.labels is not None:
-        found = described.source.beside(described.labels)
-        if found is None:
-            raise CheckpointError(
-                f"{described.source.shown} names the labels {described.labels}, which is not beside it: add it, "
-                "or pass another file with --labels"
-            )
-    else:
-        found = source.beside(LABELS_FILE, unreachable_ok=True)
-    if found is None:
-        if count != _IMAGENET_CLASSES:
-            return None
-        path = _DATA / "imagenet_labels.txt"
-        found = Source(path, str(path))
+def _labels(labels: str | Path | None, described: ConfigFile, model: NamedFile, count: int) -> tuple[str, ...] | None:
+    file = _label_file(labels, described, model, count)
+    if file is None:
+        return None
     try:
-        text = found.path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CheckpointError(f"cannot read {found.shown} ({error.strerror}): check its permissions") from error
+        text = file.read_text()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{found.shown} is not UTF-8 text: it must hold one class per line") from error
+        raise CheckpointError(f"{file.shown} is not UTF-8 text: it must hold one class per line") from error
     # Not `splitlines`, which also splits at rarer characters that a label may hold.
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     while len(lines) > count and not lines[-1]:
         lines.pop()
     if len(lines) != count:
         raise CheckpointError(
-            f"{found.shown} has {len(lines)} labels, but the model has {count} classes: correct it, or pass another "
+            f"{file.shown} has {len(lines)} labels, but the model has {count} classes: correct it, or pass another "
             "file with --labels"
         )
     return tuple(lines)
 
 
-def _digest(sources: list[Source], config: ModelConfig) -> str:
-    try:
-        files = [sha256_of(source.path) for source in sources]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
-    content = {"files": files, "config": config.to_dict()}
+def _label_file(labels: str | Path | None, described: ConfigFile, model: NamedFile, count: int) -> NamedFile | None:
+    if labels is not None:
+        return locate_file(labels)
+    if described.file is None or described.labels is None:
+        found = model.beside(LABELS_FILE, unreachable_ok=True)
+        return found or (locate_file(_DATA / "imagenet_labels.txt") if count == _IMAGENET_CLASSES else None)
+    if found := described.file.beside(described.labels):
+        return found
+    raise CheckpointError(
+        f"{described.file.shown} names the labels {described.labels}, which is not beside it: add it, or pass another "
+        "file with --labels"
+    )
+
+
+def _digest(files: list[NamedFile], config: ModelConfig) -> str:
+    digests = []
+    for file in files:
+        with reading(file.shown):
+            digests.append(sha256_of(file.path))
+    content = {"files": digests, "config": config.to_dict()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import CheckpointError, UsageError
-from engines.spec.config import SamplingDefaults
-from var_export.checkpoint.sources import Source
+from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
+from var_export.checkpoint.sources import NamedFile
 
 Value = str | bool | int | float | tuple[int, ...]
 
@@ -44,7 +44,7 @@ class ConfigFile:
     sampling: SamplingDefaults | None = None
     labels: str | None = None
     """Name of the file of labels beside it."""
-    source: Source | None = None
+    file: NamedFile | None = None
 
 
 def _text(value: Any) -> str:
@@ -82,54 +82,55 @@ def _ints(value: Any) -> tuple[int, ...]:
     return tuple(_int(item) for item in value)
 
 
+def _ratio(value: Any) -> float:
+    return abs(_float(value))  # as the official Phi takes it
+
+
 _EXPECTED: dict[Callable[[Any], Value], str] = {
     _text: "a name",
     _file_name: "the name of a file beside it",
     _int: "a whole number",
     _float: "a number",
+    _ratio: "a number",
     _bool: "true or false",
     _ints: "a list of whole numbers such as 1,2,3",
 }
 
-# What a user may set.
-_SETTABLE: dict[str, Callable[[Any], Value]] = {
-    "name": _text,
-    "patch_nums": _ints,
-    "transformer.depth": _int,
-    "transformer.width": _int,
-    "transformer.heads": _int,
-    "transformer.mlp_hidden": _int,
-    "transformer.mlp_ratio": _float,
-    "transformer.num_classes": _int,
-    "transformer.norm_eps": _float,
-    "transformer.shared_aln": _bool,
-    "transformer.attn_l2_norm": _bool,
-    "vae.vocab_size": _int,
-    "vae.z_channels": _int,
-    "vae.ch": _int,
-    "vae.ch_mult": _ints,
-    "vae.num_res_blocks": _int,
-    "vae.quant_conv_ks": _int,
-    "vae.quant_resi": lambda value: abs(_float(value)),  # the official Phi takes the absolute value
-    "vae.share_quant_resi": _int,
-    "vae.using_znorm": _bool,
-    "vae.using_sa": _bool,
-    "vae.using_mid_sa": _bool,
-    "vae.norm_num_groups": _int,
-    "vae.norm_eps": _float,
+# Type of a field, as the configuration is annotated -> what reads a value of it.
+_PARSERS: dict[Any, Callable[[Any], Value]] = {
+    "str": _text,
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "tuple[int, ...]": _ints,
 }
-_EXPECTED[_SETTABLE["vae.quant_resi"]] = _EXPECTED[_float]
+
+
+def _fields(kind: type, group: str = "") -> dict[str, Callable[[Any], Value]]:
+    """Name of each plain field of a configuration, after `group` -> what reads it."""
+    return {f"{group}{f.name}": _PARSERS[f.type] for f in dataclasses.fields(kind) if f.type in _PARSERS}
+
+
+# What a user may set.
+_SETTABLE = {
+    **_fields(ModelConfig),
+    **_fields(TransformerConfig, "transformer."),
+    "transformer.mlp_ratio": _float,
+    **_fields(VaeConfig, "vae."),
+    "vae.quant_resi": _ratio,
+}
 
 # What a config.json may state besides: it follows from the rest, and is held against it.
-_DERIVED: dict[str, Callable[[Any], Value]] = {
-    "image_size": _int,
-    "num_tokens": _int,
-    "transformer.head_dim": _int,
-    "transformer.uncond_class": _int,
-    "vae.downsample": _int,
-    "vae.in_channels": _int,
-    "vae.v_patch_nums": _ints,
+_DERIVED: dict[str, Callable[[ModelConfig], Value]] = {
+    "image_size": lambda config: config.image_size,
+    "num_tokens": lambda config: config.num_tokens,
+    "transformer.head_dim": lambda config: config.transformer.head_dim,
+    "transformer.uncond_class": lambda config: config.unconditional_class,
+    "vae.downsample": lambda config: config.vae.downsample,
+    "vae.in_channels": lambda config: 3,
+    "vae.v_patch_nums": lambda config: config.patch_nums,
 }
+_READERS = {key: _ints if key == "vae.v_patch_nums" else _int for key in _DERIVED} | _SETTABLE
 
 # Training, file formats, kernels of the official code: nothing here follows from them.
 _WITHOUT_EFFECT = {
@@ -173,22 +174,20 @@ def parse_overrides(overrides: Mapping[str, str] | None) -> Settings:
     return settings
 
 
-def read_config(source: Source, *, only_if_var: bool = False) -> ConfigFile:
+def read_config(file: NamedFile, *, only_if_var: bool = False) -> ConfigFile:
     """Read a config.json; with `only_if_var`, one that does not describe a VAR model counts as empty.
 
     Raises `CheckpointError` where it cannot be read, has an unknown key or a value of the wrong type.
     """
+    origin = file.shown
     try:
-        content = json.loads(source.path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {source.shown} ({error.strerror}): check its permissions") from error
+        content = json.loads(file.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{source.shown} is not valid JSON ({error}): correct it") from error
+        raise CheckpointError(f"{origin} is not valid JSON ({error}): correct it") from error
     if only_if_var and not (isinstance(content, dict) and _TELLTALES & content.keys()):
         return ConfigFile()
     if not isinstance(content, dict):
-        raise CheckpointError(f"{source.shown} must hold a JSON object, not a {type(content).__name__}")
-    origin = source.shown
+        raise CheckpointError(f"{origin} must hold a JSON object, not a {type(content).__name__}")
     settings: Settings = {}
     sampling: SamplingDefaults | None = None
     labels: str | None = None
@@ -198,12 +197,27 @@ def read_config(source: Source, *, only_if_var: bool = False) -> ConfigFile:
             labels = str(_parsed(_file_name, written, value, origin))
         elif written == "sampling":
             sampling = _sampling(value, origin)
-        elif parse := {**_SETTABLE, **_DERIVED}.get(key):
+        elif parse := _READERS.get(key):
             settings[key] = Setting(_parsed(parse, key, value, origin), origin)
         elif key not in _WITHOUT_EFFECT:
-            known = ", ".join([*_SETTABLE, *_DERIVED, "sampling", "labels"])
+            known = ", ".join([*_READERS, "sampling", "labels"])
             raise CheckpointError(f"{origin}: {written!r} is no known key: remove it; known are {known}")
-    return ConfigFile(settings, sampling, labels, source)
+    return ConfigFile(settings, sampling, labels, file)
+
+
+def check_derived(config: ModelConfig, settings: Settings) -> None:
+    """Hold what a config.json states although it follows from the rest against `config`. Raises `CheckpointError`."""
+    for key, setting in settings.items():
+        if key in _DERIVED and setting.value != (value := _DERIVED[key](config)):
+            raise CheckpointError(
+                f"{setting.origin} says {key} = {shown(setting.value)}, but {shown(value)} follows from the tensors "
+                "and the other settings: correct or remove it"
+            )
+
+
+def shown(value: Value) -> str:
+    """A value as messages show it: a list in the form that `--set` takes."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def make_sampling(values: Mapping[str, Any], origin: str) -> SamplingDefaults:
@@ -217,7 +231,7 @@ def make_sampling(values: Mapping[str, Any], origin: str) -> SamplingDefaults:
 def _sampling(value: Any, origin: str) -> SamplingDefaults:
     if not isinstance(value, dict):
         raise CheckpointError(f"{origin}: sampling must be a JSON object such as {{'cfg': 4.0}}")
-    known = {f.name: _int if f.name == "top_k" else _float for f in dataclasses.fields(SamplingDefaults)}
+    known = _fields(SamplingDefaults)
     values: dict[str, Any] = {}
     for key, item in value.items():
         if key in known:
@@ -242,7 +256,7 @@ def _canonical(key: str) -> str:
     """The full name of a key; an unknown one comes back as it is."""
     for candidate in (key, f"transformer.{key}", f"vae.{key}"):
         candidate = _ALIASES.get(candidate, candidate)
-        if candidate in _SETTABLE or candidate in _DERIVED or candidate in _WITHOUT_EFFECT:
+        if candidate in _READERS or candidate in _WITHOUT_EFFECT:
             return candidate
     return key
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -18,17 +20,17 @@ MIXIN_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 _MIXIN_STEMS = {Path(name).stem for name in MIXIN_FILES}
-_MAX_LISTED = 4
+_MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
-class Source:
+class NamedFile:
     """One local file, with the name that messages call it by."""
 
     path: Path
     shown: str
     hub_file: hub.HubFile | None = None
-    """Where it came from, for a file of the Hub."""
+    """Where the file came from, for one of the Hub."""
 
     @property
     def file_name(self) -> str:
@@ -37,33 +39,53 @@ class Source:
 
     @property
     def folder_name(self) -> str:
-        """The folder that it lies in, or the repository."""
+        """Name of the folder that the file lies in, or of the repository."""
         if self.hub_file:
             return PurePosixPath(self.hub_file.file).parent.name or self.hub_file.repo.rpartition("/")[2]
         return self.path.absolute().parent.name
 
-    def beside(self, name: str, *, unreachable_ok: bool = False) -> Source | None:
-        """The file `name` in the same folder, or None. `unreachable_ok` as in `hub.download_if_there`."""
+    def beside(self, name: str, *, unreachable_ok: bool = False) -> NamedFile | None:
+        """The file `name` in the same folder, or None. `unreachable_ok` as in `hub.download`."""
         if self.hub_file:
-            sibling = self.hub_file.sibling(name)
-            path = hub.download_if_there(sibling, unreachable_ok=unreachable_ok)
-            return None if path is None else Source(path, sibling.url, sibling)
+            return _downloaded(self.hub_file.sibling(name), missing_ok=True, unreachable_ok=unreachable_ok)
         path = self.path.parent / name
-        return Source(path, str(path)) if path.is_file() else None
+        return _local(path) if path.is_file() else None
+
+    def read_text(self) -> str:
+        """The content as UTF-8. Raises `CheckpointError` where the file may not be read, `UnicodeDecodeError`."""
+        with reading(self.shown):
+            return self.path.read_text(encoding="utf-8-sig")
 
 
-def locate_file(name: str | Path) -> Source:
+@contextlib.contextmanager
+def reading(shown: object) -> Iterator[None]:
+    """Turn an `OSError` about the file or folder that messages call `shown` into a `CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {shown} ({error.strerror}): check its permissions") from error
+
+
+def listing(names: Iterable[str]) -> str:
+    """The first few names on one line, and how many more there are."""
+    shown = [" ".join(name.split()) for name in names]
+    more = f" and {len(shown) - _MAX_LISTED} more" if len(shown) > _MAX_LISTED else ""
+    return ", ".join(shown[:_MAX_LISTED]) + more
+
+
+def locate_file(name: str | Path) -> NamedFile:
     """A local file or one of the Hub. Raises `CheckpointError` where there is none."""
     if hub.is_hub_name(name):
-        file = hub.parse_hub_name(name)
-        return Source(hub.download(file), file.url, file)
+        found = _downloaded(hub.parse_hub_name(name))
+        assert found is not None
+        return found
     path = _existing(name)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder where a file is needed: name the file in it")
-    return Source(path, str(path))
+    return _local(path)
 
 
-def locate_model(name: str | Path) -> Source:
+def locate_model(name: str | Path) -> NamedFile:
     """The transformer's file: `name` itself, or the one that the folder `name` holds."""
     if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
         return locate_file(name)
@@ -71,20 +93,20 @@ def locate_model(name: str | Path) -> Source:
     named = [path for path in candidates if path.name.lower().startswith("var")]
     for choice in (candidates, named):
         if len(choice) == 1:
-            return Source(choice[0], str(choice[0]))
+            return _local(choice[0])
     if candidates:
-        raise CheckpointError(f"{folder} holds several checkpoints ({_listing(candidates)}): name the file")
+        raise CheckpointError(f"{folder} holds several checkpoints ({_names(candidates)}): name the file")
     raise CheckpointError(f"{folder} holds no checkpoint: needed is a file such as var_d16.pth or {MIXIN_FILES[0]}")
 
 
-def locate_vae(name: str | Path) -> Source:
+def locate_vae(name: str | Path) -> NamedFile:
     """The VQ-VAE's file: `name` itself, or the one that the folder `name` holds."""
     if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
         return locate_file(name)
     return _one_vae(folder) or _no_vae(f"{folder} holds no VQ-VAE")
 
 
-def vae_beside(model: Source) -> Source:
+def vae_beside(model: NamedFile) -> NamedFile:
     """The VQ-VAE that belongs to `model`, where none was named.
 
     Raises `CheckpointError`, which asks for `--vae`, where there is none or more than one.
@@ -93,13 +115,12 @@ def vae_beside(model: Source) -> Source:
         return _one_vae(model.path.parent) or _no_vae(f"{model.shown} holds no VQ-VAE, and none lies beside it")
     at_top = hub.HubFile(model.hub_file.repo, OFFICIAL_VAE, model.hub_file.revision)
     for file in dict.fromkeys((model.hub_file.sibling(OFFICIAL_VAE), at_top)):
-        path = hub.download_if_there(file)
-        if path is not None:
-            return Source(path, file.url, file)
+        if found := _downloaded(file, missing_ok=True):
+            return found
     _no_vae(f"{model.shown} holds no VQ-VAE, and {model.hub_file.repo} has no {OFFICIAL_VAE}")
 
 
-def config_beside(model: Source) -> Source | None:
+def config_beside(model: NamedFile) -> NamedFile | None:
     """The config.json that belongs to `model`, if one does.
 
     Where several checkpoints share a folder, nothing says which of them its config.json describes: none.
@@ -107,6 +128,15 @@ def config_beside(model: Source) -> Source | None:
     """
     alone = model.file_name in MIXIN_FILES if model.hub_file else len(_models_in(model.path.parent)) == 1
     return model.beside(CONFIG_FILE) if alone else None
+
+
+def _local(path: Path) -> NamedFile:
+    return NamedFile(path, str(path))
+
+
+def _downloaded(file: hub.HubFile, *, missing_ok: bool = False, unreachable_ok: bool = False) -> NamedFile | None:
+    path = hub.download(file, missing_ok=missing_ok, unreachable_ok=unreachable_ok)
+    return NamedFile(path, file.url, file) if path else None
 
 
 def _existing(name: str | Path) -> Path:
@@ -122,10 +152,8 @@ def _existing(name: str | Path) -> Path:
 
 def _checkpoints_in(folder: Path) -> list[Path]:
     """Files that may hold weights, one for each stem."""
-    try:
+    with reading(folder):
         files = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
-    except OSError as error:
-        raise CheckpointError(f"cannot read {folder} ({error.strerror}): check its permissions") from error
     chosen: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: (SUFFIXES.index(path.suffix), path.name)):
         chosen.setdefault("model" if path.stem in _MIXIN_STEMS else path.stem, path)
@@ -140,17 +168,16 @@ def _models_in(folder: Path) -> list[Path]:
     return [path for path in _checkpoints_in(folder) if not _is_vae_name(path)]
 
 
-def _one_vae(folder: Path) -> Source | None:
+def _one_vae(folder: Path) -> NamedFile | None:
     found = [path for path in _checkpoints_in(folder) if _is_vae_name(path)]
     if len(found) > 1:
-        raise CheckpointError(f"{folder} holds several VQ-VAEs ({_listing(found)}): say which with --vae FILE")
-    return Source(found[0], str(found[0])) if found else None
+        raise CheckpointError(f"{folder} holds several VQ-VAEs ({_names(found)}): say which with --vae FILE")
+    return _local(found[0]) if found else None
 
 
 def _no_vae(what: str) -> NoReturn:
     raise CheckpointError(f"{what}: pass it with --vae FILE (the official models share {OFFICIAL_VAE})")
 
 
-def _listing(paths: list[Path]) -> str:
-    names = [path.name for path in paths]
-    return ", ".join(names[:_MAX_LISTED] + ["..."] * (len(names) > _MAX_LISTED))
+def _names(paths: list[Path]) -> str:
+    return listing(path.name for path in paths)

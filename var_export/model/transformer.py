@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(C))
         self.proj = nn.Linear(C, C)
         if self.l2_norm:
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, H, 1, 1), 4.0).log())
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, H, 1, 1), math.log(4)))
 
     @property
     def logit_scale(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from safetensors.torch import save_file
 
 from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
+from var_export.checkpoint import strictness
 from var_export.checkpoint.load import load_checkpoint
-from var_export.checkpoint.state_shapes import expected_vae_shapes, expected_var_shapes
 
 State = dict[str, torch.Tensor]
+
+expected_shapes = functools.cache(strictness.expected_shapes)
 
 TINY = ModelConfig(
     name="tiny",
@@ -40,7 +43,7 @@ def tiny(
 
 def var_state(config: ModelConfig = TINY, *, buffers: bool = True) -> State:
     """An official transformer state dict; the buffers have their real values."""
-    state = _random(expected_var_shapes(config))
+    state = _random(expected_shapes(config)[0])
     levels = torch.cat([torch.full((side * side,), i) for i, side in enumerate(config.patch_nums)])
     if not buffers:
         return {
@@ -54,7 +57,7 @@ def var_state(config: ModelConfig = TINY, *, buffers: bool = True) -> State:
 
 def vae_state(config: ModelConfig = TINY) -> State:
     """An official VQ-VAE state dict."""
-    return _random(expected_vae_shapes(config))
+    return _random(expected_shapes(config)[1])
 
 
 def _random(shapes: Mapping[str, tuple[int, ...]]) -> State:

@@ -13,7 +13,7 @@ from checkpoint_samples import TINY, error_of, save_pair, save_safetensors, tiny
 import var_export
 from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
 from var_export.checkpoint.load import Checkpoint, demo_checkpoint, load_checkpoint
-from var_export.checkpoint.state_shapes import expected_vae_shapes, expected_var_shapes
+from var_export.checkpoint.strictness import expected_shapes
 from var_export.model.reference import Reference
 
 DATA = Path(var_export.__file__).parent / "data"
@@ -64,11 +64,9 @@ class TestDemo:
 
     def test_its_files_hold_every_official_key(self) -> None:
         checkpoint = demo_checkpoint()
-        for state, expected in (
-            (checkpoint.var_state, expected_var_shapes(checkpoint.config)),
-            (checkpoint.vae_state, expected_vae_shapes(checkpoint.config)),
-        ):
-            assert {key: tuple(tensor.shape) for key, tensor in state.items()} == expected
+        var, vae = expected_shapes(checkpoint.config)
+        assert {key: tuple(tensor.shape) for key, tensor in checkpoint.var_state.items()} == var
+        assert {key: tuple(tensor.shape) for key, tensor in checkpoint.vae_state.items()} == vae
 
     def test_weights_keep_their_stored_type(self) -> None:
         assert demo_checkpoint().var_state["head.weight"].dtype == torch.float16
