@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -15,14 +15,14 @@ from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.graphs.fuse import fuse
 from calib.graphs.layers import find_layers
 from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, check, digest_of, existing_bundle, graph_table, source_digest
+from calib.judge.assembly import Built, check, digest_of, source_digest
 from calib.judge.attribution import blame, describe
 from calib.judge.sensitivity import choose_ways
 from calib.observe.collect import Requests, collect
 from calib.rewrite.graphs_of_bundle import SOURCES, Int8Options, rewritten
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor, read_manifest
-from engines.bundle.writer import BundleWriter
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
+from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
 from engines.spec import choices, contract, policy
 
@@ -141,19 +141,17 @@ def quantize_bundle(
             ir.save(models[graph], writer.folder / f"{graph}.onnx")
             onnx.checker.check_model(str(writer.folder / f"{graph}.onnx"))
         models.clear()
-        known = read_manifest(base.path)
-        kept = ("schema", "contract", "name", "model", "max_top_k", "smooth", "sampling", "labels", "golden_key")
         counts = {way: sum(chosen == way for chosen in ways.values()) for way in policy.METHODS}
-        writer.seal(
-            {
-                **{name: known[name] for name in kept if name in known},
-                "precision": choices.INT8,
-                "form": options.form,
-                "target": options.target,
-                "build_key": build_key,
-                "graphs": graph_table(base.config, options.form, options.base_precision, smooth=base.smooth),
-                "constants": {name: asdict(tensor) for name, tensor in constants.items()},
-                "provenance": {
+        made = writer.seal(
+            replace(
+                base.manifest,
+                precision=choices.INT8,
+                form=options.form,
+                target=options.target,
+                build_key=build_key,
+                constants=constants,
+                plans=(),
+                provenance={
                     **base.provenance,
                     "quantisation": {
                         "options": asdict(options),
@@ -163,10 +161,9 @@ def quantize_bundle(
                         "versions": versions | {"var-export": importlib.metadata.version("var-export")},
                     },
                 },
-            }
+            )
         )
         progress("check: engines against the golden run", None)
-        made = Bundle.open(writer.folder)
         try:
             reports = check(made, threads)
         except CheckFailedError as error:
@@ -174,5 +171,4 @@ def quantize_bundle(
                 raise
             blamed = blame(made, error.parts, threads=threads, progress=progress)
             raise CheckFailedError(f"{error}; {describe(blamed)}") from error
-        writer.publish()
-    return Built(Bundle.open(out, verify=False), False, reports)
+        return Built(writer.publish(), False, reports)

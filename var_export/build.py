@@ -21,10 +21,9 @@ from torch import nn
 
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, Progress, check, digest_of, existing_bundle, graph_table, source_digest
-from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
-from engines.bundle.writer import BundleWriter
+from calib.judge.assembly import Built, Progress, check, digest_of, source_digest
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest, StoredTensor
+from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
@@ -151,34 +150,30 @@ def build(
             checkpoint.var_state.clear()
             checkpoint.vae_state.clear()
         gc.collect()
-        writer.seal(
-            {
-                "schema": SCHEMA_VERSION,
-                "contract": contract.CONTRACT_VERSION,
-                "name": checkpoint.config.name,
-                "model": checkpoint.config.to_dict(),
-                "precision": options.precision,
-                "form": options.form,
-                "target": options.target,
-                "max_top_k": max_top_k,
-                "smooth": options.smooth,
-                "sampling": asdict(checkpoint.sampling),
-                "labels": checkpoint.labels,
-                "build_key": build_key,
-                "golden_key": golden_key,
-                "graphs": graph_table(checkpoint.config, options.form, options.precision, smooth=options.smooth),
-                "constants": {name: asdict(tensor) for name, tensor in constants.items()},
-                "provenance": {
+        made = writer.seal(
+            Manifest(
+                name=checkpoint.config.name,
+                config=checkpoint.config,
+                precision=options.precision,
+                form=options.form,
+                target=options.target,
+                max_top_k=max_top_k,
+                smooth=options.smooth,
+                sampling=checkpoint.sampling,
+                labels=checkpoint.labels,
+                build_key=build_key,
+                golden_key=golden_key,
+                constants=constants,
+                provenance={
                     "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
                     "versions": versions | {"var-export": importlib.metadata.version("var-export"), "opset": OPSET},
                 },
-            }
+            )
         )
         how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
         progress(f"check: engines against the golden run{how}")
-        reports = check(Bundle.open(writer.folder), threads)
-        writer.publish()
-    return Built(Bundle.open(out, verify=False), False, reports)
+        reports = check(made, threads)
+        return Built(writer.publish(), False, reports)
 
 
 def _write_graphs(

@@ -100,4 +100,4 @@ def emulated(bundle: Bundle, beside: Path | None = None) -> Iterator[Bundle]:
             model = ir.load(bundle.graph_path(graph))
             emulate(model, bundle.high_precision)
             ir.save(model, folder / f"{graph}.onnx")
-        yield dataclasses.replace(bundle, path=folder, precision="fp32", plans=())
+        yield Bundle(folder, dataclasses.replace(bundle.manifest, precision="fp32", plans=()))

@@ -1,7 +1,4 @@
-"""What every build of a bundle does, whatever it is made from: torch-free.
-
-The place it may take, the table of its graphs, and the check by which it earns its name.
-"""
+"""What every build of a bundle ends in, whatever it is made from: the check by which it earns its name. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,13 +12,11 @@ from typing import Any
 
 from calib.graphs.emulate import emulated
 from engines import backends
-from engines.bundle.bundle import Bundle, foreign_files, is_bundle_folder
+from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.errors import BundleError, CheckFailedError, UsageError
+from engines.errors import CheckFailedError
 from engines.fidelity.checks import verify, verify_fused
 from engines.fidelity.reports import FusedReport, Report
-from engines.spec import contract
-from engines.spec.config import ModelConfig
 
 Progress = Callable[[str], None]
 
@@ -34,34 +29,6 @@ class Built:
     reused: bool
     reports: dict[str, Report | FusedReport]
     """The check of each form against the golden run; empty where a finished bundle was found."""
-
-
-def existing_bundle(out: Path, build_key: str, force: bool) -> Bundle | None:
-    """The bundle at `out`, if there is one that can be read. Raises `UsageError` where `out` is not ours to replace."""
-    if not out.exists() and not out.is_symlink():
-        return None
-    if not is_bundle_folder(out):
-        raise UsageError(f"{out} exists and is no bundle; choose another --out")
-    strangers = foreign_files(out)
-    try:
-        bundle = Bundle.open(out)
-    except BundleError as error:
-        if not force:
-            raise UsageError(f"{error}; add --force to replace it, or choose another --out") from error
-        bundle = None
-    if bundle is not None and bundle.build_key == build_key:
-        return bundle
-    if strangers:
-        raise UsageError(
-            f"{out} holds files that are no part of a bundle ({', '.join(strangers[:3])}); "
-            "move them, or choose another --out"
-        )
-    if not force:
-        raise UsageError(
-            f"{out} holds a bundle made from another checkpoint, option or version; "
-            "add --force to replace it, or choose another --out"
-        )
-    return bundle
 
 
 def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport]:
@@ -80,15 +47,6 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport
                 failures = "; ".join(report.failures)
                 raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}", parts)
     return reports
-
-
-def graph_table(config: ModelConfig, form: str, precision: str, *, smooth: bool = False) -> dict[str, Any]:
-    """Every input and output of every graph of a bundle, as the manifest lists them."""
-    table = {}
-    for name in contract.graphs_of(form):
-        inputs, outputs = contract.resolve(contract.GRAPHS[name], config, precision, smooth=smooth)
-        table[name] = {"inputs": [vars(info) for info in inputs], "outputs": [vars(info) for info in outputs]}
-    return table
 
 
 def digest_of(value: Any) -> str:

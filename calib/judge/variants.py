@@ -108,7 +108,11 @@ class Variants:
         for graph in self.base.graphs:
             if graph not in changed and graph not in self._sessions.files and graph != "fused":
                 self._sessions.files[graph] = self._unchanged(graph)
-        runnable = dataclasses.replace(self.base, precision="fp32", plans=()) if self._half else self.base
+        runnable = (
+            Bundle(self.base.path, dataclasses.replace(self.base.manifest, precision="fp32"))
+            if self._half
+            else self.base
+        )
         self._sessions.changed = dict(changed)
         with Pipeline(runnable, self._sessions, form="stepwise", max_batch=len(self._golden["tokens"])) as pipeline:
             yield pipeline

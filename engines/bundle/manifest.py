@@ -1,22 +1,30 @@
-"""The manifest of a bundle: what every key must be. A manifest that passes here can be relied on."""
+"""The manifest of a bundle: its facts, typed and checked. No file but `manifest.json` is looked at here.
+
+    build      --> Manifest --> to_dict   --> manifest.json
+    a device   <-- Manifest <-- from_dict <-- manifest.json, or the copy of it that a server has
+
+A `Manifest` that exists can be relied on, whoever made it. docs/bundles.md has the format.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engines.bundle.plans import parse_plans
+from engines.bundle.plans import FileEntry, PlanSet, parse_plans
 from engines.errors import BundleError, UsageError
 from engines.spec import choices, contract
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig, SamplingDefaults, check_types
 
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
+_IDENTITY = ("schema", "contract", "build_key")  # a JSON file that has these is a bundle's manifest
+_PLAIN = ("name", "precision", "form", "target", "max_top_k", "build_key", "golden_key")
 
 
 @dataclass(frozen=True)
@@ -26,44 +34,160 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    """Where it begins in the weight file, in bytes."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "constant: ")
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """What a file of the bundle must be."""
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle is. Raises `UsageError` and `ValueError` on values that no bundle can have."""
 
-    size: int
-    sha256: str
+    name: str
+    config: ModelConfig
+    precision: str
+    """One of `choices.PRECISIONS`."""
+    form: str
+    """One of `choices.BUNDLE_FORMS`: `stepwise`, `fused` or `both`."""
+    target: str
+    """The runtime that the graphs were made for, one of `choices.GRAPH_TARGETS`."""
+    max_top_k: int
+    """Entries that the sampler sorts: the largest top_k that an image can ask for."""
+    smooth: bool
+    """Whether the graphs can mix codebook entries."""
+    sampling: SamplingDefaults
+    labels: tuple[str, ...] | None
+    """One label per class, or None where the model has none."""
+    build_key: str
+    """SHA-256 over everything that the graphs were made from."""
+    golden_key: str
+    """SHA-256 over everything that the golden run was made from."""
+    constants: Mapping[str, StoredTensor] = field(default_factory=dict)
+    """Constants of the scale loop by name; empty until a build has stored them."""
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    """Files of the bundle by name, without manifest and plans; empty until a build has hashed them."""
+    plans: tuple[PlanSet, ...] = ()
+    """Plan sets for GPUs, oldest first."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Checkpoint files and hash, builder versions, how layers were quantised: plain JSON types, for people."""
 
+    def __post_init__(self) -> None:
+        check_types(self, "")
+        known = {
+            "precision": choices.PRECISIONS,
+            "form": choices.BUNDLE_FORMS,
+            "target": choices.GRAPH_TARGETS,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r:.60}")
+        if not 1 <= self.max_top_k <= self.config.vae.vocab_size:
+            raise ValueError(f"max_top_k must lie in 1 to {self.config.vae.vocab_size}, got {self.max_top_k}")
+        classes = self.config.transformer.num_classes
+        if self.labels is not None and not (
+            isinstance(self.labels, tuple)
+            and len(self.labels) == classes
+            and all(isinstance(label, str) for label in self.labels)
+        ):
+            raise ValueError(f"labels must be {classes} strings")
+        if not isinstance(self.provenance, Mapping):
+            raise TypeError("provenance must be a table")
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder` as JSON, of a schema that this version knows. Raises `BundleError`."""
-    file = folder / MANIFEST
-    if not folder.exists():
-        raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
-    if not folder.is_dir() or not file.is_file():
-        raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{file} cannot be read ({error}); build the bundle again") from error
-    if not isinstance(manifest, dict) or "schema" not in manifest or "contract" not in manifest:
-        raise BundleError(f"{file} is not the manifest of a bundle")
-    if manifest["schema"] != SCHEMA_VERSION or manifest["contract"] != contract.CONTRACT_VERSION:
-        raise BundleError(
-            f"{folder} has schema {manifest['schema']!r} and graph contract {manifest['contract']!r}, "
-            f"this version reads {SCHEMA_VERSION} and {contract.CONTRACT_VERSION}; "
-            "build it again, or use the version that wrote it"
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a bundle's folder, whose other files are not looked at. Raises `BundleError`."""
+        return cls.from_dict(_document(folder), str(folder / MANIFEST))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], source: str) -> Manifest:
+        """What `to_dict` gave of a finished bundle. Raises `BundleError`, in which `source` says where it is from."""
+        found = [document.get(key) for key in ("schema", "contract")]
+        wanted = [SCHEMA_VERSION, contract.CONTRACT_VERSION]
+        if found != wanted:
+            raise BundleError(
+                f"{source} has schema {found[0]!r:.60} and graph contract {found[1]!r:.60}, "
+                f"this version reads {wanted[0]} and {wanted[1]}; "
+                "build it again, or use the version that wrote it"
+            )
+        try:
+            return cls._parse(document)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
+            raise BundleError(f"{source} is damaged ({error!s:.300}); build the bundle again") from error
+
+    @classmethod
+    def _parse(cls, document: Mapping[str, Any]) -> Manifest:
+        config, labels = ModelConfig.from_dict(document["model"]), document["labels"]
+        files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
+        needed = needed_files(document["form"])
+        if not set(needed) <= set(files) <= set(needed_files(choices.BOTH)):
+            raise ValueError(f"files must be {', '.join(needed)}, not {', '.join(files):.200}")
+        return cls(
+            **{name: document[name] for name in _PLAIN},
+            config=config,
+            smooth=document.get("smooth", False),  # bundles had none before there was such a choice
+            sampling=SamplingDefaults(**document["sampling"]),
+            labels=tuple(labels) if isinstance(labels, list) else labels,
+            constants=_constants(document["constants"], config, files[WEIGHTS].size),
+            files=files,
+            plans=parse_plans(document.get("plans", [])),
+            provenance=document["provenance"],
         )
-    return manifest
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: the content of `manifest.json`, with the table of every graph's inputs and outputs."""
+        graphs = {}
+        for name in self.graphs:
+            inputs, outputs = self.tensors(name)
+            graphs[name] = {"inputs": [asdict(info) for info in inputs], "outputs": [asdict(info) for info in outputs]}
+        return {
+            "schema": SCHEMA_VERSION,
+            "contract": contract.CONTRACT_VERSION,
+            "name": self.name,
+            "model": self.config.to_dict(),
+            "precision": self.precision,
+            "form": self.form,
+            "target": self.target,
+            "max_top_k": self.max_top_k,
+            "smooth": self.smooth,
+            "sampling": asdict(self.sampling),
+            "labels": self.labels,
+            "build_key": self.build_key,
+            "golden_key": self.golden_key,
+            "graphs": graphs,
+            "constants": {name: asdict(tensor) for name, tensor in self.constants.items()},
+            "provenance": dict(self.provenance),
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+            "plans": [plans.to_dict() for plans in self.plans],
+        }
 
-def parse_manifest(manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The fields of a `Bundle`, checked one by one. Raises `BundleError` that names the manifest `file`."""
-    try:
-        return _parse(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
-        raise BundleError(f"{file} is damaged ({error!s:.300}); build the bundle again") from error
+    @property
+    def high_precision(self) -> str:
+        """What is not quantised computes in: the precision itself, except in INT8."""
+        return choices.HIGH_PRECISIONS[self.target] if self.precision == choices.INT8 else self.precision
+
+    @property
+    def for_gpus(self) -> bool:
+        """True where ONNX Runtime cannot run the graphs: BF16, and INT8 in FP16 as TensorRT wants it."""
+        return self.precision == "bf16" or (self.precision == choices.INT8 and self.target == "tensorrt")
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that the bundle holds."""
+        return contract.graphs_of(self.form)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """`stepwise`, `fused`, or both; the first is the default."""
+        return choices.FORMS if self.form == choices.BOTH else (self.form,)
+
+    def tensors(self, graph: str) -> tuple[tuple[contract.TensorInfo, ...], tuple[contract.TensorInfo, ...]]:
+        """Inputs and outputs of a graph."""
+        return contract.resolve(contract.GRAPHS[graph], self.config, self.high_precision, smooth=self.smooth)
+
+    def weights_bytes(self) -> int:
+        """Size of the weight file."""
+        return self.files[WEIGHTS].size
 
 
 def needed_files(form: str) -> list[str]:
@@ -71,84 +195,43 @@ def needed_files(form: str) -> list[str]:
     return [WEIGHTS, GOLDEN, *(f"{graph}.onnx" for graph in contract.graphs_of(form))]
 
 
-def _parse(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    config = ModelConfig.from_dict(_of(dict, manifest, "model"))
-    form = _one_of(choices.BUNDLE_FORMS, manifest, "form")
-    labels = manifest["labels"]
-    if labels is not None:
-        labels = _of(list, manifest, "labels")
-        if len(labels) != config.transformer.num_classes or not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"labels must be {config.transformer.num_classes} strings")
-    files = {name: _file(name, entry) for name, entry in _of(dict, manifest, "files").items()}
-    if not set(needed_files(form)) <= set(files) <= set(needed_files("both")):
-        raise ValueError(f"files must be {', '.join(needed_files(form))}, not {', '.join(files):.200}")
-    max_top_k = _whole(manifest, "max_top_k")
-    if not 1 <= max_top_k <= config.vae.vocab_size:
-        raise ValueError(f"max_top_k must lie in 1 to {config.vae.vocab_size}, got {max_top_k}")
-    return {
-        "name": _of(str, manifest, "name"),
-        "config": config,
-        "precision": _one_of(choices.PRECISIONS, manifest, "precision"),
-        "form": form,
-        "target": _one_of(choices.GRAPH_TARGETS, manifest, "target"),
-        "max_top_k": max_top_k,
-        "smooth": _flag(manifest, "smooth"),
-        "sampling": SamplingDefaults(**_of(dict, manifest, "sampling")),
-        "labels": None if labels is None else tuple(labels),
-        "build_key": _of(str, manifest, "build_key"),
-        "golden_key": _of(str, manifest, "golden_key"),
-        "files": files,
-        "constants": _constants(_of(dict, manifest, "constants"), config, files[WEIGHTS].size),
-        "plans": parse_plans(manifest.get("plans", [])),
-        "provenance": _of(dict, manifest, "provenance"),
-    }
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle, of whatever version and in whatever state: its manifest says so."""
+    try:
+        _document(folder)
+    except BundleError:
+        return False
+    return True
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder as JSON, of any version. Raises `BundleError` where the folder is no bundle."""
+    file = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
+    if not folder.is_dir() or not file.is_file():
+        raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} cannot be read ({error}); build the bundle again") from error
+    missing = [key for key in _IDENTITY if not isinstance(document, dict) or key not in document]
+    if missing:
+        raise BundleError(f"{file} is not the manifest of a bundle: it has no {', '.join(missing)}")
+    return dict(document)
 
 
 def _constants(entries: Mapping[str, Any], config: ModelConfig, size: int) -> dict[str, StoredTensor]:
+    """Where the constants of the scale loop lie in a weight file of `size` bytes."""
     shapes = contract.scale_constant_shapes(config)
     if set(entries) != set(shapes):
         raise ValueError("constants must be up_s, down_s and pos_s of every scale s")
     constants = {}
     for name, shape in shapes.items():
-        entry, wanted = entries[name], {"dtype": "float32", "shape": list(shape)}
-        offset = _whole(entry, "offset")
-        if {"dtype": entry["dtype"], "shape": entry["shape"]} != wanted:
-            raise ValueError(f"constant {name} must be {wanted}")
-        if not 0 <= offset <= size - 4 * int(np.prod(shape)):
+        entry = entries[name]
+        if (entry["dtype"], entry["shape"]) != ("float32", list(shape)):
+            raise ValueError(f"constant {name} must be float32 {shape}")
+        constants[name] = StoredTensor("float32", shape, entry["offset"])
+        if not 0 <= constants[name].offset <= size - 4 * int(np.prod(shape)):
             raise ValueError(f"constant {name} lies outside of {WEIGHTS}")
-        constants[name] = StoredTensor("float32", shape, offset)
     return constants
-
-
-def _file(name: str, entry: Mapping[str, Any]) -> FileEntry:
-    if set(entry) != {"size", "sha256"}:
-        raise ValueError(f"file {name:.40} must have a size and a sha256")
-    return FileEntry(_whole(entry, "size"), _of(str, entry, "sha256"))
-
-
-def _of(kind: type, values: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(values[name], kind):
-        raise TypeError(f"{name} must be of type {kind.__name__}")
-    return values[name]
-
-
-def _whole(values: Mapping[str, Any], name: str) -> int:
-    value = values[name]
-    if type(value) is not int:
-        raise TypeError(f"{name} must be a whole number")
-    return value
-
-
-def _flag(values: Mapping[str, Any], name: str) -> bool:
-    """False where it is absent: bundles had none before there was such a choice."""
-    value = values.get(name, False)
-    if type(value) is not bool:
-        raise TypeError(f"{name} must be true or false")
-    return value
-
-
-def _one_of(known: tuple[str, ...], values: Mapping[str, Any], name: str) -> str:
-    value = values[name]
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r:.60}")
-    return str(value)

@@ -10,51 +10,66 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engines.errors import BundleError
-
-if TYPE_CHECKING:
-    from engines.bundle.bundle import Bundle
+from engines.spec.config import check_types
 
 FOLDER = "plans"
+"""The folder inside a bundle that holds a folder for each plan set."""
 TARGETS = ("tensorrt", "tensorrt-rtx")
+"""The products that build and run plans."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a file of a bundle must be."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+    def __post_init__(self) -> None:
+        check_types(self, "file: ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanFile:
+class PlanFile(FileEntry):
     """The plan of one graph."""
 
     file: str
     """Path inside the bundle."""
-    size: int
-    sha256: str
     onnx_sha256: str
-    """Of the graph that it was built from."""
+    """SHA-256 of the graph that the plan was built from."""
     batch: tuple[int, int, int]
-    """Images: least, usual, most."""
+    """Images of one call: least, usual, most."""
     rows: tuple[int, int, int]
+    """Rows of one call in the transformer, likewise."""
     profiles: int
-    """How many; of `step` one per scale."""
+    """Number of optimisation profiles; `step` has one per scale."""
     seconds: float
-    """That the build took."""
+    """Time that the build of this plan took."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a plan must fit, as the runtime finds it."""
+class Platform:
+    """What a plan is built on and must find again where it runs: the product, the system and the GPU."""
 
     target: str
+    """The product, one of `TARGETS`."""
     version: str
-    """Of the product."""
+    """Version of the product."""
     cuda: str
+    """Version of the CUDA runtime."""
     system: str
-    """As `Linux x86_64`."""
+    """Operating system and processor, such as `Linux x86_64`."""
     gpu: str | None
-    """The device's name; None where there is none."""
+    """Name of the GPU; None where there is none."""
     compute_capability: str | None
+
+    def __post_init__(self) -> None:
+        check_types(self, "built_on.")
 
     def __str__(self) -> str:
         gpu = f"{self.gpu} (compute capability {self.compute_capability})" if self.gpu else "no GPU"
@@ -66,22 +81,37 @@ class PlanSet:
     """The plans of all graphs of a bundle, built together."""
 
     name: str
-    """Of its folder."""
+    """Name of the folder that holds the plans, inside `FOLDER`."""
     key: str
-    """SHA-256 over all that decides it."""
-    built_on: Machine
+    """SHA-256 over all that decides the set: see `plan_key`."""
+    built_on: Platform
     precision: str
+    """Precision of the bundle."""
     compute_capabilities: tuple[str, ...]
-    """Of the GPUs that it runs on."""
+    """Compute capabilities of the GPUs that run the set."""
     hardware_compatibility: str
+    """TensorRT's level: `none`, `same-sm` or `ampere+`."""
     weight_streaming: bool
     weights_sha256: str
-    """Of the weight file that the graphs were read with."""
+    """SHA-256 of the weight file that the graphs were read with."""
     options: Mapping[str, Any]
+    """Options of the build, as `PlanOptions.to_dict` gives them."""
     graphs: Mapping[str, PlanFile]
 
-    def why_not(self, here: Machine, bundle: Bundle, graph: str) -> str | None:
-        """Why this set cannot serve `graph` on a machine; None where it can."""
+    def __post_init__(self) -> None:
+        check_types(self, f"plan set {self.name}: ")
+        if not isinstance(self.options, dict):
+            raise TypeError(f"plan set {self.name}: options must be a table")
+
+    def why_not(self, here: Platform, files: Mapping[str, FileEntry], graph: str) -> str | None:
+        """Why this set cannot serve a graph; None where it can.
+
+        Args:
+            here: the machine that would run the plan.
+            files: the files of the bundle, as its manifest lists them.
+            graph: name of the graph.
+
+        """
         built = self.built_on
         if built.target != here.target:
             return f"it is for {built.target}"
@@ -95,13 +125,13 @@ class PlanSet:
             return f"it is for {self._gpus()}"
         if graph not in self.graphs:
             return f"it has no {graph} engine"
-        if not self.built_from(bundle, graph):
+        if not self.built_from(files, graph):
             return f"it was built from another {graph} graph, or other weights"
         return None
 
-    def built_from(self, bundle: Bundle, graph: str) -> bool:
-        """Whether it has this graph, as the bundle holds it."""
-        wanted = (bundle.files[f"{graph}.onnx"].sha256, bundle.files["weights.bin"].sha256)
+    def built_from(self, files: Mapping[str, FileEntry], graph: str) -> bool:
+        """Whether the set has a plan of this graph, made from the very files that the bundle lists."""
+        wanted = (files[f"{graph}.onnx"].sha256, files["weights.bin"].sha256)
         return graph in self.graphs and (self.graphs[graph].onnx_sha256, self.weights_sha256) == wanted
 
     def _gpus(self) -> str:
@@ -110,7 +140,7 @@ class PlanSet:
         tuned = self.built_on.target == "tensorrt" and self.hardware_compatibility == "none"
         return f"{(tuned and self.built_on.gpu) or 'GPUs'} of compute capability {', '.join(self.compute_capabilities)}"
 
-    def _covers(self, here: Machine) -> bool:
+    def _covers(self, here: Platform) -> bool:
         assert here.compute_capability is not None
         if self.built_on.target == "tensorrt-rtx" or self.hardware_compatibility == "same-sm":
             return here.compute_capability in self.compute_capabilities
@@ -131,7 +161,7 @@ class PlanSet:
 
 
 def parse_plans(entries: Any) -> tuple[PlanSet, ...]:
-    """The plan sets of a manifest. Raises `ValueError`, `TypeError` and `KeyError` on what is none."""
+    """The plan sets of a manifest. What is none raises `ValueError`, `TypeError`, `KeyError` or `UsageError`."""
     if not isinstance(entries, list):
         raise TypeError("plans must be a list")
     sets = tuple(_plan_set(dict(entry)) for entry in entries)
@@ -140,40 +170,23 @@ def parse_plans(entries: Any) -> tuple[PlanSet, ...]:
     return sets
 
 
-def pick(bundle: Bundle, here: Machine, graph: str) -> PlanSet:
-    """The plan set to run `graph` with: the newest that fits. Raises `BundleError` that says why none does."""
-    reasons = []
-    for plans in reversed(bundle.plans):
-        reason = plans.why_not(here, bundle, graph)
-        if reason is None:
-            return plans
-        reasons.append(f"{plans.name}: {reason}")
-    build = f"build one with: var-export build {bundle.path} --target {here.target}"
-    if not reasons:
-        raise BundleError(f"{bundle.path} holds no plans; {build}")
-    raise BundleError(f"{bundle.path} holds no plan for {here} ({'; '.join(reasons)}); {build}")
-
-
-def plan_key(bundle: Bundle, here: Machine, options: Mapping[str, Any]) -> str:
-    """What decides a plan set: graphs, product, GPU and options."""
-    graphs = {graph: bundle.files[f"{graph}.onnx"].sha256 for graph in bundle.graphs}
-    value = {"graphs": graphs, "weights": bundle.files["weights.bin"].sha256, "machine": dataclasses.asdict(here)}
+def plan_key(files: Mapping[str, FileEntry], graphs: Iterable[str], here: Platform, options: Mapping[str, Any]) -> str:
+    """SHA-256 over what decides a plan set: the files of its graphs, the product, the GPU and the build's options."""
+    onnx = {graph: files[f"{graph}.onnx"].sha256 for graph in graphs}
+    value = {"graphs": onnx, "weights": files["weights.bin"].sha256, "machine": dataclasses.asdict(here)}
     return hashlib.sha256(json.dumps(value | {"options": dict(options)}, sort_keys=True).encode()).hexdigest()
 
 
 def _plan_set(entry: dict[str, Any]) -> PlanSet:
     name = _plain(entry["name"])
     graphs = {_plain(graph): _plan_file(name, graph, dict(plan)) for graph, plan in entry.pop("graphs").items()}
-    built_on = Machine(**entry.pop("built_on"))
+    built_on = Platform(**entry.pop("built_on"))
     if built_on.target not in TARGETS:
         raise ValueError(f"plan set {name} is for an unknown target")
     capabilities = entry.pop("compute_capabilities")
     if not isinstance(capabilities, list) or not all(isinstance(item, str) for item in capabilities):
         raise TypeError(f"plan set {name}: compute_capabilities must be a list of strings")
-    plans = PlanSet(built_on=built_on, compute_capabilities=tuple(capabilities), graphs=graphs, **entry)
-    _check_types(built_on, f"plan set {name}")
-    _check_types(plans, f"plan set {name}")
-    return plans
+    return PlanSet(built_on=built_on, compute_capabilities=tuple(capabilities), graphs=graphs, **entry)
 
 
 def _plan_file(name: str, graph: str, entry: dict[str, Any]) -> PlanFile:
@@ -183,9 +196,7 @@ def _plan_file(name: str, graph: str, entry: dict[str, Any]) -> PlanFile:
         values = entry[counts] = tuple(entry[counts])
         if len(values) != 3 or any(type(value) is not int for value in values) or not 1 <= values[0] <= values[2]:
             raise TypeError(f"{entry['file']}: {counts} must be three whole numbers that do not fall")
-    plan = PlanFile(**entry)
-    _check_types(plan, plan.file)
-    return plan
+    return PlanFile(**entry)
 
 
 def _plain(name: Any) -> str:
@@ -193,25 +204,6 @@ def _plain(name: Any) -> str:
     if not isinstance(name, str) or not name.isprintable() or not name or "/" in name or name.startswith("."):
         raise ValueError(f"{name!r:.60} is no name of plans or of a graph")
     return name
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-}
-
-
-def _check_types(value: Any, what: str) -> None:
-    """Every field has the type that it is annotated with; a bool is no number."""
-    for entry in dataclasses.fields(value):
-        kinds, item = _KINDS.get(str(entry.type)), getattr(value, entry.name)
-        if kinds is not None and (not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)):
-            raise TypeError(f"{what}: {entry.name} must be of type {entry.type}")
-    if not isinstance(getattr(value, "options", {}), dict):
-        raise TypeError(f"{what}: options must be a table")
 
 
 def _number(capability: str) -> float:

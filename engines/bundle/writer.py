@@ -14,17 +14,63 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines.bundle.bundle import PLAN_LOCK, Bundle, sha256_of
-from engines.bundle.manifest import MANIFEST, FileEntry, read_manifest
-from engines.bundle.plans import FOLDER, PlanSet, parse_plans
+from engines.bundle.bundle import Bundle, sha256_of
+from engines.bundle.manifest import MANIFEST, Manifest, is_bundle, needed_files
+from engines.bundle.plans import FOLDER, FileEntry, PlanSet
 from engines.errors import BundleError, UsageError
+from engines.spec.choices import BOTH
 
 COPY = "copy the bundle elsewhere"
+PLAN_LOCK = ".plans.lock"
+"""The file in a bundle that is locked while its plans change."""
+
+
+def existing_bundle(out: Path, build_key: str, force: bool) -> Bundle | None:
+    """The bundle at `out`, which a build may replace; None where there is none that can be read.
+
+    Args:
+        out: where the build is to put its bundle.
+        build_key: the key of what is to be built: a bundle that has it is returned whatever else holds.
+        force: whether a bundle made from something else may be replaced.
+
+    Raises `UsageError` where `out` is not the build's to replace.
+
+    """
+    if not out.exists() and not out.is_symlink():
+        return None
+    if not is_bundle(out):
+        raise UsageError(f"{out} exists and is no bundle; choose another --out")
+    strangers = foreign_files(out)
+    try:
+        bundle = Bundle.open(out)
+    except BundleError as error:
+        if not force:
+            raise UsageError(f"{error}; add --force to replace it, or choose another --out") from error
+        bundle = None
+    if bundle is not None and bundle.build_key == build_key:
+        return bundle
+    if strangers:
+        raise UsageError(
+            f"{out} holds files that are no part of a bundle ({', '.join(strangers[:3])}); "
+            "move them, or choose another --out"
+        )
+    if not force:
+        raise UsageError(
+            f"{out} holds a bundle made from another checkpoint, option or version; "
+            "add --force to replace it, or choose another --out"
+        )
+    return bundle
+
+
+def foreign_files(path: Path) -> list[str]:
+    """Names in a bundle's folder that no bundle has: somebody put them there."""
+    own = {MANIFEST, f".{MANIFEST}.partial", FOLDER, PLAN_LOCK, *needed_files(BOTH)}
+    return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
 class BuildLock:
@@ -78,6 +124,7 @@ class BundleWriter:
     """Context manager over the folder that becomes the bundle on `publish`; gone without that."""
 
     def __init__(self, target: Path) -> None:
+        self._named = target
         self.target = target.resolve()  # of a link, what it leads to
         self._replaces = False
         parent, name = self.target.parent, self.target.name
@@ -105,17 +152,19 @@ class BundleWriter:
         self.folder.mkdir()
         return self
 
-    def seal(self, manifest: dict[str, Any]) -> None:
-        """Hash the files and write the manifest: the hidden folder is now a bundle that can be opened and checked."""
-        files = sorted(self.folder.iterdir())
-        entries = {file.name: asdict(FileEntry(file.stat().st_size, sha256_of(file))) for file in files}
-        for file in files:
-            _sync(file)
-        path = self.folder / MANIFEST
-        path.write_text(json.dumps(manifest | {"files": entries}, indent=1) + "\n", encoding="utf-8")
-        _sync(path)
+    def seal(self, manifest: Manifest) -> Bundle:
+        """Hash the files and write the manifest, which names none of them yet: the hidden folder is a bundle now.
 
-    def publish(self) -> None:
+        It can be opened and checked where it is, and has another path once it is published.
+        """
+        entries = {}
+        for file in sorted(self.folder.iterdir()):
+            entries[file.name] = FileEntry(file.stat().st_size, sha256_of(file))
+            _sync(file)
+        _write_manifest(self.folder, replace(manifest, files=entries))
+        return Bundle.open(self.folder, verify=False)
+
+    def publish(self) -> Bundle:
         """Put the sealed bundle in place of whatever was there."""
         if self.target.exists():
             if not self._replaces:
@@ -125,6 +174,7 @@ class BundleWriter:
         self.folder.rename(self.target)
         _sync(self.target.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
+        return Bundle.open(self._named, verify=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -170,16 +220,15 @@ class PlanWriter:
 
     def publish(self, plans: PlanSet) -> tuple[str, ...]:
         """Put the set into the bundle; it takes the place of those for the same product and GPU, whose names return."""
-        manifest = read_manifest(self._bundle)
-        known = parse_plans(manifest.get("plans", []))
-        same = [old for old in known if _serves(old) == _serves(plans)]
+        manifest = Manifest.read(self._bundle)
+        same = [old for old in manifest.plans if _serves(old) == _serves(plans)]
         final = self._plans / self.name
-        manifest["plans"] = [old.to_dict() for old in known if old not in same] + [plans.to_dict()]
+        kept = tuple(old for old in manifest.plans if old not in same)
         with _one_line(self._bundle):
             if final.exists():  # what lies there was damaged, or is not listed
                 shutil.rmtree(final)
             self.folder.rename(final)
-            _replace_manifest(self._bundle, manifest)
+            _write_manifest(self._bundle, replace(manifest, plans=(*kept, plans)))
         return tuple(old.name for old in same if old.name != self.name)
 
     def __exit__(
@@ -197,10 +246,10 @@ def withdraw_plans(path: Path, name: str) -> None:
     lock = BuildLock.of_plans(path)
     lock.acquire()
     try:
-        manifest = read_manifest(path)
-        manifest["plans"] = [entry for entry in manifest.get("plans", []) if entry["name"] != name]
+        manifest = Manifest.read(path)
+        kept = tuple(plans for plans in manifest.plans if plans.name != name)
         with _one_line(path):
-            _replace_manifest(path, manifest)
+            _write_manifest(path, replace(manifest, plans=kept))
         _remove_unlisted(path)
     finally:
         lock.release()
@@ -218,7 +267,7 @@ def _one_line(place: Path) -> Iterator[None]:
 def _remove_unlisted(folder: Path) -> None:
     """Folders of plans that the manifest does not know: superseded, withdrawn, or left by a build that died."""
     try:
-        listed = {entry["name"] for entry in read_manifest(folder).get("plans", [])}
+        listed = {plans.name for plans in Manifest.read(folder).plans}
         for plans in (folder / FOLDER).iterdir():
             ours = plans.is_dir() and all(file.suffix == ".plan" for file in plans.iterdir())
             if ours and plans.name not in listed:
@@ -229,10 +278,10 @@ def _remove_unlisted(folder: Path) -> None:
         pass
 
 
-def _replace_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """In one step: readers see the old one or the new one."""
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """In one step: readers see the old manifest or the new one."""
     partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
     _sync(partial)
     partial.replace(folder / MANIFEST)
     _sync(folder)

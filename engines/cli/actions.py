@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.bundle.labels import ClassNames
+from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, print_table, version
 from engines.cli.execute import Execution, show
 from engines.cli.outputs import Naming, Target, class_naming, resolve
@@ -35,7 +36,8 @@ NO_CLASS = -1  # of an image that was not drawn from a class
 
 def list_classes(options: Options) -> None:
     """Print index and label of every class."""
-    with _source(options) as (bundle, _):
+    with _source(options) as source:
+        bundle = source.manifest
         names = names_of(bundle)
     if options.as_json:
         classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
@@ -48,7 +50,8 @@ def list_classes(options: Options) -> None:
 
 def generate(options: Options) -> None:
     """Draw images of classes, here or on a server."""
-    with _source(options) as (bundle, remote):
+    with _source(options) as source:
+        bundle = source.manifest
         names = names_of(bundle)
         classes = names.parse(options.classes)
         job = make_job(classes, seed=options.seed, count=options.count, settings=job_settings(options, bundle))
@@ -64,7 +67,7 @@ def generate(options: Options) -> None:
             previews = list(execution.source.stream(of_items, seeds=seeds, **sampling))
             return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
 
-        execution = Execution(options, bundle, job, produce, remote)
+        execution = Execution(options, source, job, produce)
         execution.run(lambda: sinks_of(options, bundle, job, target, names))
 
 
@@ -119,15 +122,15 @@ def reconstruct(options: Options, path: Path) -> None:
 
 
 @contextmanager
-def _source(options: Options) -> Iterator[tuple[Bundle, RemotePipeline | None]]:
-    """The bundle, and the server where one was named."""
+def _source(options: Options) -> Iterator[Bundle | RemotePipeline]:
+    """What draws: the server where one was named, or a bundle."""
     if options.url is None:
-        yield open_bundle(options), None
+        yield open_bundle(options)
         return
     from engines.triton.client import RemotePipeline
 
     with RemotePipeline(options.url) as remote:
-        yield remote.bundle, remote
+        yield remote
 
 
 def open_bundle(options: Options) -> Bundle:
@@ -139,12 +142,12 @@ def open_bundle(options: Options) -> Bundle:
     return Bundle.open(path, verify=False)
 
 
-def names_of(bundle: Bundle) -> ClassNames:
+def names_of(bundle: Manifest) -> ClassNames:
     """The classes of a bundle."""
     return ClassNames(bundle.config.transformer.num_classes, bundle.labels)
 
 
-def _runtime_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
+def _runtime_settings(options: Options, bundle: Manifest) -> dict[str, Any]:
     return {
         "bundle": bundle.name,
         "build_key": bundle.build_key,
@@ -153,7 +156,7 @@ def _runtime_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _computes_on(options: Options, bundle: Bundle) -> str:
+def _computes_on(options: Options, bundle: Manifest) -> str:
     """What pixels may depend on beside the bundle: ONNX Runtime's provider, whose plans are run, or a server."""
     if options.url is not None:
         return "triton"
@@ -165,7 +168,7 @@ def _computes_on(options: Options, bundle: Bundle) -> str:
     return next((plans.name for plans in reversed(bundle.plans) if plans.built_on.target == options.backend), provider)
 
 
-def job_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
+def job_settings(options: Options, bundle: Manifest) -> dict[str, Any]:
     """Everything that the pixels follow from beside class and seed, checked and with the bundle's defaults."""
     defaults = bundle.sampling
     cfg = defaults.cfg if options.cfg is None else options.cfg
@@ -192,7 +195,7 @@ def job_settings(options: Options, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def target_of(options: Options, bundle: Bundle, job: Job, naming: Naming, side: int | None = None) -> Target:
+def target_of(options: Options, bundle: Manifest, job: Job, naming: Naming, side: int | None = None) -> Target:
     """Where the images go; `side`: the longer one of an image, where that is not the model's."""
     if options.npz is not None:
         return Target(())
@@ -205,7 +208,7 @@ def target_of(options: Options, bundle: Bundle, job: Job, naming: Naming, side: 
 
 
 def sinks_of(
-    options: Options, bundle: Bundle, job: Job, target: Target, names: ClassNames, side: int | None = None
+    options: Options, bundle: Manifest, job: Job, target: Target, names: ClassNames, side: int | None = None
 ) -> tuple[list[Sink], list[Sequence[Path]]]:
     """What stores the images, and the files that there will be, those of a kind together; `side` as of `target_of`."""
     config = bundle.config
@@ -262,7 +265,7 @@ def _token_rows(job: Job, path: Path, num_tokens: int, replacing: Mapping[str, b
     return NpzRows(job, path, arrays, rows, **replacing)
 
 
-def _load_tokens(path: Path, bundle: Bundle) -> dict[str, NDArray[Any]]:
+def _load_tokens(path: Path, bundle: Manifest) -> dict[str, NDArray[Any]]:
     """The arrays of a --save-tokens file, checked: `tokens` (B, T), and where they are, `classes` and `seeds` (B,)."""
     try:
         with np.load(path, allow_pickle=False) as archive:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.bundle.bundle import Bundle
 from engines.cli.common import json_out, peak_memory, version
 from engines.files.jobs import Item, Job, Made, Sink, run_job
 
 if TYPE_CHECKING:
-    from engines.bundle.bundle import Bundle
     from engines.cli.options import Options
     from engines.draw.loop import Timings
     from engines.draw.pipeline import Pipeline
@@ -36,22 +36,21 @@ class Execution:
 
     Args:
         options: of the command.
-        bundle: what to load, when the first image is due.
+        drawer: what draws: a bundle, loaded when the first image is due, or a server.
         job: the items.
         produce: makes a batch of them with `self.pipeline`, or with `self.source`.
-        remote: a server that draws instead of engines here.
     """
 
     def __init__(
         self,
         options: Options,
-        bundle: Bundle,
+        drawer: Bundle | RemotePipeline,
         job: Job,
         produce: Callable[[Sequence[Item]], Made],
-        remote: RemotePipeline | None = None,
     ) -> None:
-        self._options, self._bundle, self._job, self._produce = options, bundle, job, produce
-        self._remote = remote
+        self._options, self._drawer, self._job, self._produce = options, drawer, job, produce
+        self._facts = drawer.manifest
+        self._remote = None if isinstance(drawer, Bundle) else drawer
         self._pipeline: Pipeline | None = None
         self._timings: Timings | None = None
         self._load_seconds = self._total_seconds = 0.0
@@ -67,8 +66,9 @@ class Execution:
 
             start = time.perf_counter()
             o = self._options
+            assert isinstance(self._drawer, Bundle), "a server needs no engines here"
             self._pipeline = Pipeline.load(
-                self._bundle.path,
+                self._drawer.path,
                 backend=o.backend,
                 provider=o.provider,
                 threads=o.threads,
@@ -155,10 +155,10 @@ class Execution:
             },
             "peak_memory_bytes": peak_memory(),
             "bundle": {
-                "path": self._options.url or str(self._bundle.path),
-                "name": self._bundle.name,
-                "precision": self._bundle.precision,
-                "build_key": self._bundle.build_key,
+                "path": str(self._drawer.path if isinstance(self._drawer, Bundle) else self._drawer.url),
+                "name": self._facts.name,
+                "precision": self._facts.precision,
+                "build_key": self._facts.build_key,
             },
             "versions": {"var_export": version(), "python": platform.python_version()},
             "runtime": self._runtime,

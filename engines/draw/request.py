@@ -18,7 +18,7 @@ from engines.errors import UsageError
 from engines.spec.config import ModelConfig, SamplingDefaults
 
 if TYPE_CHECKING:
-    from engines.bundle.bundle import Bundle
+    from engines.bundle.manifest import Manifest
 
 MAX_CFG = 1000  # beyond, differences of logits leave what float32 can tell apart
 MIN_TEMPERATURE = 1e-4  # below, quotients of logits overflow
@@ -76,7 +76,7 @@ class Request:
 
 
 def make_request(
-    bundle: Bundle,
+    bundle: Manifest,
     classes: int | str | Sequence[int | str] | NDArray[Any],
     *,
     seeds: int | Sequence[int] | NDArray[Any],
@@ -87,7 +87,7 @@ def make_request(
     smooth: Flags = None,
     forced: Forced | None = None,
 ) -> Request:
-    """Check and spread the arguments of `Pipeline.generate`; of `bundle`, no file is read.
+    """Check and spread the arguments of `Pipeline.generate`; `bundle` need have no files.
 
     Raises `UsageError` with the fix in it.
     """

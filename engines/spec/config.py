@@ -29,16 +29,22 @@ def _require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def _check_types(config: Any, group: str) -> None:
-    """Every field has the type that it is annotated with; a number is finite, a bool no number."""
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
+def check_types(values: Any, group: str) -> None:
+    """Refuse a dataclass whose plain fields (numbers, strings, flags) have another type than they are annotated with.
+
+    A number must be finite, and a bool is no number. Fields of other types are left to the caller. `group` comes before
+    the field's name in the message. Raises `UsageError`.
+    """
+    for entry in dataclasses.fields(values):
+        value = getattr(values, entry.name)
         if entry.type == "tuple[int, ...]":
             fits = isinstance(value, tuple) and all(type(item) is int for item in value)
         elif entry.type == "float":
             fits = type(value) in (int, float) and math.isfinite(value)
         elif entry.type in ("int", "bool", "str"):
             fits = type(value).__name__ == entry.type
+        elif entry.type == "str | None":
+            fits = value is None or type(value) is str
         else:
             continue
         _require(fits, f"{group}{entry.name} must be of type {entry.type}, got {value!r}")
@@ -70,7 +76,7 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", _as_tuple(self.ch_mult))
-        _check_types(self, "vae.")
+        check_types(self, "vae.")
         _require(self.norm_eps > 0, f"vae.norm_eps must be positive, got {self.norm_eps}")
         for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_num_groups"):
             _require(getattr(self, name) > 0, f"vae.{name} must be positive, got {getattr(self, name)}")
@@ -105,7 +111,7 @@ class TransformerConfig:
     attn_l2_norm: bool = True
 
     def __post_init__(self) -> None:
-        _check_types(self, "transformer.")
+        check_types(self, "transformer.")
         _require(self.norm_eps > 0, f"transformer.norm_eps must be positive, got {self.norm_eps}")
         for name in ("depth", "width", "heads", "mlp_hidden", "num_classes"):
             _require(getattr(self, name) > 0, f"transformer.{name} must be positive, got {getattr(self, name)}")
@@ -130,7 +136,7 @@ class SamplingDefaults:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_types(self, "sampling.")
+        check_types(self, "sampling.")
         _require(self.cfg >= 0, f"sampling.cfg must be 0 or more, got {self.cfg}")
         _require(self.top_k >= 0, f"sampling.top_k must be 0 or more, got {self.top_k}")
         _require(0 <= self.top_p <= 1, f"sampling.top_p must lie in 0 to 1, got {self.top_p}")
@@ -148,7 +154,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_nums", _as_tuple(self.patch_nums))
-        _check_types(self, "")
+        check_types(self, "")
         _require(len(self.patch_nums) >= 2, f"patch_nums needs two scales or more, got {self.patch_nums}")
         _require(
             self.patch_nums[0] > 0 and all(a < b for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)),

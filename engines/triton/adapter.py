@@ -88,10 +88,10 @@ class UnaryModel(_Model):
 
     def start(self) -> None:
         """Read the facts of the model."""
-        bundle = unpack_facts(self.setting(FACTS), f"the configuration of {self.name}")
+        manifest = unpack_facts(self.setting(FACTS), f"the configuration of {self.name}")
         self.stream = self.setting("stream_model")
         flags = Flags(self.name, own=True)
-        self.forwarder = Forwarder(bundle, flags, self.call, workers=int(self.setting("workers")))
+        self.forwarder = Forwarder(manifest, flags, self.call, workers=int(self.setting("workers")))
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Take requests; they are answered from other threads, so the next ones need not wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,9 +19,6 @@ from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.request import full_inputs
 from engines.triton.tensors import INPUTS
 
-if TYPE_CHECKING:
-    from engines.bundle.bundle import Bundle
-
 SCHEME = "triton"
 GRPC_PORT = 8001
 _TYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
@@ -31,7 +28,7 @@ _YOURS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
 class RemotePipeline:
     """The models of a repository that `var-export triton` wrote, over gRPC.
 
-    `generate` and `stream` take and give what those of `Pipeline` do; `bundle` has its facts, without files.
+    `generate` and `stream` take and give what those of `Pipeline` do; `manifest` has the facts of its bundle.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,7 +47,7 @@ class RemotePipeline:
             raise
         self.max_batch = int(config.max_batch_size)
         self._stream_model = config.parameters["stream_model"].string_value
-        self.bundle: Bundle = unpack_facts(config.parameters[FACTS].string_value, url)
+        self.manifest = unpack_facts(config.parameters[FACTS].string_value, url)
 
     def generate(
         self,
@@ -113,7 +110,7 @@ class RemotePipeline:
         self.close()
 
     def _inputs(self, classes: Sequence[int], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Any]:
-        return self._tensors(full_inputs(make_request(self.bundle, classes, seeds=seeds, **sampling)))
+        return self._tensors(full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling)))
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest
 from engines.spec.config import ModelConfig
 from engines.triton.facts import FACTS, pack_facts
 from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims_of
@@ -42,7 +42,7 @@ class Serving:
         return f"{self.name}_stream"
 
 
-def unary_config(serving: Serving, bundle: Bundle) -> str:
+def unary_config(serving: Serving, bundle: Manifest) -> str:
     """Of the model that answers with one response."""
     # More than the streaming model holds in Triton's queue, in formed batches and in the engines: it is what refuses.
     workers = serving.queue_size + 4 * serving.instances * serving.max_batch + SPARE_WORKERS
@@ -60,7 +60,7 @@ def unary_config(serving: Serving, bundle: Bundle) -> str:
     )
 
 
-def stream_config(serving: Serving, bundle: Bundle, place: str) -> str:
+def stream_config(serving: Serving, bundle: Manifest, place: str) -> str:
     """Of the model that holds the engines. `place`: the bundle's folder, absolute or from the version's folder."""
     return pbtxt(
         {

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from engines.backends.base import Array
-from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
 from engines.triton.flags import Flags
 from engines.triton.request import full_inputs, read_request
@@ -56,7 +56,7 @@ class Forwarder:
         workers: requests at once: more than the streaming model takes, so that it is the one that refuses.
     """
 
-    def __init__(self, bundle: Bundle, flags: Flags, call: Call, *, workers: int) -> None:
+    def __init__(self, bundle: Manifest, flags: Flags, call: Call, *, workers: int) -> None:
         self._bundle, self._flags, self._call = bundle, flags, call
         self._lock = threading.Lock()
         self._under_way: dict[str, Waiting] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest
 from engines.draw.request import Request, make_request
 from engines.errors import UsageError
 
@@ -16,7 +16,7 @@ SAMPLING = ("cfg", "temperature", "top_k", "top_p", "smooth")
 """Inputs with the names of `Request`'s fields."""
 
 
-def read_request(get: Get, bundle: Bundle) -> Request:
+def read_request(get: Get, bundle: Manifest) -> Request:
     """The images that a request asks for.
 
     Args:

@@ -80,7 +80,7 @@ def _by_capability(bundle: Bundle) -> dict[str, PlanSet]:
     """The newest TensorRT plans of the fused graph for each compute capability."""
     found: dict[str, PlanSet] = {}
     for plans in bundle.plans:
-        if plans.built_on.target == "tensorrt" and plans.built_from(bundle, GRAPH):
+        if plans.built_on.target == "tensorrt" and plans.built_from(bundle.files, GRAPH):
             capabilities = plans.compute_capabilities or (plans.built_on.compute_capability,)
             found |= dict.fromkeys(filter(None, capabilities), plans)
     if not found:

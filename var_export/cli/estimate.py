@@ -165,8 +165,9 @@ def _titled(device: Device) -> str:
 
 def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     """What the options ask for, of a name, a bundle or a checkpoint."""
-    from engines.bundle.bundle import Bundle, is_bundle_folder
+    from engines.bundle.bundle import Bundle
     from engines.bundle.inspection import quantised_layers
+    from engines.bundle.manifest import is_bundle
     from engines.sizing import models
     from engines.sizing.estimate import Workload
     from engines.spec.config import SamplingDefaults
@@ -179,7 +180,7 @@ def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     target, ways = ONNXRUNTIME if on_cpu else TENSORRT, None
     if name in models.NAMES and not Path(name).exists():
         config = models.official(name)
-    elif is_bundle_folder(Path(name)):
+    elif is_bundle(Path(name)):
         bundle = Bundle.open(name, verify=False)
         config, precision, max_top_k, sampling = bundle.config, bundle.precision, bundle.max_top_k, bundle.sampling
         form, smooth = bundle.forms[0], bundle.smooth

@@ -145,7 +145,7 @@ def _check(
     reports: dict[str, Report | FusedReport] = {}
     for form in bundle.forms:
         backend = TensorRTBackend(target, device=device)
-        problems = [plans.why_not(backend.here, bundle, graph) for graph in bundle.graphs]
+        problems = [plans.why_not(backend.here, bundle.files, graph) for graph in bundle.graphs]
         if any(problems):  # built for other GPUs than the one here; what fits it may be an older set
             backend.close()
             return {}, f"{backend.here} cannot run them: {next(filter(None, problems))}"

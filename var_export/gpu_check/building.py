@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,10 @@ from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import needed_files, read_manifest
+from engines.bundle.manifest import Manifest, needed_files
 from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
 from engines.errors import BackendError, BundleError
-from engines.spec import contract
 from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig, SamplingDefaults
 from var_export.gpu_check.cases import Job, bundle_folder, plans_folder
@@ -138,8 +137,8 @@ def plans(job: Job, tell: Tell) -> dict[str, Any]:
 
 def narrow(source: Path, folder: Path, form: str) -> None:
     """The bundle at `source` with one form only, as hard links at `folder`; plans that are there already stay."""
-    manifest = read_manifest(source)
-    key = f"{manifest['build_key']}-{form}"
+    manifest = Manifest.read(source)
+    key = f"{manifest.build_key}-{form}"
     with contextlib.suppress(BundleError):
         if Bundle.open(folder, verify=False).build_key == key:
             return
@@ -149,6 +148,5 @@ def narrow(source: Path, folder: Path, form: str) -> None:
                 os.link(source / name, writer.folder / name)
             except OSError:  # a file system without hard links
                 shutil.copyfile(source / name, writer.folder / name)
-        graphs = {graph: manifest["graphs"][graph] for graph in contract.graphs_of(form)}
-        writer.seal(manifest | {"form": form, "graphs": graphs, "build_key": key, "plans": []})
+        writer.seal(replace(manifest, form=form, build_key=key, plans=()))
         writer.publish()

@@ -21,7 +21,7 @@ from engines.backends.tensorrt.library import Library
 from engines.backends.tensorrt.options import COMPATIBILITY_LEVELS, PlanOptions, apply_extra
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle.bundle import Bundle
-from engines.bundle.plans import Machine, PlanFile, PlanSet, plan_key
+from engines.bundle.plans import PlanFile, PlanSet, Platform, plan_key
 from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
 from engines.spec.choices import INT8
@@ -69,11 +69,12 @@ def build_plans(
             f"{path} is in INT8 for ONNX Runtime's CPU, which TensorRT cannot build; make one for it with: "
             f"var-export build CHECKPOINT --precision int8 --target {target}"
         )
-    here = machine_of(library, device, needs_gpu=not options.compute_capabilities)
-    key = plan_key(bundle, here, options.to_dict())
+    here = platform_of(library, device, needs_gpu=not options.compute_capabilities)
+    key = plan_key(bundle.files, bundle.graphs, here, options.to_dict())
     known = next((plans for plans in bundle.plans if plans.key == key), None)
     if known is not None and all(
-        known.built_from(bundle, graph) and bundle.plan_problem(known.graphs[graph]) is None for graph in bundle.graphs
+        known.built_from(bundle.files, graph) and bundle.plan_problem(known.graphs[graph]) is None
+        for graph in bundle.graphs
     ):
         return BuiltPlans(known, True, ())
 
@@ -104,7 +105,7 @@ def build_plans(
     return BuiltPlans(plans, False, superseded)
 
 
-def machine_of(library: Library, device: int = 0, *, needs_gpu: bool = True) -> Machine:
+def platform_of(library: Library, device: int = 0, *, needs_gpu: bool = True) -> Platform:
     """This machine, as plans see it. Raises `BackendError` where a GPU is needed and there is none."""
     gpu, capability, cuda_version = None, None, ""
     if needs_gpu:
@@ -118,7 +119,7 @@ def machine_of(library: Library, device: int = 0, *, needs_gpu: bool = True) -> 
             ) from error
         gpu, capability, cuda_version = cuda.name, cuda.compute_capability, cuda.version
         cuda.close()
-    return Machine(
+    return Platform(
         target=library.flavour.name,
         version=library.version,
         cuda=cuda_version,

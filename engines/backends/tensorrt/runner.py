@@ -20,7 +20,7 @@ from engines.backends.cuda import ALIGNMENT, Cuda, DeviceBuffer, EventMark, Grap
 from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.kernel_cache import KernelCache, default_folder
 from engines.backends.tensorrt.library import Library
-from engines.bundle import plans as stored
+from engines.bundle.plans import PlanFile, PlanSet, Platform
 from engines.errors import BackendError, BundleError, OutOfMemoryError
 from engines.spec.contract import TensorInfo
 
@@ -55,7 +55,7 @@ class TensorRTBackend(Backend):
         self.library = library or libraries.load(target)
         self.cuda = cuda or Cuda(device)
         self.scratch = Scratch(self.cuda)
-        self.here = stored.Machine(
+        self.here = Platform(
             target=target,
             version=self.library.version,
             cuda=self.cuda.version,
@@ -71,7 +71,7 @@ class TensorRTBackend(Backend):
     def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
         """See `Backend`: the plan that fits this machine, verified before it is deserialized."""
         bundle.graph_path(graph)  # names the missing form
-        chosen = stored.pick(bundle, self.here, graph)
+        chosen = bundle.plans_for(self.here, graph)
         plan = chosen.graphs[graph]
         problem = bundle.plan_problem(plan)
         if problem is not None:
@@ -98,7 +98,7 @@ class TensorRTBackend(Backend):
         """See `Backend`."""
         try:
             for graph in bundle.graphs:
-                stored.pick(bundle, self.here, graph)
+                bundle.plans_for(self.here, graph)
         except BundleError as error:
             return str(error)
         return None
@@ -182,8 +182,8 @@ class TensorRTEngine(Engine):
         self,
         backend: TensorRTBackend,
         engine: Any,
-        plan: stored.PlanFile,
-        chosen: stored.PlanSet,
+        plan: PlanFile,
+        chosen: PlanSet,
         kernels: KernelCache | None,
         graph: str,
         inputs: tuple[TensorInfo, ...],

@@ -6,9 +6,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from support import tiny_config
 
+from engines.bundle.bundle import Bundle
 from engines.bundle.writer import BundleWriter
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
+from tests.emulation import fill_hollow
 
 
 @pytest.fixture
@@ -17,20 +20,24 @@ def target(tmp_path):
     return tmp_path / "bundles" / "model"
 
 
+def fill(folder, text):
+    """The files and the manifest of a bundle of this name."""
+    return fill_hollow(folder, tiny_config(text), form="stepwise")
+
+
 def write(target, text, *, publish=True, meanwhile=lambda: None):
     with BundleWriter(target) as writer:
-        (writer.folder / "weights.bin").write_text(text)
-        writer.seal({"name": text})
+        writer.seal(fill(writer.folder, text))
         meanwhile()
         if publish:
             writer.publish()
 
 
 def content(target):
-    """What the bundle at `target` says; it must be whole."""
-    text = (target / "weights.bin").read_text()
-    assert f'"{text}"' in (target / "manifest.json").read_text()
-    return text
+    """What the bundle at `target` is called; it must be whole."""
+    bundle = Bundle.open(target)
+    assert bundle.graph_path("step").read_text() == f"step of {bundle.name}"
+    return bundle.name
 
 
 def around(target):
@@ -70,12 +77,13 @@ def test_an_exception_leaves_what_was_there(error, target):
 
 def test_the_bundle_is_not_in_place_before_publish(target):
     with BundleWriter(target) as writer:
-        (writer.folder / "weights.bin").write_text("one")
-        writer.seal({"name": "one"})
+        sealed = writer.seal(fill(writer.folder, "one"))
+        assert (sealed.path, sealed.name) == (writer.folder, "one")
         assert not target.exists()
         assert writer.folder.name.startswith("."), "hidden from `bundles/*`"
         assert content(writer.folder) == "one", "but can be checked there"
-        writer.publish()
+        published = writer.publish()
+    assert (published.path, published.manifest) == (target, sealed.manifest)
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -102,6 +110,8 @@ KILLED = textwrap.dedent(
     import os, shutil, sys
     from pathlib import Path
     from engines.bundle.writer import BundleWriter
+    from tests.emulation import fill_hollow
+    from tests.support import tiny_config
 
     target, point = Path(sys.argv[1]), sys.argv[2]
     rename, calls = Path.rename, []
@@ -114,10 +124,10 @@ KILLED = textwrap.dedent(
         Path.rename = renaming
 
     with BundleWriter(target) as writer:
-        (writer.folder / "weights.bin").write_text("two")
+        manifest = fill_hollow(writer.folder, tiny_config("two"), form="stepwise")
         if point == "writing":
             os._exit(9)
-        writer.seal({"name": "two"})
+        writer.seal(manifest)
         if point == "sealed":
             os._exit(9)
         die_after({"between the renames": 1, "before cleaning up": 2}[point])
@@ -157,11 +167,10 @@ def test_a_killed_process_without_a_previous_bundle_leaves_none(target):
 
 def test_a_second_writer_is_turned_away(target):
     with BundleWriter(target) as first:
-        (first.folder / "weights.bin").write_text("one")
+        manifest = fill(first.folder, "one")
         with pytest.raises(UsageError, match="another build is writing"), BundleWriter(target):
             pass
-        assert (first.folder / "weights.bin").read_text() == "one", "the second left the first alone"
-        first.seal({"name": "one"})
+        first.seal(manifest)
         first.publish()
     assert content(target) == "one"
     assert around(target) == ["model"]
@@ -178,8 +187,7 @@ def test_a_second_process_is_turned_away(target):
 
 def test_writers_of_different_bundles_do_not_meet(target):
     with BundleWriter(target), BundleWriter(target.with_name("other")) as other:
-        (other.folder / "weights.bin").write_text("two")
-        other.seal({"name": "two"})
+        other.seal(fill(other.folder, "two"))
         other.publish()
     assert around(target) == ["other"]
 
@@ -226,9 +234,14 @@ def test_what_came_into_being_meanwhile_is_not_lost(target):
 
 def test_sealing_covers_every_file(target):
     with BundleWriter(target) as writer:
-        for name in ("weights.bin", "step.onnx"):
-            (writer.folder / name).write_text(name)
-        writer.seal({"name": "weights.bin"})
-        text = (writer.folder / "manifest.json").read_text()
-        assert "step.onnx" in text
-        writer.publish()
+        sealed = writer.seal(fill(writer.folder, "one"))
+        assert set(sealed.files) == {file.name for file in writer.folder.iterdir()} - {"manifest.json"}
+
+
+def test_a_bundle_that_lacks_a_file_is_not_sealed(target):
+    with BundleWriter(target) as writer:
+        manifest = fill(writer.folder, "one")
+        (writer.folder / "step.onnx").unlink()
+        with pytest.raises(BundleError, match=r"files must be .*step\.onnx"):
+            writer.seal(manifest)
+    assert around(target) == []

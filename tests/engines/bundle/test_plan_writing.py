@@ -14,8 +14,8 @@ import pytest
 from plan_helpers import CONFIG, EMULATED, GRAPHS, files, manifest, refused
 
 from engines.bundle import writer as bundle_writer
-from engines.bundle.bundle import Bundle, foreign_files
-from engines.bundle.writer import BundleWriter, PlanWriter, withdraw_plans
+from engines.bundle.bundle import Bundle
+from engines.bundle.writer import BundleWriter, PlanWriter, foreign_files, withdraw_plans
 from engines.errors import BackendError, UsageError
 from tests.emulation import hollow_bundle
 from tests.emulation.tensorrt import Builder
@@ -286,7 +286,9 @@ def test_the_onnx_graphs_are_not_touched(path, machine):
     after = manifest(path)
     assert after.pop("plans")
     hollow = hollow_bundle(path.with_name("again"), CONFIG)
-    assert after == manifest(hollow)
+    before = manifest(hollow)
+    assert before.pop("plans") == []
+    assert after == before
 
 
 def test_withdrawn_plans_are_gone(path, machine):

@@ -17,9 +17,9 @@ from support import tiny_config
 
 from engines.backends.tensorrt.options import PlanOptions
 from engines.bundle import plans
-from engines.bundle.bundle import Bundle, foreign_files
-from engines.bundle.plans import Machine, PlanFile, PlanSet, parse_plans
-from engines.bundle.writer import withdraw_plans
+from engines.bundle.bundle import Bundle
+from engines.bundle.plans import PlanFile, PlanSet, Platform, parse_plans
+from engines.bundle.writer import foreign_files, withdraw_plans
 from tests.emulation import hollow_bundle
 
 
@@ -85,7 +85,7 @@ def plan_sets(draw):
     return PlanSet(
         name=name,
         key=draw(texts()),
-        built_on=Machine(
+        built_on=Platform(
             target=draw(st.sampled_from(plans.TARGETS)),
             version=draw(texts()),
             cuda=draw(texts()),
@@ -110,7 +110,7 @@ def test_any_plan_sets_survive_the_manifest(sets):
 
 
 def test_a_bundle_of_before_there_were_plans_opens(path):
-    assert "plans" not in manifest(path)
+    edit(path, lambda value: [value.pop(key) for key in ("plans", "smooth")])
     assert Bundle.open(path).plans == ()
 
 
@@ -140,7 +140,7 @@ def test_sets_for_several_machines_live_side_by_side(path, machine):
     for options in ({"rtx": True}, {"capability": (8, 9)}, {"version": "10.13.0"}, {"name": "Other GPU"}, {}):
         emulation = machine(**options)
         with emulation.load(path) as pipeline:
-            chosen = plans.pick(pipeline.bundle, pipeline.backend.here, "step")
+            chosen = pipeline.bundle.plans_for(pipeline.backend.here, "step")
             assert chosen.built_on.gpu == options.get("name", "Emulated GPU")
             pipeline.generate([0])
 
@@ -267,7 +267,7 @@ def test_plans_that_were_copied_from_another_bundle(path, machine):
 def test_a_machine_without_a_gpu_fits_nothing(path, machine):
     machine(rtx=True).build(path, compute_capabilities=("8.6",))
     bundle = Bundle.open(path)
-    nothing = Machine(
+    nothing = Platform(
         target="tensorrt-rtx",
         version="1.7.1.116",
         cuda="",
@@ -275,8 +275,8 @@ def test_a_machine_without_a_gpu_fits_nothing(path, machine):
         gpu=None,
         compute_capability=None,
     )
-    assert bundle.plans[0].why_not(nothing, bundle, "step") == "there is no GPU"
-    refused(lambda: plans.pick(bundle, nothing, "step"), "no GPU")
+    assert bundle.plans[0].why_not(nothing, bundle.files, "step") == "there is no GPU"
+    refused(lambda: bundle.plans_for(nothing, "step"), "no GPU")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest
 from engines.draw.loop import Timings
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import Preview, Result
@@ -29,8 +30,7 @@ CONFIG = ModelConfig(
 
 
 def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
-    return Bundle(
-        path=Path("fake-bundle"),
+    facts = Manifest(
         name="fake-fp32",
         config=CONFIG,
         precision="fp32",
@@ -42,11 +42,8 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         labels=labels,
         build_key=build_key,
         golden_key="",
-        provenance={},
-        plans=(),
-        files={},
-        constants={},
     )
+    return Bundle(Path("fake-bundle"), facts)
 
 
 def image_of(class_id, seed, cfg=1.0):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
-from engines.bundle.plans import Machine, PlanFile, PlanSet
+from engines.bundle.plans import PlanFile, PlanSet, Platform
 from engines.draw.batch import fused_inputs
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
@@ -211,7 +211,7 @@ def with_plans(bundle, *sets):
             file=f"plans/p{number}/fused.plan", size=3, sha256="", batch=(1, 1, 8), rows=(1, 2, 16), profiles=1,
             seconds=1.0, onnx_sha256="old" if stale else bundle.files["fused.onnx"].sha256,
         )  # fmt: skip
-        machine = Machine(
+        machine = Platform(
             target="tensorrt", version="10.3.0", cuda="12", system="Linux", gpu="GPU", compute_capability=capability
         )
         plans.append(
@@ -228,7 +228,7 @@ def with_plans(bundle, *sets):
                 graphs={"fused": file},
             )
         )
-    return dataclasses.replace(bundle, plans=tuple(plans))
+    return Bundle(bundle.path, dataclasses.replace(bundle.manifest, plans=tuple(plans)))
 
 
 def test_tensorrt_gets_a_plan_for_each_gpu(both):
@@ -247,7 +247,7 @@ def test_stock_backends_say_what_they_need(both):
         plan_stock(demo, "onnxruntime", name="x")
     with pytest.raises(UsageError, match=r"no TensorRT plans of the fused graph.*--target tensorrt"):
         plan_stock(both, "tensorrt", name="x")
-    fused_only = dataclasses.replace(both, form="fused")
+    fused_only = Bundle(both.path, dataclasses.replace(both.manifest, form="fused"))
     with pytest.raises(UsageError, match="build with --form both, or serve that graph with --stock"):
         plan_python(fused_only, Serving())
 

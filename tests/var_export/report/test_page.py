@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from tests.var_export.report.reading import NASTY, Reader
 from var_export.report import page
@@ -45,7 +46,7 @@ def test_text_is_escaped(pages, stepwise):
 
 def test_bytes_that_are_no_text(tmp_path, stepwise):
     odd = os.fsdecode(b"bundles/\xff<i>&'\"")
-    bundle = dataclasses.replace(stepwise.bundle, path=Path(odd))
+    bundle = Bundle(Path(odd), stepwise.bundle.manifest)
     command = ["var-export", "verify", odd]
     write_verify(tmp_path / "p.html", dataclasses.replace(stepwise, bundle=bundle, command=command))
     read = Reader(tmp_path / "p.html")

@@ -15,13 +15,12 @@ from engines.backends.tensorrt.build import build_plan, build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange, profiles_of
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
-from engines.bundle.manifest import read_manifest
+from engines.bundle.manifest import Manifest
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
 from engines.spec import contract
-from engines.spec.config import ModelConfig
 
-CONFIG = ModelConfig.from_dict(read_manifest(DEMO_BUNDLE)["model"])
+CONFIG = Manifest.read(DEMO_BUNDLE).config
 OPTIONS = PlanOptions(batch=BatchRange(1, 1, 1), compute_capabilities=("8.6",))  # the fastest to build
 ROOT = Path(__file__).parents[4]
 STOPPED = 7

@@ -17,9 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.bundle.bundle import DEMO_BUNDLE
-from engines.bundle.manifest import read_manifest
+from engines.bundle.manifest import Manifest
 from engines.spec import contract
-from engines.spec.config import ModelConfig
 
 PRECISIONS = tuple(contract.CACHE_DTYPES)
 GRAPHS = contract.graphs_of("both")
@@ -32,7 +31,7 @@ MOVES = {"SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE", "CONCATENATION", "IDENTITY"
 """Layers that compute nothing: what goes in comes out, elsewhere."""
 
 pytestmark = pytest.mark.slow
-CONFIG = ModelConfig.from_dict(read_manifest(DEMO_BUNDLE)["model"])
+CONFIG = Manifest.read(DEMO_BUNDLE).config
 D, S = CONFIG.transformer.depth, CONFIG.num_scales
 
 
