@@ -131,21 +131,10 @@ class Statistics:
             raise ValueError(f"{bad} of {values.size} values are NaN or infinite")
         self._grow(_exponent_of(max(-low, high)))
         square_sums = self._count(table, channels)
-        self._merge_scale(scale, ScaleFigures(values.size, low, high, float(np.sum(square_sums))))
+        empty = ScaleFigures(0, math.inf, -math.inf, 0.0)
+        self.scales.setdefault(scale, empty).merge(ScaleFigures(values.size, low, high, float(np.sum(square_sums))))
         if channels is not None:
             self._merge_channels(np.maximum(-lows, highs), square_sums)
-
-    def merge(self, other: Statistics) -> None:
-        """Take in the values of another one, as if they had been added here; `ValueError` if its channels differ."""
-        if not other.scales:
-            return
-        self._check_channels(None if other.channel_abs_max is None else len(other.channel_abs_max))
-        self._grow(other.exponent)
-        self.counts += _regridded(other.counts, self.exponent - other.exponent)
-        for scale, figures in other.scales.items():
-            self._merge_scale(scale, figures)
-        if other.channel_abs_max is not None and other._channel_square_sum is not None:
-            self._merge_channels(other.channel_abs_max, other._channel_square_sum)
 
     def to_dict(self, *, exact: bool = False) -> dict[str, Any]:
         """Plain JSON types. Counts, minima and maxima are exact, mean squares have 9 digits, channel figures 6.
@@ -222,10 +211,6 @@ class Statistics:
         if exponent > self.exponent:
             self.counts = _regridded(self.counts, exponent - self.exponent)
             self.exponent = exponent
-
-    def _merge_scale(self, scale: int, figures: ScaleFigures) -> None:
-        empty = ScaleFigures(0, math.inf, -math.inf, 0.0)
-        self.scales.setdefault(scale, empty).merge(figures)
 
     def _merge_channels(self, abs_max: Float32s, square_sum: Floats) -> None:
         if self.channel_abs_max is None or self._channel_square_sum is None:

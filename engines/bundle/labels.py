@@ -193,15 +193,6 @@ class ClassNames:
         return tuple(slugs)
 
 
-def resolve_class(specification: int | str, num_classes: int, labels: Sequence[str] | None = None) -> int:
-    """The one class that an index, a label or `none` names; `num_classes` itself stands for no class.
-
-    Raises:
-        UsageError: an unknown or ambiguous label, an index out of range, a specification of several classes.
-    """
-    return ClassNames(num_classes, labels).index(specification)
-
-
 def _slugify(label: str) -> str:
     first = unicodedata.normalize("NFKC", label).casefold().split(",")[0]
     return re.sub(r"\W+", "-", first).strip("-_")[:_MAX_SLUG].strip("-_")

@@ -22,7 +22,6 @@ CONTRACT_VERSION = 1
 
 CACHE = "cache"  # stands for the element type of the KV cache, which the precision of a bundle decides
 CACHE_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-VARYING = ("B", "N", "L", "M", "P")
 
 
 @dataclass(frozen=True)

@@ -94,29 +94,24 @@ def test_histogram_is_the_one_of_the_definition(values):
 
 @given(st.one_of(VALUES, NEAR_VALUES), st.data())
 def test_neither_batches_nor_their_order_matter(values, data):
-    """Nor whether they are added or merged."""
     shuffled = data.draw(st.permutations(values))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=6)))
-    added, merged = Statistics(), Statistics()
+    added = Statistics()
     for first, end in zip([0, *cuts], [*cuts, len(values)], strict=True):
         part = np.array(shuffled[first:end], np.float32)
         added.add(part, channel_axis=None)
-        merged.merge(counted(part))
     assert_same(added, counted(values))
-    assert_same(merged, counted(values))
 
 
 @given(NEAR_VALUES, st.integers(1, 4), st.data())
 def test_channels_and_scales_are_kept_apart(values, channels, data):
     table = np.resize(np.float32(values), (len(values), channels))  # np.float64(table) may be a scalar in numpy 2.2
     scales = data.draw(st.lists(st.integers(0, 3), min_size=len(table), max_size=len(table)))
-    added, merged = Statistics(), Statistics()
+    added, by_column = Statistics(), Statistics()
     for row, scale in zip(table, scales, strict=True):
         added.add(row, scale)
-        one = Statistics()
-        one.add(row[:, None], scale, channel_axis=0)
-        merged.merge(one)
-    assert_same(added, merged)
+        by_column.add(row[:, None], scale, channel_axis=0)
+    assert_same(added, by_column)
     np.testing.assert_array_equal(added.channel_abs_max, np.abs(table).max(axis=0))
     np.testing.assert_allclose(added.channel_mean_square, np.mean(table.astype(np.float64) ** 2, axis=0), rtol=1e-12)
     for scale in set(scales):
@@ -176,8 +171,6 @@ def test_other_channels_and_dtypes_are_refused():
         statistics.add(np.ones((2, 4), np.float32))
     with pytest.raises(ValueError, match="no channels after 3"):
         statistics.add(np.ones(3, np.float32), channel_axis=None)
-    with pytest.raises(ValueError, match="no channels after 3"):
-        statistics.merge(counted([1]))
     with pytest.raises(ValueError, match="not float64"):
         statistics.add(np.ones((2, 3)))
 

@@ -104,11 +104,3 @@ class MultiScaleQuantizer(nn.Module):
             tokens.append(self.nearest(z.permute(0, 2, 3, 1).reshape(-1, Z)).reshape(B, -1))
             rest = rest - self.contribution(tokens[-1], scale)
         return torch.cat(tokens, dim=1)
-
-    def features_of(self, tokens: Tensor) -> Tensor:
-        """Tokens int64 (B, sum L) -> f_hat (B, Z, S, S) (algorithm 2)."""
-        parts = [self.contribution(tokens[:, self.config.scale_slice(s)], s) for s in range(self.config.num_scales)]
-        f_hat = parts[0]
-        for part in parts[1:]:
-            f_hat = f_hat + part
-        return f_hat

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engines.bundle.labels import ClassNames, normalise, resolve_class
+from engines.bundle.labels import ClassNames, normalise
 from engines.errors import UsageError
 
 LABELS = (
@@ -97,7 +97,7 @@ def test_without_labels_only_indexes_count():
 
 
 def test_one_class_where_one_is_needed():
-    assert NAMES.index("parrot") == resolve_class("parrot", len(LABELS), LABELS) == 0
+    assert NAMES.index("parrot") == 0
     assert NAMES.index(8) == NAMES.index("none") == 8
     for wrong in ("0-1", "all", 9, -1):
         with pytest.raises(UsageError):

@@ -200,7 +200,12 @@ def check_accumulate(graphs):
     tokens = np.random.RandomState(3).randint(0, config.vae.vocab_size, (3, config.num_tokens))
     f_hat = graphs("accumulate", {"tokens": tokens})["f_hat"]
     with torch.inference_mode():
-        wanted = graphs.reference.vae.quantize.features_of(torch.from_numpy(tokens))
+        whole = torch.from_numpy(tokens)
+        parts = [
+            graphs.reference.vae.quantize.contribution(whole[:, config.scale_slice(scale)], scale)
+            for scale in range(config.num_scales)
+        ]
+        wanted = sum(parts)
     np.testing.assert_allclose(f_hat, wanted, atol=2e-5)
 
 
