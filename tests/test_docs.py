@@ -90,6 +90,11 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
+def test_every_picture_is_shown():
+    shown = {name for page in PAGES for name in re.findall(r"images/([\w-]+\.png)", text_of(page))}
+    assert shown == {file.name for file in (ROOT / "docs/images").iterdir()}
+
+
 def test_every_page_is_in_the_index():
     index = text_of("docs/README.md")
     pages = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")} - {"README.md"}

@@ -32,7 +32,7 @@ def test_bound_is_above_the_published_throughput(model):
     ratio = ours.images_per_s / throughput
     print(f"{model}: at most {ours.images_per_s:.0f} images/s, published {throughput}: {ratio:.2f} times")
     assert ratio > 1
-    assert ratio == pytest.approx(RATIOS[model], abs=0.01)  # docs/sizing.md says so
+    assert ratio == pytest.approx(RATIOS[model], abs=0.01)  # docs/performance-plans.md says so
     assert ours.bound_by == COMPUTE
     assert ours.memory.counted < gigabytes * 1e9  # theirs keeps all keys and values, in PyTorch
 
