@@ -1,36 +1,39 @@
-"""Bundles that tests share, by name. Building one needs PyTorch; a kept one serves an interpreter that has none.
+"""Bundles that tests share, by name: built once for a state of the code, and kept for the next run (`tests.kept`).
 
-    python -m tests.bundles FOLDER      (`make test-bundles`)
+    python -m tests.bundles      (`make test-bundles`)
 
-builds them all into FOLDER. With `VAR_EXPORT_TEST_BUNDLES=FOLDER`, tests take them from there: with PyTorch they are
-built anew where they are stale, without it they are taken as they are. `make test-runtime` does that.
+builds them all, two at a time. Building one needs PyTorch; a kept one serves an interpreter that has none, which takes
+it as it is: `make test-runtime` does that.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
-import os
-import sys
+import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
 
 from engines.bundle.manifest import MANIFEST
+from tests.kept import KEPT, digest_of_code, locked
 from tests.support import demo_checkpoint, need_torch, tiny_checkpoint, tiny_config
 
-KEPT = os.environ.get("VAR_EXPORT_TEST_BUNDLES")
+
+def _tiny():
+    return tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4)))
+
+
+# The longest first.
 SHARED = {
-    "demo-fp32": (demo_checkpoint, {"precision": "fp32"}),
-    "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
-    "demo-bf16": (demo_checkpoint, {"precision": "bf16"}),
     "demo-smooth": (demo_checkpoint, {"precision": "fp32", "form": "both", "smooth": True}),
     "demo-both": (demo_checkpoint, {"precision": "fp16", "form": "both"}),
-    "tiny-fp32": (lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))), {"precision": "fp32", "form": "both"}),
-    "tiny-bf16": (lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))), {"precision": "bf16", "form": "both"}),
-    "tiny-smooth": (
-        lambda: tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4))),
-        {"precision": "fp32", "form": "both", "smooth": True},
-    ),
+    "demo-fp32": (demo_checkpoint, {"precision": "fp32"}),
+    "demo-bf16": (demo_checkpoint, {"precision": "bf16"}),
+    "tiny-fp32": (_tiny, {"precision": "fp32", "form": "both"}),
+    "tiny-bf16": (_tiny, {"precision": "bf16", "form": "both"}),
+    "tiny-smooth": (_tiny, {"precision": "fp32", "form": "both", "smooth": True}),
     # One AdaLN for all blocks, and attention whose scale is fixed.
     "tiny-shared": (
         lambda: tiny_checkpoint(
@@ -45,35 +48,86 @@ SHARED = {
         ),
         {"precision": "fp32"},
     ),
+    "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
 }
-_BUILT: dict[str, Path] = {}
+INT8 = "demo-int8"
+_MADE: dict[str, Path] = {}
+_SEEN: dict[str, dict[str, tuple[int, int]]] = {}
 
 
-def shared_bundle(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a bundle of `SHARED`, built at most once a session. Copy it before changing a file.
+def shared_bundle(name: str) -> Path:
+    """The folder of a bundle of `SHARED`, or of the demo model in INT8. Copy it before changing a file.
 
-    Skips the test where it would have to be built and there is no PyTorch.
+    Skips the test where it would have to be built and a package for that is missing.
     """
-    if name not in _BUILT:
-        if KEPT is None:
-            need_torch()
-            _BUILT[name] = _build(name, tmp_path_factory.mktemp("bundles") / name)
-        elif importlib.util.find_spec("torch") is not None:
-            _BUILT[name] = _build(name, Path(KEPT) / name)
-        elif (Path(KEPT) / name / MANIFEST).is_file():
-            _BUILT[name] = Path(KEPT) / name
+    if name not in _MADE:
+        if importlib.util.find_spec("torch") is None and (KEPT / name / MANIFEST).is_file():
+            _MADE[name] = KEPT / name
         else:
-            need_torch()
-    return _BUILT[name]
+            with locked(name) as path:
+                _MADE[name] = _quantised(path) if name == INT8 else _built(name, path)
+        _SEEN[name] = _listing(_MADE[name])
+    return _MADE[name]
 
 
-def _build(name: str, out: Path) -> Path:
+def changed_bundles() -> list[str]:
+    """The shared bundles that some test has changed since it was given them."""
+    return [name for name, listing in _SEEN.items() if _listing(_MADE[name]) != listing]
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file."""
+    states = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*"))}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def _built(name: str, out: Path) -> Path:
+    need_torch()
     from var_export.build import Options, build
 
     checkpoint, options = SHARED[name]
-    return build(checkpoint(), out, Options(**options), force=True).bundle.path
+    return build(checkpoint(), out, Options(**options), force=True, threads=1).bundle.path
+
+
+def _quantised(out: Path) -> Path:
+    """The demo model in INT8 for the CPU, both forms, default level, few samples."""
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
+    from calib.observe.collect import Requests
+    from calib.quantise import calibrate, quantize_bundle
+    from calib.rewrite.graphs_of_bundle import Int8Options
+    from engines.bundle.bundle import Bundle
+
+    base = Bundle.open(shared_bundle("demo-fp32"))
+    key = digest_of_code(("calib", "engines"), ("onnx", "onnx-ir", "onnxruntime", "numpy"))[:16]
+    file = KEPT / f"{base.build_key[:16]}-{key}.calibration.json"
+    return quantize_bundle(
+        base,
+        out,
+        Int8Options(form="both"),
+        lambda: calibrate(base, Requests.spread(base.config, 8), file, threads=1),
+        force=True,
+        threads=1,
+    ).bundle.path
+
+
+def _timed(name: str) -> tuple[str, float]:
+    start = time.monotonic()
+    _one_thread()
+    return str(shared_bundle(name)), time.monotonic() - start
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _build_all() -> None:
+    names = [name for name in SHARED if name != "demo-fp16"] + [INT8]
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for path, seconds in pool.map(_timed, names):
+            print(f"{path}  {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    for each in SHARED:
-        print(_build(each, Path(sys.argv[1]) / each))
+    _build_all()

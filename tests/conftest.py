@@ -6,54 +6,53 @@ import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
-from tests.bundles import shared_bundle
+from tests.bundles import changed_bundles, shared_bundle
 
 
 @pytest.fixture(scope="session")
-def demo_fp32_bundle(tmp_path_factory) -> Path:
+def demo_fp32_bundle() -> Path:
     """The demo model in FP32, stepwise. Shared: copy it before changing a file."""
-    return shared_bundle("demo-fp32", tmp_path_factory)
+    return shared_bundle("demo-fp32")
 
 
 @pytest.fixture(scope="session")
-def demo_fp16_bundle(tmp_path_factory) -> Path:
+def demo_fp16_bundle() -> Path:
     """The demo model in FP16, stepwise: the embedded bundle if there is one. Shared: copy it before changing a file."""
     try:
         return Bundle.open(DEMO_BUNDLE).path
     except BundleError:
-        return shared_bundle("demo-fp16", tmp_path_factory)
+        return shared_bundle("demo-fp16")
 
 
 @pytest.fixture(scope="session")
-def demo_bf16_bundle(tmp_path_factory) -> Path:
+def demo_bf16_bundle() -> Path:
     """The demo model in BF16, stepwise; no CPU runs it. Shared: copy it before changing a file."""
-    return shared_bundle("demo-bf16", tmp_path_factory)
+    return shared_bundle("demo-bf16")
 
 
 @pytest.fixture(scope="session")
-def demo_smooth_bundle(tmp_path_factory) -> Path:
+def demo_smooth_bundle() -> Path:
     """The demo model in FP32, both forms, which can mix codebook entries. Shared: copy it before changing a file."""
-    return shared_bundle("demo-smooth", tmp_path_factory)
+    return shared_bundle("demo-smooth")
 
 
 @pytest.fixture(scope="session")
-def demo_both_bundle(tmp_path_factory) -> Path:
+def demo_both_bundle() -> Path:
     """The demo model in FP16, stepwise and fused. Shared: copy it before changing a file."""
-    return shared_bundle("demo-both", tmp_path_factory)
+    return shared_bundle("demo-both")
 
 
 @pytest.fixture(scope="session")
-def demo_int8_bundle(demo_fp32_bundle, tmp_path_factory) -> Path:
+def demo_int8_bundle() -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples. Shared: copy it before a change."""
-    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
-    from calib.observe.collect import Requests, collect
-    from calib.quantise import quantize_bundle
-    from calib.rewrite.graphs_of_bundle import Int8Options
+    return shared_bundle("demo-int8")
 
-    out = tmp_path_factory.mktemp("bundles") / "demo-int8"
-    base = Bundle.open(demo_fp32_bundle)
-    options = Int8Options(form="both")
-    return quantize_bundle(base, out, options, lambda: collect(base, Requests.spread(base.config, 8))).bundle.path
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_bundles_stay_as_they_are():
+    """A test that changes a shared bundle changes what others test: it has to copy it first."""
+    yield
+    assert changed_bundles() == []
 
 
 @pytest.fixture

@@ -24,7 +24,11 @@ DEMO = Path(__file__).parents[1] / "var_export" / "data" / "demo"
 
 def need_torch():
     """Skip the test that asks for what only PyTorch makes, where there is none; otherwise the module."""
-    return pytest.importorskip("torch", reason="PyTorch is not installed here, and this test needs what it makes")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed here, and this test needs what it makes")
+    from tests import traces
+
+    traces.install()
+    return torch
 
 
 def tiny_config(name="tiny", *, patch_nums=(1, 2, 3), vae=None, **transformer):
@@ -188,10 +192,3 @@ def reseal(folder):
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def built_tiny(tmp_path_factory, precision="fp32"):
-    """Folder of a tiny random bundle of 8-pixel images, both forms. Copy it before changing a file."""
-    from tests.bundles import shared_bundle
-
-    return shared_bundle(f"tiny-{precision}", tmp_path_factory)

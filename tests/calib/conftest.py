@@ -3,7 +3,6 @@
 import shutil
 
 import pytest
-from support import built_tiny
 
 from calib.observe.collect import Requests, collect
 from engines.bundle.bundle import Bundle
@@ -11,15 +10,15 @@ from tests.bundles import shared_bundle
 
 
 @pytest.fixture(scope="session")
-def tiny_fp32(tmp_path_factory) -> Bundle:
+def tiny_fp32() -> Bundle:
     """In FP32, in both forms, with an AdaLN per block. Shared: copy it before changing a file."""
-    return Bundle.open(built_tiny(tmp_path_factory))
+    return Bundle.open(shared_bundle("tiny-fp32"))
 
 
 @pytest.fixture(scope="session")
-def tiny_shared_adaln(tmp_path_factory) -> Bundle:
+def tiny_shared_adaln() -> Bundle:
     """In FP32, with one AdaLN for all blocks, and attention whose scale is fixed."""
-    return Bundle.open(shared_bundle("tiny-shared", tmp_path_factory))
+    return Bundle.open(shared_bundle("tiny-shared"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from support import architectures, built_tiny, copy_bundle, tiny_checkpoint, tiny_config
+from support import architectures, copy_bundle, tiny_checkpoint, tiny_config
 
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
@@ -25,8 +25,8 @@ def checkpoint():
 
 
 @pytest.fixture
-def bundle(tmp_path_factory, tmp_path):
-    return copy_bundle(built_tiny(tmp_path_factory), tmp_path / "model")
+def bundle(tmp_path):
+    return copy_bundle(shared_bundle("tiny-fp32"), tmp_path / "model")
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_the_golden_run_is_taken_from_a_bundle_of_the_same_model(checkpoint, bun
 
 
 @pytest.fixture
-def smooth(tmp_path_factory):
-    return Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory))
+def smooth():
+    return Bundle.open(shared_bundle("tiny-smooth"))
 
 
 def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, checkpoint, bundle, no_graphs):

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from support import built_tiny, demo_reference, eager
+from support import demo_reference, eager
 
 from calib.graphs.emulate import emulate, emulated
 from calib.judge.assembly import check as check_of_a_build
@@ -21,6 +21,7 @@ from engines.errors import BackendError, CheckFailedError
 from engines.fidelity.checks import verify
 from engines.fidelity.similarity import psnr
 from engines.fidelity.thresholds import THRESHOLDS, Thresholds
+from tests.bundles import shared_bundle
 from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer
@@ -135,8 +136,8 @@ def test_every_computed_value_is_rounded_once(precision):
     assert {"weight", "bias", *(node.output[0] for node in into_half)} <= set(back)
 
 
-def test_a_float32_graph_stays_as_it_is(tmp_path_factory):
-    for file in built_tiny(tmp_path_factory).glob("*.onnx"):
+def test_a_float32_graph_stays_as_it_is():
+    for file in shared_bundle("tiny-fp32").glob("*.onnx"):
         model = ir.load(file)
         before = ir.to_proto(model).SerializeToString(deterministic=True)
         emulate(model, "fp32")
@@ -144,9 +145,9 @@ def test_a_float32_graph_stays_as_it_is(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bf16(tmp_path_factory):
+def bf16():
     """A tiny BF16 bundle in both forms; its build has passed the check already."""
-    return Bundle.open(built_tiny(tmp_path_factory, precision="bf16"))
+    return Bundle.open(shared_bundle("tiny-bf16"))
 
 
 def test_an_emulated_bundle_has_float32_graphs_on_the_same_weights(bf16, tmp_path):

@@ -3,10 +3,11 @@ import collections
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support import built_tiny, tiny_config, tiny_state
+from support import tiny_config, tiny_state
 
 from calib.graphs.layers import GRAPHS, find_layers, layer_name, read_weight
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
+from tests.bundles import shared_bundle
 
 NO_PRODUCTS = ("embed", "_emb", "scale_mul", "pos_", "quant_resi")  # looked up, added or part of the quantiser
 
@@ -62,8 +63,8 @@ def test_names_and_roles_are_the_same_in_another_precision_and_size(layers):
 
 
 @pytest.mark.parametrize("graph", ["fused", "accumulate"])
-def test_other_graphs_have_none(graph, tmp_path_factory):
-    bundle = Bundle.open(built_tiny(tmp_path_factory))
+def test_other_graphs_have_none(graph):
+    bundle = Bundle.open(shared_bundle("tiny-fp32"))
     assert find_layers(ir.load(bundle.graph_path(graph)), graph) == []
 
 

@@ -1,17 +1,17 @@
 import onnx_ir as ir
 import pytest
-from support import built_tiny
 
 from calib.graphs.layers import find_layers
 from calib.observe.collect import Requests, collect
 from engines.bundle.bundle import Bundle
 from engines.spec.policy import assign
+from tests.bundles import shared_bundle
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Bundle:
+def base() -> Bundle:
     """A tiny model in FP32, with random weights, alone in a folder. Shared: change nothing."""
-    return Bundle.open(built_tiny(tmp_path_factory))
+    return Bundle.open(shared_bundle("tiny-fp32"))
 
 
 @pytest.fixture(scope="session")

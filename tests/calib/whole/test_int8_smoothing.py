@@ -13,7 +13,7 @@ from tests.bundles import shared_bundle
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    base = Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory))
+    base = Bundle.open(shared_bundle("tiny-smooth"))
     calibration = collect(base, Requests.spread(base.config, 4), threads=1)
     out = tmp_path_factory.mktemp("int8") / "tiny-int8-smooth"
     return quantize_bundle(base, out, Int8Options(form="both"), lambda: calibration, threads=1)

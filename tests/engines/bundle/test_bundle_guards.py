@@ -14,20 +14,21 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support import built_tiny, copy_bundle, reseal
+from support import copy_bundle, reseal
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle, default_bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, VarExportError
 from engines.spec import contract
 from engines.spec.choices import BACKENDS
+from tests.bundles import shared_bundle
 
 FILES = (*(f"{graph}.onnx" for graph in contract.graphs_of("both")), "weights.bin", "golden.npz")
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    return built_tiny(tmp_path_factory)
+def original():
+    return shared_bundle("tiny-fp32")
 
 
 @pytest.fixture

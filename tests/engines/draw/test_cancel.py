@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import built_tiny
 
 from engines.backends.base import Mark
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import CancelledError, UsageError
+from tests.bundles import shared_bundle
 from tests.recording_backend import RecordingBackend
 
 SCALES = 7
@@ -95,8 +95,8 @@ def test_batches_that_are_split_stop_too():
         pipeline.generate([1] * 6, stop=After(SCALES + 1))  # in the second batch
 
 
-def test_the_fused_form_stops_between_batches(tmp_path_factory):
-    with Pipeline.load(built_tiny(tmp_path_factory), form="fused", threads=1, max_batch=2) as pipeline:
+def test_the_fused_form_stops_between_batches():
+    with Pipeline.load(shared_bundle("tiny-fp32"), form="fused", threads=1, max_batch=2) as pipeline:
         with pytest.raises(CancelledError):
             pipeline.generate([0, 1, 2], stop=After(1))
         pipeline.generate([0, 1, 2], stop=After(2))

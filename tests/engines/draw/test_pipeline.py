@@ -4,12 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import built_tiny, demo_reference, need_torch
+from support import demo_reference, need_torch
 
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.draw.uniforms import uniforms
 from engines.errors import BackendError, BundleError, UsageError, VarExportError
+from tests.bundles import shared_bundle
 
 CLASSES = [88, 3, 171, 100, 3, 12, 170]  # 171 is no class
 SEEDS = [5, 0, 2**64 - 1, 7, 7, 123456789, 1]
@@ -575,9 +576,9 @@ def test_requests_can_be_made_without_labels(pipeline):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both():
     """The two forms of one tiny random model."""
-    path = built_tiny(tmp_path_factory)
+    path = shared_bundle("tiny-fp32")
     with (
         Pipeline.load(path, form="stepwise", threads=1) as stepwise,
         Pipeline.load(path, form="fused", threads=1) as fused,

@@ -39,9 +39,9 @@ def pipeline(demo_fp32_bundle):
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory):
+def wide():
     """Random weights, the scales of 512 px models."""
-    with Pipeline.load(shared_bundle("tiny-512", tmp_path_factory), threads=2) as loaded:
+    with Pipeline.load(shared_bundle("tiny-512"), threads=2) as loaded:
         yield loaded
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from support import built_tiny, copy_bundle, reseal, tiny_config
+from support import copy_bundle, reseal, tiny_config
 
 from engines.bundle.bundle import Bundle
 from engines.draw.loop import ScaleView
@@ -21,13 +21,13 @@ from tests.bundles import shared_bundle
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return built_tiny(tmp_path_factory)
+def tiny():
+    return shared_bundle("tiny-fp32")
 
 
 @pytest.fixture(scope="module")
-def tiny_smooth(tmp_path_factory):
-    return shared_bundle("tiny-smooth", tmp_path_factory)
+def tiny_smooth():
+    return shared_bundle("tiny-smooth")
 
 
 @pytest.fixture

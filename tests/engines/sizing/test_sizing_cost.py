@@ -3,7 +3,7 @@
 import pytest
 from graph_costs import Counter, count, planned
 from graph_costs import load as load_graph
-from support import architectures, built_tiny, need_torch, tiny_config, tiny_reference
+from support import architectures, need_torch, tiny_config, tiny_reference
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.sizing import cost
@@ -115,8 +115,8 @@ def test_weights_of_random_models(traced):
 
 
 @pytest.mark.parametrize("form", ["stepwise", "fused"])
-def test_mixing_codebook_entries_is_counted(form, tmp_path_factory):
-    bundle = Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory), verify=False)
+def test_mixing_codebook_entries_is_counted(form):
+    bundle = Bundle.open(shared_bundle("tiny-smooth"), verify=False)
     config, images, rows = bundle.config, 2, 3
     load = {"images": images, "rows": rows, "max_top_k": bundle.max_top_k, "form": form, "smooth": True}
     scales = [step_operations(config, "fp32", scale, **load) for scale in range(config.num_scales)]
@@ -131,9 +131,9 @@ def test_mixing_codebook_entries_is_counted(form, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_fused_does_the_same_work_with_the_weights_once(tmp_path_factory):
+def test_fused_does_the_same_work_with_the_weights_once():
     """Its products are those of all scales, less what the last scale would prepare; its weights are stored once."""
-    bundle = Bundle.open(built_tiny(tmp_path_factory), verify=False)
+    bundle = Bundle.open(shared_bundle("tiny-fp32"), verify=False)
     config, precision, images, rows = bundle.config, bundle.precision, 2, 3
     fused = Counter(load_graph(bundle.graph_path("fused"), B=images, N=rows))
     operations = cond_operations(config, precision, rows)

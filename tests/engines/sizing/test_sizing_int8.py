@@ -3,7 +3,6 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support import built_tiny
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.graphs.layers import find_layers
@@ -19,6 +18,7 @@ from engines.sizing.models import official
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names, of_level, weights_by_way
 from engines.sizing.roofline import COMPUTE, Work, bound
 from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC
+from tests.bundles import shared_bundle
 
 D16 = official("d16")
 GRAPHS = ("cond", "step", "decode")
@@ -51,9 +51,9 @@ def calibrated(layers):
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "tensorrt"])
-def base(request, tmp_path_factory):
+def base(request):
     """Target, and a float bundle to make INT8 for it."""
-    path = built_tiny(tmp_path_factory) if request.param == "onnxruntime" else DEMO_BUNDLE
+    path = shared_bundle("tiny-fp32") if request.param == "onnxruntime" else DEMO_BUNDLE
     return request.param, Bundle.open(path, verify=False)
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from recording_backend import RecordingBackend
-from support import built_tiny
 
 from engines.bundle.bundle import Bundle
 from engines.draw.loop import Constants, GraphWorkspace, Workspace
@@ -28,11 +27,11 @@ def estimate(bundle, shape, form="stepwise", **more):
 
 
 @pytest.fixture(params=["demo_fp16", "tiny", "tiny-smooth"])
-def bundle(request, tmp_path_factory):
+def bundle(request):
     if request.param == "tiny":
-        return Bundle.open(built_tiny(tmp_path_factory), verify=False)
+        return Bundle.open(shared_bundle("tiny-fp32"), verify=False)
     if request.param == "tiny-smooth":
-        return Bundle.open(shared_bundle(request.param, tmp_path_factory), verify=False)
+        return Bundle.open(shared_bundle(request.param), verify=False)
     return Bundle.open(request.getfixturevalue(f"{request.param}_bundle"), verify=False)
 
 
@@ -93,8 +92,8 @@ def test_bytes_that_a_step_moves_are_those_of_its_buffers(bundle, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["tiny-fp32", "tiny-smooth"])
-def test_fused_buffers(tmp_path_factory, name, shape):
-    bundle = Bundle.open(shared_bundle(name, tmp_path_factory), verify=False)
+def test_fused_buffers(name, shape):
+    bundle = Bundle.open(shared_bundle(name), verify=False)
     backend = RecordingBackend()
     GraphWorkspace(backend, backend.open(bundle, "fused"), shape)
     assert estimate(bundle, shape, "fused").loop_buffers == allocated(backend)

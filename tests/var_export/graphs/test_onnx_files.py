@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from support import built_tiny
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import WEIGHTS
+from tests.bundles import shared_bundle
 
 BUNDLES = ("demo_fp32", "demo_fp16", "demo_bf16", "tiny_both")
 HALF = {"demo_fp16": TensorProto.FLOAT16, "demo_bf16": TensorProto.BFLOAT16}
@@ -19,8 +19,8 @@ MATMULS = ("MatMul", "Gemm")
 
 
 @pytest.fixture(scope="module")
-def folders(demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle, tmp_path_factory):
-    paths = (demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle, built_tiny(tmp_path_factory))
+def folders(demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle):
+    paths = (demo_fp32_bundle, demo_fp16_bundle, demo_bf16_bundle, shared_bundle("tiny-fp32"))
     return dict(zip(BUNDLES, paths, strict=True))
 
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import built_tiny
 
 from calib.judge.table import Effect, Sensitivity
 from engines.bundle.bundle import Bundle
@@ -16,13 +15,14 @@ from engines.fidelity.checks import Runs, verify, verify_fused
 from engines.fidelity.speed import Case, Comparison, Spread
 from engines.machine import machine
 from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC
+from tests.bundles import shared_bundle
 from tests.var_export.report.reading import NASTY
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Bundle:
+def tiny() -> Bundle:
     """Five classes with names that a page must escape; both forms."""
-    return replace(Bundle.open(built_tiny(tmp_path_factory)), labels=NASTY)
+    return replace(Bundle.open(shared_bundle("tiny-fp32")), labels=NASTY)
 
 
 def evidence_of(bundle: Bundle, form: str) -> Any:

@@ -81,8 +81,8 @@ def test_the_fused_form_has_what_it_shows(pages):
 
 
 @pytest.mark.parametrize("form", ["stepwise", "fused"])
-def test_smoothing_is_judged_where_a_bundle_has_it(form, tmp_path, tmp_path_factory):
-    evidence = evidence_of(Bundle.open(shared_bundle("tiny-smooth", tmp_path_factory)), form)
+def test_smoothing_is_judged_where_a_bundle_has_it(form, tmp_path):
+    evidence = evidence_of(Bundle.open(shared_bundle("tiny-smooth")), form)
     write_verify(tmp_path / "p.html", evidence)
     words = Reader(tmp_path / "p.html").words
     assert f"all {11 if form == 'stepwise' else 4} figures keep the thresholds of FP32" in words

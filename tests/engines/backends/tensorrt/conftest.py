@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import built_tiny, copy_bundle, demo_reference
+from support import copy_bundle, demo_reference
 
 from engines.backends.tensorrt import library
 from engines.draw.pipeline import Pipeline
@@ -32,9 +32,9 @@ def planned_demo(demo_both_bundle, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def tiny():
     """A tiny model in FP32, both forms: on ONNX Runtime its tokens do not depend on the batch."""
-    return built_tiny(tmp_path_factory)
+    return shared_bundle("tiny-fp32")
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def planned_tiny(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def planned_smooth(tmp_path_factory):
     """The tiny model in FP32, both forms, which can mix codebook entries; batch 1 to 4. Not to be changed."""
-    return with_plans(tmp_path_factory, shared_bundle("tiny-smooth", tmp_path_factory), "1:2:4")
+    return with_plans(tmp_path_factory, shared_bundle("tiny-smooth"), "1:2:4")
 
 
 @pytest.fixture(scope="session")

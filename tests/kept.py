@@ -1,0 +1,42 @@
+"""What tests make once and keep for the next run, in `build/test-bundles` or where VAR_EXPORT_TEST_BUNDLES says.
+
+What lies there is keyed by what it was made from, so a change of the code makes it anew. Tests that run side by side
+make each thing once: one makes it, the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KEPT = Path(os.environ.get("VAR_EXPORT_TEST_BUNDLES", ROOT / "build" / "test-bundles")).absolute()
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[Path]:
+    """The path `name` of the kept folder, for one process at a time."""
+    path = KEPT / name
+    lock = path.with_name(f".{path.name}.making")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield path
+
+
+def digest_of_code(sources: Iterable[str | Path], packages: Iterable[str] = ()) -> str:
+    """SHA-256 of Python files, folders of them (relative to the checkout) and versions of installed packages."""
+    digest = hashlib.sha256(sys.version.encode())
+    for package in packages:
+        digest.update(f"{package} {importlib.metadata.version(package)}\0".encode())
+    for source in sources:
+        place = ROOT / source
+        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            digest.update(f"{os.path.relpath(file, ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
