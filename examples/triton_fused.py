@@ -21,7 +21,7 @@ def main(folder, host="localhost:8001"):
     request = make_request(bundle, [88, 3], seeds=[1, 2])
     batch = request.batch(bundle.config, slice(None))
     inputs = []
-    for name, array in fused_inputs(batch, bundle.config.vae.vocab_size if bundle.smooth else None).items():
+    for name, array in fused_inputs(batch, bundle.tensors("fused")[0]).items():
         inputs.append(triton.InferInput(name, array.shape, TYPES[array.dtype.name]))
         inputs[-1].set_data_from_numpy(array)
     with triton.InferenceServerClient(host) as client:

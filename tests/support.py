@@ -107,13 +107,13 @@ def tiny_reference(config, seed=0):
 
 
 def tiny_checkpoint(config, seed=0, **fields):
-    from engines.spec.config import SamplingDefaults
+    from engines.spec.sampling import Sampling
     from var_export.checkpoint.load import Checkpoint
 
     var_state, vae_state = tiny_state(config, seed)
     known = {
         "config": config,
-        "sampling": SamplingDefaults(cfg=2.0, top_k=20, top_p=0.9),
+        "sampling": Sampling(cfg=2.0, top_k=20, top_p=0.9),
         "labels": None,
         "var_state": var_state,
         "vae_state": vae_state,

@@ -8,7 +8,8 @@ import torch
 
 import var_export.golden
 from engines.draw.pipeline import Pipeline
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig
+from engines.spec.sampling import Sampling
 from var_export.build import Options, build
 from var_export.checkpoint.load import Checkpoint
 from var_export.model.reference import Reference
@@ -37,7 +38,7 @@ def built(reference, tmp_path_factory):
     """Build a bundle of the random model; one golden image is enough here."""
     checkpoint = Checkpoint(
         config=CONFIG,
-        sampling=SamplingDefaults(),
+        sampling=Sampling(),
         labels=None,
         var_state=reference.var.state_dict(),
         vae_state=reference.vae.state_dict(),

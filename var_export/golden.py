@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.draw.uniforms import noise, uniforms
-from engines.spec.config import MIXED_SCALE, SMOOTH_CHECK, ModelConfig, SamplingDefaults, mixing
+from engines.spec.config import ModelConfig, mixing
+from engines.spec.sampling import MIXED_SCALE, SMOOTH_CHECK, Sampling
 from var_export.model.reference import Drawn, Reference
-from var_export.model.sampling import mixture
+from var_export.model.sampling import mixture, tensors_of
 
 TOP = 256
 IMAGES = 4
@@ -35,7 +37,7 @@ def run_reference(
     reference: Reference,
     classes: Sequence[int],
     seeds: Sequence[int],
-    sampling: SamplingDefaults,
+    sampling: Sampling,
     max_top_k: int,
     *,
     smooth: bool = False,
@@ -47,24 +49,16 @@ def run_reference(
     `smooth`: and what `SMOOTH_ARRAYS` does. `report` is called with the number of each image before it is drawn.
     """
     kept: dict[str, list[NDArray[Any]]] = {}
-    settings = {
-        "cfg": np.float32(sampling.cfg),
-        "temperature": np.float32(sampling.temperature),
-        "top_k": np.int64(min(sampling.top_k, max_top_k)),
-        "top_p": np.float32(sampling.top_p),
-    }
+    settings = tensors_of(sampling.fitted(max_top_k), 1)
     T, V = reference.config.num_tokens, reference.config.vae.vocab_size
     for image, (label, seed) in enumerate(zip(classes, seeds, strict=True)):
         report(image)
         drawn = reference.generate(
             torch.tensor([label]),
             torch.from_numpy(uniforms([seed], T)),
-            cfg=torch.tensor([settings["cfg"]]),
-            temperature=torch.tensor([settings["temperature"]]),
-            top_k=torch.tensor([settings["top_k"]]),
-            top_p=torch.tensor([settings["top_p"]]),
             max_top_k=max_top_k,
             keep_logits=True,
+            **settings,
         )
         logits = torch.cat(drawn.logits, dim=1)
         # Stable, so that equal logits keep the order that argmax and the sampler give them.
@@ -72,7 +66,7 @@ def run_reference(
         arrays = {
             "classes": np.array([label], np.int64),
             "seeds": np.array([seed], np.uint64),
-            **{name: np.array([value]) for name, value in settings.items()},
+            **{name: value.numpy() for name, value in settings.items()},
             "tokens": drawn.tokens.numpy(),
             "f_hat": drawn.f_hat.numpy(),
             "image": drawn.image.numpy(),
@@ -82,22 +76,23 @@ def run_reference(
             "encoded": reference.encode(drawn.image).numpy(),
         }
         if smooth:
-            arrays |= _smoothed(reference, drawn, torch.from_numpy(noise([seed], T, V)), max_top_k)
+            checked = dataclasses.replace(sampling, top_k=max_top_k, **SMOOTH_CHECK)
+            arrays |= _smoothed(reference, drawn, torch.from_numpy(noise([seed], T, V)), checked)
         for name, array in arrays.items():
             kept.setdefault(name, []).append(array)
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
 @torch.inference_mode()
-def _smoothed(reference: Reference, drawn: Drawn, noise: Tensor, max_top_k: int) -> dict[str, NDArray[Any]]:
-    """`contract.SMOOTH_ARRAYS` of one image, from the logits of its run."""
+def _smoothed(reference: Reference, drawn: Drawn, noise: Tensor, sampling: Sampling) -> dict[str, NDArray[Any]]:
+    """`contract.SMOOTH_ARRAYS` of one image, from the logits of its run. `sampling` keeps as many as are sorted."""
     config, quantize = reference.config, reference.vae.quantize
-    settings: dict[str, Any] = {name: torch.tensor([value]) for name, value in SMOOTH_CHECK.items()}
-    settings |= {"top_k": torch.tensor([max_top_k]), "max_top_k": max_top_k}
+    kept = {name: value for name, value in tensors_of(sampling, 1).items() if name != "cfg"}
     parts = []
     for scale, logits in enumerate(drawn.logits):
         gain, tau = mixing(config, scale)
-        parts.append(mixture(logits, noise[:, config.scale_slice(scale)], gain=gain, tau=tau, **settings))
+        here = config.scale_slice(scale)
+        parts.append(mixture(logits, noise[:, here], gain=gain, tau=tau, max_top_k=sampling.top_k, **kept))
     weights = torch.cat(parts, dim=1)
     mixed = weights @ quantize.embedding.weight
     here = config.scale_slice(MIXED_SCALE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engines.spec.config import ModelConfig
 from var_export.checkpoint.load import Checkpoint, load_checkpoint
 from var_export.golden import run_reference
 from var_export.model.reference import Reference
+from var_export.model.sampling import tensors_of
 
 DEMO = "demo"
 """Stands for the embedded demo checkpoint, where no file has this name."""
@@ -86,17 +88,14 @@ def live_run(
 
 def draw_with(reference: Reference, bundle: Bundle, *, cfg: float) -> Draw:
     """One image of the reference from class and seed to pixels, with the bundle's sampling defaults."""
-    sampling = bundle.sampling
+    sampling = dataclasses.replace(bundle.sampling.fitted(bundle.max_top_k), cfg=cfg)
 
     def draw(label: int, seed: int) -> NDArray[np.int64]:
         drawn = reference.generate(
             torch.tensor([label]),
             torch.from_numpy(uniforms([seed], bundle.config.num_tokens)),
-            cfg=torch.tensor([cfg], dtype=torch.float32),
-            temperature=torch.tensor([sampling.temperature], dtype=torch.float32),
-            top_k=torch.tensor([min(sampling.top_k, bundle.max_top_k)]),
-            top_p=torch.tensor([sampling.top_p], dtype=torch.float32),
             max_top_k=bundle.max_top_k,
+            **tensors_of(sampling, 1),
         )
         drawn.image.numpy()
         tokens: NDArray[np.int64] = drawn.tokens[0].numpy()

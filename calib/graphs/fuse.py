@@ -27,10 +27,14 @@ from onnx_ir.passes import common
 
 from engines.spec import contract
 from engines.spec.config import ModelConfig, mixing, num_phi, phi_index
+from engines.spec.sampling import OPTIONS
 
 STITCHED = ("cond", "step", "decode")
 """What becomes part of the fused graph."""
-_EVERY_SCALE = ("temperature", "top_k", "top_p", "cond_row", "uncond_row", "image_row")
+_SLICED = ("uniforms", "forced_tokens", "forced_mask", "noise")
+"""Inputs of which each scale takes its part, where the graph has them."""
+_EVERY_SCALE = (*(option.name for option in OPTIONS if not option.per_scale), "cond_row", "uncond_row", "image_row")
+"""Inputs that every scale takes as they are, where the graph has them."""
 Rule = Callable[[ir.Node, Mapping[ir.Value, ir.Value]], ir.Value | None]
 """Given a node and the copies made so far: what stands for its output instead of a copy, or None."""
 
@@ -166,14 +170,15 @@ def fuse(
         bounds = [stitch.constant(f"at_{at}", np.array([at])) for at in (here.start, here.stop)]
         ratio = stitch.constant(f"ratio_{scale}", np.array(scale / (config.num_scales - 1), np.float32))
         following = min(scale + 1, config.num_scales - 1)  # what the last scale prepares is dropped below
-        given = {name: inputs[name] for name in _EVERY_SCALE} | {
+        given = {name: inputs[name] for name in _EVERY_SCALE if name in inputs} | {
             "x": x,
             "adaln": cond["adaln"],
             "head_adaln": cond["head_adaln"],
             "f_hat": f_hat,
             **{
                 name: stitch.node("Slice", [inputs[name], *bounds, axis], f"{name}_{scale}")
-                for name in ("uniforms", "forced_tokens", "forced_mask", *(("noise",) if smooth else ()))
+                for name in _SLICED
+                if name in inputs
             },
             "guidance": stitch.node("Mul", [inputs["cfg"], ratio], f"guidance_{scale}"),
             "up": stitch.constant(f"up_{scale}", constants[f"up_{scale}"]),
@@ -183,7 +188,6 @@ def fuse(
         if num_phi(config):
             given["phi_index"] = stitch.constant(f"phi_{scale}", np.array([phi_index(config, scale)]))
         if smooth:
-            given["smooth"] = inputs["smooth"]
             given["mixing"] = stitch.constant(f"mixing_{scale}", np.array(mixing(config, scale), np.float32))
         out = stitch.copy(step, f"scale{scale}", given, _scale_rules(stitch, scale, x, cache))
         x, f_hat = out["x_next"], out["f_hat_out"]

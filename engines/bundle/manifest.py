@@ -19,7 +19,8 @@ import numpy as np
 from engines.bundle.plans import FileEntry, PlanSet, parse_plans
 from engines.errors import BundleError, UsageError
 from engines.spec import choices, contract
-from engines.spec.config import ModelConfig, SamplingDefaults, check_types
+from engines.spec.config import ModelConfig, check_types
+from engines.spec.sampling import Sampling
 
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
@@ -56,7 +57,7 @@ class Manifest:
     """Entries that the sampler sorts: the largest top_k that an image can ask for."""
     smooth: bool
     """Whether the graphs can mix codebook entries."""
-    sampling: SamplingDefaults
+    sampling: Sampling
     labels: tuple[str, ...] | None
     """One label per class, or None where the model has none."""
     build_key: str
@@ -126,7 +127,7 @@ class Manifest:
             **{name: document[name] for name in _PLAIN},
             config=config,
             smooth=document.get("smooth", False),  # bundles had none before there was such a choice
-            sampling=SamplingDefaults(**document["sampling"]),
+            sampling=Sampling(**document["sampling"]),
             labels=tuple(labels) if isinstance(labels, list) else labels,
             constants=_constants(document["constants"], config, files[WEIGHTS].size),
             files=files,

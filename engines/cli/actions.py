@@ -188,7 +188,7 @@ def job_settings(options: Options, bundle: Manifest) -> dict[str, Any]:
         **_runtime_settings(options, bundle),
         "form": options.form or bundle.forms[0],
         "cfg": float(cfg),
-        "top_k": int(request.top_k[0]),
+        "top_k": int(request.sampling["top_k"][0]),
         "top_p": float(top_p),
         "temperature": float(temperature),
         "smooth": options.smooth,

@@ -18,8 +18,8 @@ from engines.files.jobs import Item, Job, Made, Sink, run_job
 
 if TYPE_CHECKING:
     from engines.cli.options import Options
-    from engines.draw.loop import Timings
     from engines.draw.pipeline import Pipeline
+    from engines.draw.results import Timings
     from engines.triton.client import RemotePipeline
 
 SHOWN_FILES = 4

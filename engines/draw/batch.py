@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from engines.backends.base import Array
+from engines.spec.contract import TensorInfo
 
-SAMPLING_INPUTS = {"temperature": "float32", "top_k": "int64", "top_p": "float32"}
-ROW_INPUTS = {"cond_row": "int64", "uncond_row": "int64", "image_row": "int64"}
+UNREAD = {"noise": 0.5, "forced_tokens": 0.0}
+"""Inputs of graphs that nothing reads in a batch without smoothed images, or forced tokens: any number in their range
+stands for them there."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,10 @@ class Rows:
     labels: Array
     """int64 (N,)."""
     cond_row: Array
+    """int64 (B,), as is `uncond_row`."""
     uncond_row: Array
     image_row: Array
+    """int64 (N,)."""
 
     @classmethod
     def of(cls, classes: Array, cfg: Array, unconditional: int) -> Rows:
@@ -47,26 +50,20 @@ class Batch:
     """What to draw: arrays of B images, validated."""
 
     rows: Rows
-    uniforms: Array
-    """float32 (B, T)."""
-    cfg: Array
-    """float32 (B,)."""
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    smooth: Array
-    """bool (B,)."""
-    noise: Array | None = None
-    """float32 (B, T, V); None where no image is smoothed."""
-    forced_tokens: Array | None = None
-    """int64 (B, T)."""
-    forced_mask: Array | None = None
-    """bool (B, T)."""
+    sampling: Mapping[str, Array]
+    """Each option of `engines.spec.sampling`, by name: (B,)."""
+    per_token: Mapping[str, Array]
+    """Inputs of graphs by name, (B, T, ...): uniforms and forced_mask; forced_tokens and noise where they are read."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Images B and rows N."""
-        return len(self.cfg), len(self.rows.labels)
+        return len(self.rows.cond_row), len(self.rows.labels)
+
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """All arrays by the names of the fused graph's inputs, but for what is not read."""
+        return {**vars(self.rows), **self.sampling, **self.per_token}
 
     def padded(self, shape: tuple[int, int]) -> Batch:
         """The same images in a larger batch (B, N): for an engine whose batch was fixed when it was built.
@@ -78,36 +75,29 @@ class Batch:
         def repeat(array: Array, count: int, at: int = -1) -> Array:
             return np.concatenate([array, np.repeat(array[[at]], count, axis=0)])
 
-        fields: dict[str, Any] = {
-            entry.name: None if value is None else repeat(value, images)
-            for entry in dataclasses.fields(self)
-            if entry.name != "rows"
-            for value in [getattr(self, entry.name)]
-        }
-        padded_rows = Rows(
-            labels=repeat(self.rows.labels, rows),
-            cond_row=repeat(self.rows.cond_row, images),
-            uncond_row=repeat(self.rows.uncond_row, images),
-            image_row=repeat(self.rows.image_row, rows, 0),
+        return Batch(
+            rows=Rows(
+                labels=repeat(self.rows.labels, rows),
+                cond_row=repeat(self.rows.cond_row, images),
+                uncond_row=repeat(self.rows.uncond_row, images),
+                image_row=repeat(self.rows.image_row, rows, 0),
+            ),
+            sampling={name: repeat(array, images) for name, array in self.sampling.items()},
+            per_token={name: repeat(array, images) for name, array in self.per_token.items()},
         )
-        return Batch(rows=padded_rows, **fields)
 
 
-def no_noise(shape: tuple[int, ...]) -> Array:
-    """For images that are not smoothed: finite, and read by nothing. Takes no memory."""
-    return np.broadcast_to(np.float32(0.5), shape)
+def unread(name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    """What stands for an input that nothing reads. Takes no memory."""
+    return np.broadcast_to(np.array(UNREAD[name], dtype), shape)
 
 
-def fused_inputs(batch: Batch, vocab_size: int | None = None) -> dict[str, Array]:
-    """What the fused graph takes, by name; `vocab_size`: where the bundle was built with smoothing."""
-    shape = batch.uniforms.shape
-    forced = {
-        "forced_tokens": np.zeros(shape, np.int64) if batch.forced_tokens is None else batch.forced_tokens,
-        "forced_mask": np.zeros(shape, bool) if batch.forced_mask is None else batch.forced_mask,
+def fused_inputs(batch: Batch, inputs: Sequence[TensorInfo]) -> dict[str, Array]:
+    """All that the fused graph takes, by name; `inputs`: those of the bundle, `bundle.tensors("fused")[0]`."""
+    given, B = batch.inputs, batch.shape[0]
+    return {
+        info.name: given[info.name]
+        if info.name in given
+        else unread(info.name, (B, *(int(size) for size in info.shape[1:])), info.dtype)
+        for info in inputs
     }
-    rows = {name: getattr(batch.rows, name) for name in ("labels", *ROW_INPUTS)}
-    sampling = {name: getattr(batch, name) for name in ("uniforms", "cfg", *SAMPLING_INPUTS)}
-    if vocab_size is None:
-        return rows | sampling | forced
-    noise = no_noise((*shape, vocab_size)) if batch.noise is None else batch.noise
-    return rows | sampling | forced | {"smooth": batch.smooth, "noise": noise}

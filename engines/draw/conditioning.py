@@ -23,7 +23,7 @@ class Conditioning:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, tuple[Array, ...]] = OrderedDict()
 
-    def of(self, labels: Array) -> tuple[Array, ...]:
+    def of(self, labels: Array) -> dict[str, Array]:
         """Arrays adaln (N, D, 6, C), head_adaln (N, 2, C) and x (N, L, C) of these rows, labels int64 (N,)."""
         wanted = list(dict.fromkeys(labels.tolist()))
         with self._lock:
@@ -38,7 +38,7 @@ class Conditioning:
                 self._kept.move_to_end(label)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return tuple(np.stack([known[label][i] for label in labels.tolist()]) for i in range(len(OUTPUTS)))
+        return {name: np.stack([known[label][i] for label in labels.tolist()]) for i, name in enumerate(OUTPUTS)}
 
     def clear(self) -> None:
         """Forget all classes."""

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 from engines.backends.base import Array, Backend, Engine
 from engines.bundle.bundle import Bundle
-from engines.draw.loop import Constants, GraphWorkspace, Workspace
 from engines.draw.pool import Pool
+from engines.draw.workspace import Constants, GraphWorkspace, Workspace
 from engines.errors import UsageError
 
 
@@ -65,8 +65,6 @@ class EngineSet:
         with self._lock:
             if self._constants is None:
                 arrays = {name: bundle.constant(name) for name in bundle.constants}
-                self._constants = Constants(self._backend, bundle.config, arrays, smooth=bundle.smooth)
+                self._constants = Constants(self._backend, bundle.config, engines["step"], arrays)
             constants = self._constants
-        return Workspace(
-            self._backend, bundle.config, bundle.high_precision, engines, constants, shape, smooth=bundle.smooth
-        )
+        return Workspace(self._backend, bundle.config, engines, constants, shape)

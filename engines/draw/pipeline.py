@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from engines import backends
 from engines.backends.base import Array
 from engines.bundle.bundle import Bundle, default_bundle
-from engines.draw.batch import Batch, fused_inputs
-from engines.draw.conditioning import Conditioning
 from engines.draw.engine_set import EngineSet
-from engines.draw.loop import ScaleView, Stop, Timings, Workspace, advance, ask
+from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
-from engines.draw.request import Flags, Forced, PerImage, PreviewScales, check_tokens, make_request, preview_sets
-from engines.draw.results import Preview, Result
+from engines.draw.request import Classes, Forced, PreviewScales, Seeds, check_tokens, make_request, preview_sets
+from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
 
-OnScale = Callable[[ScaleView], None]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from engines.spec.sampling import SamplingOptions
 
 
 class Pipeline:
@@ -44,10 +45,10 @@ class Pipeline:
             raise UsageError(
                 f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
             )
-        self._engines = engines = EngineSet(bundle, backend)
-        self._conditioning = Conditioning(lambda labels: engines.call("cond", {"labels": labels}, len(labels)))
+        self._engines = EngineSet(bundle, backend)
+        self._loop = ScaleLoop(bundle.config, self._engines)
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
-            self.max_batch = min(self.max_batch, engines.open(graph).max_images or self.max_batch)
+            self.max_batch = min(self.max_batch, self._engines.open(graph).max_images or self.max_batch)
 
     @classmethod
     def load(
@@ -86,75 +87,55 @@ class Pipeline:
 
     def generate(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: Classes,
         *,
-        seeds: int | Sequence[int] = 0,
-        cfg: PerImage = None,
-        temperature: PerImage = None,
-        top_k: PerImage = None,
-        top_p: PerImage = None,
-        smooth: Flags = None,
+        seeds: Seeds = 0,
         forced: Forced | None = None,
         on_scale: OnScale | None = None,
         stop: Stop | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Draw one image per class.
 
         Args:
             classes: class indices or labels; the number of classes stands for no class.
             seeds: one per image, or one: image k then has seed `seeds + k`.
-            cfg: guidance strength; 0 runs half the work.
-            temperature: divides the logits.
-            top_k: most likely tokens kept; 0 keeps all.
-            top_p: probability mass kept; 0 keeps all.
-            smooth: mix codebook entries instead of drawing one, which the bundle must have been built for.
             forced: tokens int (B, T), or a pair of tokens and bool mask (B, T): taken instead of drawn.
             on_scale: called after each scale with its logits and draws.
             stop: asked before each scale, in the thread that called; where it says true, no more is computed.
+            sampling: cfg, temperature, top_k, top_p, smooth, as `engines.spec.sampling.Sampling` explains them: each a
+                value, or one per image; the bundle recommends one where none is given.
 
-        Each of cfg to smooth is a value or one per image; the bundle recommends one where None is given.
         Raises `UsageError` on values that cannot be, `CancelledError` where `stop` said so.
 
         """
-        request = make_request(
-            self.bundle,
-            classes,
-            seeds=seeds,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            smooth=smooth,
-            forced=forced,
-        )
-        timings = Timings(scales=[0.0] * (self.config.num_scales if self.form == "stepwise" else 1))
-        parts = []
+        request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
+        if self.form == "fused" and on_scale is not None:
+            raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
+        parts, timings = [], Timings()
         for start in range(0, len(request), self.max_batch):
             part = slice(start, min(start + self.max_batch, len(request)))
             began = time.perf_counter()
             batch = request.batch(self.config, part)
             if self.form == "fused":
-                drawn = self._run_fused(batch, timings, on_scale, stop)
+                drawn, taken = self._loop.draw_fused(batch, stop)
             else:
-                drawn = self._run_stepwise(batch, timings, part, on_scale, stop)
-            parts.append({name: value[: len(batch.cfg)] for name, value in drawn.items()})
-            timings.total += time.perf_counter() - began
+                drawn, taken = self._loop.draw(batch, part, on_scale, stop)
+            parts.append({name: value[: batch.shape[0]] for name, value in drawn.items()})
+            taken.total = time.perf_counter() - began
+            timings.add(taken)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
         return Result(joined["image"], joined["tokens"], joined["drawn"], request.classes, request.seeds, timings)
 
     def stream(
         self,
-        classes: int | str | Sequence[int | str],
+        classes: Classes,
         *,
-        seeds: int | Sequence[int] = 0,
-        cfg: PerImage = None,
-        temperature: PerImage = None,
-        top_k: PerImage = None,
-        top_p: PerImage = None,
-        smooth: Flags = None,
+        seeds: Seeds = 0,
         forced: Forced | None = None,
         preview_scales: PreviewScales = None,
         stop: Stop | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Preview]:
         """Draw one batch and yield the images after each scale.
 
@@ -165,21 +146,11 @@ class Pipeline:
         """
         if self.form != "stepwise":
             raise UsageError("previews need the stepwise form; load with form='stepwise'")
-        request = make_request(
-            self.bundle,
-            classes,
-            seeds=seeds,
-            cfg=cfg,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            smooth=smooth,
-            forced=forced,
-        )
+        request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
         if len(request) > self.max_batch:
             raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
         wanted = preview_sets(preview_scales, len(request), self.config.num_scales)
-        return self._previews(request.batch(self.config, slice(None)), wanted, stop)
+        return self._loop.previews(request.batch(self.config, slice(None)), wanted, stop)
 
     def edit(
         self,
@@ -188,7 +159,9 @@ class Pipeline:
         classes: int | str | Sequence[int | str] | None = None,
         *,
         seeds: int | Sequence[int] = 0,
-        **settings: Any,
+        on_scale: OnScale | None = None,
+        stop: Stop | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """Redraw a part of pictures; the rest keeps the tokens that the encoder gives it.
 
@@ -197,13 +170,15 @@ class Pipeline:
             mask: bool, true where to redraw: pixels (h, w) or latent cells (S, S), of each image or of all.
             classes: what to draw; none is the unconditional label, which costs half.
             seeds: as `generate`; several of one image give several variants.
-            settings: cfg to stop, as `generate`.
+            on_scale: as `generate`, as are stop and sampling.
+            stop: see there.
+            sampling: see there.
 
         One of images, mask, classes and seeds stands for as many as there are of the others. Raises `UsageError`.
 
         """
         names, forced = prepare(self.config, self.encode, images, mask, classes, seeds)
-        return self.generate(names, seeds=seeds, forced=forced, **settings)
+        return self.generate(names, seeds=seeds, forced=forced, on_scale=on_scale, stop=stop, **sampling)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
@@ -241,7 +216,7 @@ class Pipeline:
     def close(self) -> None:
         """Free engines and buffers; the pipeline cannot be used afterwards."""
         self._engines.close()
-        self._conditioning.clear()
+        self._loop.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -250,73 +225,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _run_stepwise(
-        self,
-        batch: Batch,
-        timings: Timings,
-        part: slice,
-        on_scale: OnScale | None,
-        stop: Stop | None,
-    ) -> dict[str, Array]:
-        last = self.config.num_scales - 1
-        with self._engines.stepwise(batch.shape) as space:
-            timings.cond += self._begin(space, batch)
-            for scale in range(last + 1):
-                advance(space, scale, stop)
-                if on_scale is not None:
-                    on_scale(ScaleView(scale, part, space.logits[scale], space.mixed[scale] if space.mixed else None))
-            image = space.decode(last)
-            tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
-            scales, decode = space.seconds()
-            timings.scales = [sum(pair) for pair in zip(timings.scales, scales, strict=True)]
-            timings.decode += decode
-        return {"image": image, "tokens": tokens, "drawn": drawn}
-
-    def _run_fused(self, batch: Batch, timings: Timings, on_scale: object, stop: Stop | None) -> dict[str, Array]:
-        if on_scale is not None:
-            raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
-        ask(stop)
-        start = time.perf_counter()
-        with self._engines.alone("fused", *batch.shape) as space:
-            batch = batch.padded(space.shape)
-            inputs = fused_inputs(batch, self.config.vae.vocab_size if self.bundle.smooth else None)
-            if batch.noise is None:
-                inputs.pop("noise", None)
-            result = space.run(inputs)
-        timings.scales[0] += time.perf_counter() - start
-        return result
-
-    def _previews(self, batch: Batch, wanted: Sequence[set[int]], stop: Stop | None) -> Iterator[Preview]:
-        last, images = self.config.num_scales - 1, len(batch.cfg)
-        began = time.perf_counter()
-        paused = 0.0
-        with self._engines.stepwise(batch.shape) as space:
-            cond = self._begin(space, batch)
-            for scale in range(last + 1):
-                advance(space, scale, stop)
-                which = np.array([i for i in range(images) if scale in wanted[i]], np.int64)
-                if not len(which) or scale == last:
-                    continue
-                shown = time.perf_counter()
-                if len(which) == images:
-                    image = space.decode(scale)[:images]
-                else:  # the others did not ask for it, and a decode costs as much as it has images
-                    image = self.decode_features(space.f_hat[scale].read()[which])
-                yield Preview(scale, image, space.read_maps(space.tokens[: scale + 1])[which], False, which)
-                paused += time.perf_counter() - shown
-            image, tokens = space.decode(last)[:images], space.read_maps(space.tokens)[:images]
-            scales, decode = space.seconds()
-            timings = Timings(cond, scales, decode, time.perf_counter() - began - paused)
-        yield Preview(last, image, tokens, True, which, timings)
-
-    def _begin(self, space: Workspace, batch: Batch) -> float:
-        start = time.perf_counter()
-        batch = batch.padded(space.shape)
-        cond = self._conditioning.of(batch.rows.labels)
-        seconds = time.perf_counter() - start
-        space.begin(batch, cond)
-        return seconds
 
     def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
         """Run a graph with one input and one output over all of `values`, in batches."""

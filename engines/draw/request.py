@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from engines.backends.base import Array
 from engines.bundle.labels import ClassNames
-from engines.draw.batch import Batch, Rows
+from engines.draw.batch import UNREAD, Batch, Rows
 from engines.draw.uniforms import MAX_SEED, noise, uniforms
 from engines.errors import UsageError
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig
+from engines.spec.sampling import OPTIONS, SamplingOption, SamplingOptions
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from engines.bundle.manifest import Manifest
 
-MAX_CFG = 1000  # beyond, differences of logits leave what float32 can tell apart
-MIN_TEMPERATURE = 1e-4  # below, quotients of logits overflow
-PerImage = float | Sequence[float] | NDArray[Any] | None
-Flags = bool | Sequence[bool] | NDArray[np.bool_] | None
+Classes = int | str | Sequence[int | str] | NDArray[Any]
+Seeds = int | Sequence[int] | NDArray[Any]
 Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
 PreviewScales = Sequence[int] | Sequence[Sequence[int]] | None
 
@@ -36,63 +38,41 @@ class Request:
     """int64 (B,)."""
     seeds: Array
     """uint64 (B,)."""
-    cfg: Array
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    smooth: Array
-    """bool (B,)."""
-    forced_tokens: Array | None
-    forced_mask: Array | None
+    sampling: Mapping[str, Array]
+    """Each option of `engines.spec.sampling`, by name: (B,), of its dtype."""
+    forced_tokens: Array | None = None
+    """int64 (B, T)."""
+    forced_mask: Array | None = None
+    """bool (B, T), true where the token is taken instead of drawn."""
 
     def __len__(self) -> int:
         return len(self.classes)
 
     def batch(self, config: ModelConfig, part: slice) -> Batch:
         """Some of the images as a batch of the scale loop."""
-        return Batch(
-            rows=Rows.of(self.classes[part], self.cfg[part], config.unconditional_class),
-            uniforms=uniforms(self.seeds[part], config.num_tokens),
-            cfg=self.cfg[part],
-            temperature=self.temperature[part],
-            top_k=self.top_k[part],
-            top_p=self.top_p[part],
-            smooth=self.smooth[part],
-            noise=self._noise(config, part),
-            forced_tokens=None if self.forced_tokens is None else self.forced_tokens[part],
-            forced_mask=None if self.forced_mask is None else self.forced_mask[part],
-        )
-
-    def _noise(self, config: ModelConfig, part: slice) -> Array | None:
-        smooth = self.smooth[part]
-        if not smooth.any():
-            return None
-        T, V = config.num_tokens, config.vae.vocab_size
-        if smooth.all():
-            return noise(self.seeds[part], T, V)
-        table = np.full((len(smooth), T, V), 0.5, np.float32)
-        table[smooth] = noise(self.seeds[part][smooth], T, V)
-        return table
+        sampling = {name: values[part] for name, values in self.sampling.items()}
+        seeds, T = self.seeds[part], config.num_tokens
+        per_token = {"uniforms": uniforms(seeds, T), "forced_mask": np.zeros((len(seeds), T), bool)}
+        if self.forced_tokens is not None and self.forced_mask is not None:
+            per_token |= {"forced_tokens": self.forced_tokens[part], "forced_mask": self.forced_mask[part]}
+        if sampling["smooth"].any():
+            per_token["noise"] = _noise(seeds, sampling["smooth"], T, config.vae.vocab_size)
+        return Batch(Rows.of(self.classes[part], sampling["cfg"], config.unconditional_class), sampling, per_token)
 
 
 def make_request(
     bundle: Manifest,
-    classes: int | str | Sequence[int | str] | NDArray[Any],
+    classes: Classes,
     *,
-    seeds: int | Sequence[int] | NDArray[Any],
-    cfg: PerImage = None,
-    temperature: PerImage = None,
-    top_k: PerImage = None,
-    top_p: PerImage = None,
-    smooth: Flags = None,
+    seeds: Seeds,
     forced: Forced | None = None,
+    **sampling: Unpack[SamplingOptions],
 ) -> Request:
     """Check and spread the arguments of `Pipeline.generate`; `bundle` need have no files.
 
     Raises `UsageError` with the fix in it.
     """
-    config, defaults, max_top_k = bundle.config, bundle.sampling, bundle.max_top_k
-    names = ClassNames(config.transformer.num_classes, bundle.labels)
+    names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
     try:
         asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
         indices = [names.index(name if isinstance(name, str) else operator.index(name)) for name in asked]
@@ -101,27 +81,11 @@ def make_request(
     B = len(indices)
     if B == 0:
         raise UsageError("no class was given; name at least one")
-
-    request = Request(
-        classes=np.array(indices, np.int64),
-        seeds=_seeds(seeds, B),
-        cfg=_spread("cfg", cfg, defaults.cfg, B, np.float32),
-        temperature=_spread("temperature", temperature, defaults.temperature, B, np.float32),
-        top_k=_spread("top_k", top_k, _fitting(defaults, max_top_k), B, np.int64),
-        top_p=_spread("top_p", top_p, defaults.top_p, B, np.float32),
-        smooth=_flags("smooth", smooth, B),
-        forced_tokens=None,
-        forced_mask=None,
-    )
-    _check_sampling(request, config, max_top_k)
-    if request.smooth.any() and not bundle.smooth:
-        raise UsageError(
-            f"{bundle.name} was built without smoothing, which needs a bundle of its own: var-export build --smooth"
-        )
+    request = Request(np.array(indices, np.int64), _seeds(seeds, B), _sampling(bundle, sampling, B))
     if forced is None:
         return request
-    tokens, mask = _forced(forced, config, B)
-    return Request(**{**vars(request), "forced_tokens": tokens, "forced_mask": mask})
+    tokens, mask = _forced(forced, bundle.config, B)
+    return dataclasses.replace(request, forced_tokens=tokens, forced_mask=mask)
 
 
 def preview_sets(given: PreviewScales, images: int, scales: int) -> list[set[int]]:
@@ -141,11 +105,7 @@ def preview_sets(given: PreviewScales, images: int, scales: int) -> list[set[int
     return wanted
 
 
-def _fitting(defaults: SamplingDefaults, max_top_k: int) -> int:
-    return min(defaults.top_k, max_top_k)
-
-
-def _seeds(seeds: int | Sequence[int] | NDArray[Any], B: int) -> Array:
+def _seeds(seeds: Seeds, B: int) -> Array:
     try:
         if isinstance(seeds, (int, np.integer)):
             values = [operator.index(seeds) + k for k in range(B)]
@@ -161,53 +121,79 @@ def _seeds(seeds: int | Sequence[int] | NDArray[Any], B: int) -> Array:
     return np.array(values, np.uint64)
 
 
-def _spread(name: str, value: PerImage, default: float, B: int, dtype: type[np.generic]) -> Array:
+def _noise(seeds: Array, smooth: Array, T: int, V: int) -> Array:
+    """Noise float32 (B, T, V) of the images that are smoothed; of the others, what stands for it."""
+    if smooth.all():
+        return noise(seeds, T, V)
+    table = np.full((len(seeds), T, V), UNREAD["noise"], np.float32)
+    table[smooth] = noise(seeds[smooth], T, V)
+    return table
+
+
+def _sampling(bundle: Manifest, given: SamplingOptions, B: int) -> dict[str, Array]:
+    """Every option (B,) as given, or as the bundle recommends it."""
+    unknown = set(given) - {option.name for option in OPTIONS}
+    if unknown:
+        raise TypeError(f"{min(unknown)} is no sampling option: they are {', '.join(o.name for o in OPTIONS)}")
+    defaults = bundle.sampling.fitted(bundle.max_top_k)
+    values: dict[str, Array] = {}
+    for option in OPTIONS:
+        value = given.get(option.name)
+        values[option.name] = _spread(option, getattr(defaults, option.name) if value is None else value, B)
+    _check_for_bundle(values, bundle)
+    return values
+
+
+def _spread(option: SamplingOption, value: Any, B: int) -> Array:
+    """One option (B,) from a value for all images or one per image, checked."""
+    name = option.name
+    if option.kind == "bool":
+        return _spread_flag(name, value, B)
     try:
-        array = np.asarray(default if value is None else value, np.float64)
+        array = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} must be a number, or one per image, got {value!r}") from error
     if array.ndim > 1 or (array.ndim == 1 and len(array) != B):
         raise UsageError(f"{name} needs one value, or one per image ({B}), got shape {array.shape}")
     if not np.isfinite(array).all():
         raise UsageError(f"{name} must be finite, got {value!r}")
-    if dtype is np.int64 and (array != np.floor(array)).any():
+    if option.kind == "int" and (array != np.floor(array)).any():
         raise UsageError(f"{name} must be a whole number, got {value!r}")
-    limit = 2**53 if dtype is np.int64 else np.finfo(np.float32).max
-    return np.broadcast_to(array.clip(-limit, limit), (B,)).astype(dtype)
+    limit = 2**53 if option.kind == "int" else np.finfo(np.float32).max
+    spread = np.broadcast_to(array.clip(-limit, limit), (B,)).astype(option.dtype)
+    wrong = ~option.holds(spread)
+    if wrong.any():
+        raise option.refusal(spread[wrong][0])
+    return spread
 
 
-def _flags(name: str, given: Flags, B: int) -> Array:
+def _spread_flag(name: str, value: Any, B: int) -> Array:
     try:
-        array = np.asarray(False if given is None else given)
+        array = np.asarray(value)
     except ValueError:  # lists of different lengths
         array = np.array(None)
     if array.dtype != np.bool_ or array.shape not in ((), (B,)):
-        raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {given!r:.60}")
+        raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {value!r:.60}")
     return np.broadcast_to(array, (B,)).copy()
 
 
-def _check_sampling(request: Request, config: ModelConfig, max_top_k: int) -> None:
-    V = config.vae.vocab_size
-    if ((request.cfg < 0) | (request.cfg > MAX_CFG)).any():
-        raise UsageError(f"cfg must lie in 0 to {MAX_CFG}, got {request.cfg.min()} to {request.cfg.max()}")
-    if (request.temperature < MIN_TEMPERATURE).any():
+def _check_for_bundle(sampling: Mapping[str, Array], bundle: Manifest) -> None:
+    """Raises `UsageError` on what other bundles could do, but not this one."""
+    V, sorts = bundle.config.vae.vocab_size, bundle.max_top_k
+    top_k, top_p = sampling["top_k"], sampling["top_p"]
+    if (top_k > sorts).any():
         raise UsageError(
-            f"temperature must be at least {MIN_TEMPERATURE}, got {request.temperature.min()}; "
-            "for the most likely token at each place use top_k 1"
+            f"top_k {top_k.max()} is more than the {sorts} this bundle was built for; "
+            f"lower it, or build with --max-top-k {min(int(top_k.max()), V)}"
         )
-    if ((request.top_p < 0) | (request.top_p > 1)).any():
-        raise UsageError(f"top_p must lie in 0 to 1, got {request.top_p[(request.top_p < 0) | (request.top_p > 1)][0]}")
-    if (request.top_k < 0).any():
-        raise UsageError(f"top_k must be 0 or more, got {request.top_k.min()}")
-    if (request.top_k > max_top_k).any():
+    if sorts < V and ((top_k == 0) & (top_p > 0) & (top_p < 1)).any():
         raise UsageError(
-            f"top_k {request.top_k.max()} is more than the {max_top_k} this bundle was built for; "
-            f"lower it, or build with --max-top-k {min(int(request.top_k.max()), V)}"
+            f"top_p without top_k needs the whole vocabulary sorted, and this bundle sorts {sorts} of {V}; "
+            f"give a top_k up to {sorts}, or build with --max-top-k {V}"
         )
-    if max_top_k < V and ((request.top_k == 0) & (request.top_p > 0) & (request.top_p < 1)).any():
+    if sampling["smooth"].any() and not bundle.smooth:
         raise UsageError(
-            f"top_p without top_k needs the whole vocabulary sorted, and this bundle sorts {max_top_k} of {V}; "
-            f"give a top_k up to {max_top_k}, or build with --max-top-k {V}"
+            f"{bundle.name} was built without smoothing, which needs a bundle of its own: var-export build --smooth"
         )
 
 

@@ -1,13 +1,73 @@
-"""What `Pipeline.generate` and `Pipeline.stream` give."""
+"""What draws images, as a protocol, and what it gives: results, previews, scales as they pass, and their times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.loop import Timings
+from engines.backends.base import Array, Buffer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from engines.spec.sampling import SamplingOptions
+
+
+@dataclass
+class Timings:
+    """Seconds of one batch, or of several that were added up."""
+
+    cond: float = 0.0
+    scales: list[float] = field(default_factory=list)
+    """One per scale; one in all of the fused form; empty where a server drew, which does not tell."""
+    decode: float = 0.0
+    total: float = 0.0
+
+    @property
+    def outside(self) -> float:
+        """What the engines did not take."""
+        return self.total - self.cond - sum(self.scales) - self.decode
+
+    def add(self, other: Timings) -> None:
+        """Count another batch in."""
+        self.cond += other.cond
+        self.decode += other.decode
+        self.total += other.total
+        self.scales = [a + b for a, b in zip(self.scales or [0.0] * len(other.scales), other.scales, strict=True)]
+
+
+@dataclass(frozen=True)
+class ScaleView:
+    """What one scale computed, for whoever compares engines; valid until the next scale runs."""
+
+    scale: int
+    images: slice
+    """Which images of the request these are."""
+    logits: Buffer
+    """Guided logits float32 (B, L, V), before temperature; B counts padding too."""
+    mixed: Buffer | None = None
+    """Mixed codebook entries float32 (B, L, Z); None of a bundle without smoothing."""
+
+    def read_logits(self) -> Array:
+        """The logits of the images, float32 (B, L, V)."""
+        return self._own(self.logits)
+
+    def read_mixed(self) -> Array:
+        """The mixed entries of the images, float32 (B, L, Z)."""
+        assert self.mixed is not None, "a bundle without smoothing mixes nothing"
+        return self._own(self.mixed)
+
+    def _own(self, buffer: Buffer) -> Array:
+        return buffer.read()[: self.images.stop - self.images.start]
+
+
+OnScale = Callable[[ScaleView], None]
+Stop = Callable[[], bool]
+"""Asked before each scale, in the thread that draws: whether the caller wants no more."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +100,21 @@ class Preview:
     """(P,), the places of these images in the call; all of them unless each has preview scales of its own."""
     timings: Timings | None = None
     """Seconds of the whole call without the decodes of earlier previews; given with the final images."""
+
+
+class ImageSource(Protocol):
+    """What draws images: a `Pipeline` on this machine, or the models of a server."""
+
+    def generate(self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]) -> Result:
+        """One image per class and seed. Raises `UsageError`, `BackendError`."""
+
+    def stream(
+        self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]
+    ) -> Iterator[Preview]:
+        """The same images after each scale, the last time whole. Raises as `generate`, and for too many at once."""
+
+    def describe_runtime(self) -> dict[str, Any]:
+        """Versions, and what it computes on, for reports."""
+
+    def close(self) -> None:
+        """Free engines, or end the connection."""

@@ -16,14 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array
-from engines.draw.loop import ScaleView
-from engines.draw.pipeline import OnScale, Pipeline
-from engines.draw.results import Result
+from engines.draw.pipeline import Pipeline
+from engines.draw.results import OnScale, Result, ScaleView
 from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
 from engines.fidelity.similarity import psnr, ssim
-from engines.spec.config import MIXED_SCALE, SMOOTH_CHECK
-
-SAMPLING = ("cfg", "temperature", "top_k", "top_p")
+from engines.spec.sampling import MIXED_SCALE, RECOMMENDED, SMOOTH_CHECK
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | N
 
 
 def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
-    settings: dict[str, Any] = {name: golden[name] for name in SAMPLING} | options
+    settings: dict[str, Any] = {option.name: golden[option.name] for option in RECOMMENDED} | options
     return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings)
 
 

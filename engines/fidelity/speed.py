@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.loop import Timings
 from engines.draw.pipeline import Pipeline
+from engines.draw.results import Timings
 
 Draw = Callable[[int, int], NDArray[np.int64]]
 """Class and seed -> tokens (T,): one image, all the way to its pixels."""

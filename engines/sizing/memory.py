@@ -1,6 +1,6 @@
 """Bytes that a workload needs on the device: weights, KV cache, buffers of the loop, activations inside a call.
 
-Weights, cache and buffers are what the runtime really allocates (`engines/draw/loop.py`; tests compare the numbers).
+Weights, cache and buffers are what the runtime really allocates (`engines/draw/workspace.py`; tests compare them).
 Activations are the most that the products of a graph need at one time: operands, result, and what a later product
 waits for, with element-wise operators fused into their neighbours and attention scores stored once in the compute
 type. A runtime takes more. Two parts of that are known well enough for an allowance, the rest is in `NOT_COUNTED`.
@@ -198,30 +198,31 @@ def _feature_map(config: ModelConfig, images: int) -> int:
 
 
 def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
-    """Bytes of `draw.loop.Workspace` without the cache, and of `cond`'s tensors for classes not drawn before."""
+    """Bytes of `draw.workspace.Workspace` without the cache, and of `cond`'s tensors for classes not drawn before."""
+    inputs, _ = contract.resolve(contract.STEP, config, "fp32", smooth=smooth)
     per_image = (
         3 * config.vae.z_channels * config.latent_size**2 * _FLOAT  # zeros, and two feature maps in turns
         + config.num_tokens * (3 * _LONG + _FLOAT + 1)  # tokens, drawn, forced tokens; uniforms; mask
         + config.scale_lengths[-1] * config.vae.vocab_size * _FLOAT  # logits
         + config.num_scales * _FLOAT  # guidance
-        + 2 * _FLOAT + 3 * _LONG  # temperature, top_p; top_k, cond_row, uncond_row
+        + tensor_bytes([info for info in inputs if info.shape == ("B",) and info.name != "guidance"], {"B": 1})
         + (0 if tokens_only else 3 * config.image_size**2)
         + (_smoothing(config) if smooth else 0)
     )  # fmt: skip
-    inputs = (config.num_tokens + 1) * config.transformer.width * _FLOAT
+    x = (config.num_tokens + 1) * config.transformer.width * _FLOAT
     labels = images + (rows > images)  # one per image at most, and the unconditional one
     first = config.scale_lengths[0] * config.transformer.width * _FLOAT
     cond = labels * (_LONG + first) + _modulation(config, labels)
-    return images * per_image + rows * (inputs + _LONG) + _modulation(config, rows) + cond
+    return images * per_image + rows * (x + _LONG) + _modulation(config, rows) + cond
 
 
 def _smoothing(config: ModelConfig) -> int:
-    """Bytes that smoothing adds per image: noise, mixed entries, and whether it is wanted."""
-    return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT + 1
+    """Bytes that smoothing adds per image: noise, and mixed entries."""
+    return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT
 
 
 def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
-    """`engines.draw.loop.GraphWorkspace` of the fused graph."""
+    """`engines.draw.workspace.GraphWorkspace` of the fused graph."""
     inputs, outputs = contract.resolve(contract.FUSED, config, "fp32", smooth=smooth)  # no cache among them
     tensors = [info for info in (*inputs, *outputs) if not (tokens_only and info.name == "image")]
     return tensor_bytes(tensors, {"B": images, "N": rows})

@@ -142,7 +142,7 @@ def step_work(
         }
         inputs, outputs = step_tensors(config, smooth=smooth)
         read["inputs"], written["outputs"] = tensor_bytes(inputs, sizes), tensor_bytes(outputs, sizes)
-        if last:  # all blocks write theirs to one place (`engines/draw/loop.py`)
+        if last:  # all blocks write theirs to one place (`engines/draw/workspace.py`)
             written["cache"] //= config.transformer.depth
     return Work(f"scale {scale}", cost.total_flops(operations), read, written)
 

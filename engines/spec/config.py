@@ -17,10 +17,6 @@ from typing import Any
 
 from engines.errors import UsageError
 
-# How the golden run smooths. As many entries are kept as the bundle sorts, so that many are mixed, whatever sampling
-# the bundle recommends; at MIXED_SCALE alone, so that one coarse map of mixed entries is seen in the image.
-SMOOTH_CHECK = {"temperature": 2.0, "top_p": 0.0}
-MIXED_SCALE = 1
 HEAD_DIM = 64  # channels of a head in every official model: heads = width / 64
 
 
@@ -124,23 +120,6 @@ class TransformerConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
-    """The sampling that a bundle recommends; the official ImageNet values unless a config.json says otherwise."""
-
-    cfg: float = 4.0
-    top_k: int = 900
-    top_p: float = 0.95
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_types(self, "sampling.")
-        _require(self.cfg >= 0, f"sampling.cfg must be 0 or more, got {self.cfg}")
-        _require(self.top_k >= 0, f"sampling.top_k must be 0 or more, got {self.top_k}")
-        _require(0 <= self.top_p <= 1, f"sampling.top_p must lie in 0 to 1, got {self.top_p}")
-        _require(self.temperature > 0, f"sampling.temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

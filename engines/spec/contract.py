@@ -16,6 +16,7 @@ import numpy as np
 
 from engines.spec import choices
 from engines.spec.config import ModelConfig, num_phi
+from engines.spec.sampling import OPTIONS, RECOMMENDED
 
 CONTRACT_VERSION = 1
 """Changes when a bundle written before can no longer be run by this code."""
@@ -75,19 +76,24 @@ _ROWS = """
     uncond_row    int64   (B)  row that holds its unconditional half; cond_row again where guidance is 0
     image_row     int64   (N)  image that each row belongs to
 """
-_SAMPLING = """
-    temperature   float32 (B)  divides the logits; above 0
-    top_k         int64   (B)  most likely tokens kept; 0 keeps all
-    top_p         float32 (B)  probability mass kept; 0 and 1 keep all
-"""
+
+
+def _sampling(*, opt_in: bool) -> str:
+    """The lines of the options that a step takes as they are."""
+    options = [option for option in OPTIONS if option.opt_in == opt_in and not option.per_scale]
+    return "".join(f"{option.name} {option.dtype} (B) {option.meaning}\n" for option in options)
+
+
 _FORCED = """
     forced_tokens int64   (B, *)        tokens to take where forced_mask says so
     forced_mask   bool    (B, *)        true where the token is given
 """
-_SMOOTHING = """
-    smooth        bool    (B)           true where codebook entries are mixed; in bundles built for it
+_SMOOTHING = (
+    _sampling(opt_in=True)
+    + """
     noise         float32 (B, *, V)     in (0, 1): what Gumbel noise is made of; in bundles built for it
 """
+)
 _MODULATION = """
     adaln         float32 (N, D, 6, C)  per block: gamma1, gamma2, 1+scale1, 1+scale2, shift1, shift2
     head_adaln    float32 (N, 2, C)     1+scale, shift of the norm before the head
@@ -112,7 +118,7 @@ STEP = GraphSpec(
     uniforms      float32 (B, L)        one number in [0, 1) decides each draw
     guidance      float32 (B)           t = cfg * scale / (number of scales - 1)
     """
-        + _SAMPLING
+        + _sampling(opt_in=False)
         + _ROWS
         + _FORCED.replace("*", "L")
         + _SMOOTHING.replace("*", "L")
@@ -160,9 +166,9 @@ FUSED = GraphSpec(
         """
     labels        int64   (N)     class of each row
     uniforms      float32 (B, T)  one number in [0, 1) decides each draw
-    cfg           float32 (B)     guidance strength
     """
-        + _SAMPLING
+        + "".join(f"{option.name} {option.dtype} (B) {option.meaning}\n" for option in OPTIONS if option.per_scale)
+        + _sampling(opt_in=False)
         + _ROWS
         + _FORCED.replace("*", "T")
         + _SMOOTHING.replace("*", "T")
@@ -181,17 +187,14 @@ PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode"
 """Which part of the model a graph with trained layers belongs to."""
 
 
-SMOOTHING = ("smooth", "noise", "mixing", "mixed")
+SMOOTHING = (*(option.name for option in OPTIONS if option.opt_in), "noise", "mixing", "mixed")
 """Inputs and outputs that only the graphs of a bundle that was built with smoothing have."""
 
 # A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
 GOLDEN_ARRAYS = {
     "classes": "int64 (G,)",
     "seeds": "uint64 (G,)",
-    "cfg": "float32 (G,)",
-    "temperature": "float32 (G,)",
-    "top_k": "int64 (G,)",
-    "top_p": "float32 (G,)",
+    **{option.name: f"{option.dtype} (G,)" for option in RECOMMENDED},
     "tokens": "int64 (G, T), drawn by the reference with the uniforms of its seeds",
     "f_hat": "float32 (G, Z, S, S), after the last scale",
     "image": "uint8 (G, h, w, 3)",

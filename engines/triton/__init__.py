@@ -1,11 +1,14 @@
-"""Serving with NVIDIA Triton: writes a model repository, and holds what its Python models do.
+"""Serving with NVIDIA Triton: what writes a model repository, what its Python models do, and the client.
 
-    tensors.py      the table of request and response tensors      repository.py  writes the folders
-    request.py      tensors of a request -> checked values         config.py      their config.pbtxt
-    service.py      one batch over many requests, with previews    stock.py       the fused graph, no Python
-    forward.py      the unary model: hands requests on             adapter.py     Triton's Python interface
-    flags.py        cancellation, from one to the other            client.py      `var-run --url`: images from a server
-    facts.py        what a configuration says of its bundle
+    wire.py     the table of request and response tensors, and what of a request becomes which
+    facts.py    what a configuration says of its bundle
+    client.py   `var-run --url`: a server as an `engines.draw.results.ImageSource`
+
+    writing/    repository.py    the folders, put in place whole       stock.py   the fused graph, without Python
+                pbtxt.py         their config.pbtxt
+    serving/    service.py       one batch over many requests, with previews
+                forward.py       the unary model: hands requests on     cancellation.py   from one model to the other
+                adapter.py       Triton's Python interface
 
 Only `adapter.py` knows `triton_python_backend_utils`, and only `client.py` knows `tritonclient`.
 """

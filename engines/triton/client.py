@@ -11,13 +11,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from engines.backends.base import Array
-from engines.draw.loop import Timings
 from engines.draw.request import make_request
-from engines.draw.results import Preview, Result
+from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
 from engines.triton.facts import FACTS, unpack_facts
-from engines.triton.request import full_inputs
-from engines.triton.tensors import INPUTS
+from engines.triton.wire import INPUTS, full_inputs
 
 SCHEME = "triton"
 GRPC_PORT = 8001

@@ -11,7 +11,8 @@ from engines.bundle.bundle import sha256_of
 from engines.bundle.manifest import Manifest, StoredTensor, needed_files
 from engines.bundle.plans import FileEntry
 from engines.spec import contract
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig
+from engines.spec.sampling import Sampling
 
 
 def fill_hollow(folder, config: ModelConfig, *, precision="fp16", form="both", max_top_k=64, name=None) -> Manifest:
@@ -37,7 +38,7 @@ def fill_hollow(folder, config: ModelConfig, *, precision="fp16", form="both", m
         target="onnxruntime",
         max_top_k=max_top_k,
         smooth=False,
-        sampling=SamplingDefaults(cfg=2.0, top_k=20, top_p=0.9),
+        sampling=Sampling(cfg=2.0, top_k=20, top_p=0.9),
         labels=None,
         build_key="hollow",
         golden_key="hollow",

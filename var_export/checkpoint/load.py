@@ -22,7 +22,8 @@ import torch
 
 from engines.bundle.bundle import sha256_of
 from engines.errors import CheckpointError
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig
+from engines.spec.sampling import Sampling
 from var_export.checkpoint.architecture import infer_config
 from var_export.checkpoint.files import Content, read_checkpoint_file
 from var_export.checkpoint.settings import (
@@ -57,7 +58,7 @@ class Checkpoint:
     """A transformer and its VQ-VAE, complete and consistent."""
 
     config: ModelConfig
-    sampling: SamplingDefaults
+    sampling: Sampling
     labels: tuple[str, ...] | None
     """One per class, where known."""
     var_state: dict[str, torch.Tensor]
@@ -108,7 +109,7 @@ def load_checkpoint(
     inferred = dataclasses.replace(inferred, name=_name(name, settings, file, inferred))
     for weights, expected in zip((var_weights, vae_weights), expected_shapes(inferred), strict=True):
         weights.check(expected)
-    sampling = described.sampling or SamplingDefaults()
+    sampling = described.sampling or Sampling()
     if default_cfg is not None:
         sampling = make_sampling(dataclasses.asdict(sampling) | {"cfg": float(default_cfg)}, "the default guidance")
     files = list(dict.fromkeys((file, vae_file)))

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import CheckpointError, UsageError
-from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
+from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
+from engines.spec.sampling import RECOMMENDED, Sampling
 from var_export.checkpoint.sources import NamedFile
 
 Value = str | bool | int | float | tuple[int, ...]
@@ -41,7 +42,7 @@ class ConfigFile:
     """A config.json that was read."""
 
     settings: Settings = field(default_factory=dict)
-    sampling: SamplingDefaults | None = None
+    sampling: Sampling | None = None
     labels: str | None = None
     """Name of the file of labels beside it."""
     file: NamedFile | None = None
@@ -189,7 +190,7 @@ def read_config(file: NamedFile, *, only_if_var: bool = False) -> ConfigFile:
     if not isinstance(content, dict):
         raise CheckpointError(f"{origin} must hold a JSON object, not a {type(content).__name__}")
     settings: Settings = {}
-    sampling: SamplingDefaults | None = None
+    sampling: Sampling | None = None
     labels: str | None = None
     for written, value in _flat(content, origin):
         key = _canonical(written)
@@ -220,18 +221,18 @@ def shown(value: Value) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def make_sampling(values: Mapping[str, Any], origin: str) -> SamplingDefaults:
+def make_sampling(values: Mapping[str, Any], origin: str) -> Sampling:
     """Recommended sampling from some of its values. Raises `CheckpointError` in the name of `origin`."""
     try:
-        return SamplingDefaults(**values)
+        return Sampling(**values)
     except UsageError as error:
         raise CheckpointError(f"{origin}: {error}") from error
 
 
-def _sampling(value: Any, origin: str) -> SamplingDefaults:
+def _sampling(value: Any, origin: str) -> Sampling:
     if not isinstance(value, dict):
         raise CheckpointError(f"{origin}: sampling must be a JSON object such as {{'cfg': 4.0}}")
-    known = _fields(SamplingDefaults)
+    known = {option.name: _PARSERS[option.kind] for option in RECOMMENDED}
     values: dict[str, Any] = {}
     for key, item in value.items():
         if key in known:

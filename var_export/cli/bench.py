@@ -194,7 +194,7 @@ def _print(options: BenchOptions, bundle: Bundle, measured: Measured) -> None:
         f"loaded in {measured.load_seconds:.1f} s",
         to_stdout=True,
     )
-    show(f"sampling: {_sampling(bundle)}", to_stdout=True)
+    show(f"sampling: {bundle.sampling.fitted(bundle.max_top_k).describe()}", to_stdout=True)
     show(f"\nlatency in ms, batch {first.batch}, {_guidance(first.cfg)}, {first.runs} runs", to_stdout=True)
     print_table(_latency(bundle, first), ("", "p50", "p90", "p99", "min"))
     show("\nthroughput", to_stdout=True)
@@ -256,11 +256,6 @@ def _threads(measured: Measured) -> str:
 
 def _guidance(cfg: float) -> str:
     return f"guidance {cfg:g}" if cfg else "no guidance"
-
-
-def _sampling(bundle: Bundle) -> str:
-    s = bundle.sampling
-    return f"top-k {min(s.top_k, bundle.max_top_k)}, top-p {s.top_p:g}, temperature {s.temperature:g}"
 
 
 def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict[str, Any]:

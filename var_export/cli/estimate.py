@@ -170,13 +170,13 @@ def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     from engines.bundle.manifest import is_bundle
     from engines.sizing import models
     from engines.sizing.estimate import Workload
-    from engines.spec.config import SamplingDefaults
+    from engines.spec.sampling import Sampling
 
     name = options.model
     if name is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
     smooth = False
-    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", STEPWISE, DEFAULT_MAX_TOP_K, SamplingDefaults()
+    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", STEPWISE, DEFAULT_MAX_TOP_K, Sampling()
     target, ways = ONNXRUNTIME if on_cpu else TENSORRT, None
     if name in models.NAMES and not Path(name).exists():
         config = models.official(name)

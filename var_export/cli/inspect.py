@@ -66,8 +66,8 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
         **({"quantised": _quantised(quantised)} if quantised else {}),
         "form": bundle.form,
         "target": bundle.target,
-        "sampling": f"cfg {s.cfg:g}, top-k {s.top_k} (at most {bundle.max_top_k}), top-p {s.top_p:g}, "
-        f"temperature {s.temperature:g}" + (", can be smoothed" if bundle.smooth else ""),
+        "sampling": f"cfg {s.cfg:g}, {s.describe()} (top-k at most {bundle.max_top_k})"
+        + (", can be smoothed" if bundle.smooth else ""),
         "checkpoint": f"{', '.join(recorded.get('files') or ['unknown'])}, "
         f"SHA-256 {str(recorded.get('sha256', 'unknown'))[:SHORT_HASH]}",
         "built with": ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown",

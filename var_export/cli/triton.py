@@ -69,9 +69,9 @@ def triton(
     """
     if stock is not None:
         _check_stock(context, stock)
-    from engines.triton.config import Serving
-    from engines.triton.repository import plan_python, write
-    from engines.triton.stock import plan_stock
+    from engines.triton.writing.pbtxt import Serving
+    from engines.triton.writing.repository import plan_python, write
+    from engines.triton.writing.stock import plan_stock
 
     opened = open_bundle(bundle)
     if stock is None:

@@ -20,7 +20,8 @@ from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
 from engines.errors import BackendError, BundleError
 from engines.spec.choices import BOTH
-from engines.spec.config import ModelConfig, SamplingDefaults
+from engines.spec.config import ModelConfig
+from engines.spec.sampling import Sampling
 from var_export.gpu_check.cases import Job, bundle_folder, plans_folder
 from var_export.gpu_check.hardware import Tell
 
@@ -97,7 +98,7 @@ def checkpoint_of(model: str) -> Checkpoint:
     identity = {"random": RANDOM_SEED, "config": reference.config.to_dict()}
     return Checkpoint(
         config=reference.config,
-        sampling=SamplingDefaults(),
+        sampling=Sampling(),
         labels=None,
         var_state=reference.var.state_dict(),
         vae_state=reference.vae.state_dict(),

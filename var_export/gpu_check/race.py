@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,12 @@ from engines.draw.pipeline import Pipeline
 from engines.draw.uniforms import uniforms
 from engines.errors import OutOfMemoryError
 from engines.fidelity.speed import Spread
-from engines.spec.config import SamplingDefaults
+from engines.spec.sampling import Sampling
 from var_export.gpu_check import building, work
 from var_export.gpu_check.cases import Job
 from var_export.gpu_check.hardware import Tell
 from var_export.model.reference import Reference
-from var_export.model.sampling import sample
+from var_export.model.sampling import sample, tensors_of
 
 MODES = {"compiled": "default", "compiled-graphs": "reduce-overhead"}
 """Of torch.compile."""
@@ -41,13 +41,11 @@ SHAPES = 64  # compiled per function, at most; PyTorch's default of 8 would leav
 WARMUP = 4  # runs: CUDA graphs of PyTorch are recorded in the second
 
 
-def sample_alike(
-    logits: Tensor, uniforms: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, max_top_k: int
-) -> Tensor:
+def sample_alike(logits: Tensor, uniforms: Tensor, *, max_top_k: int, **sampling: Tensor) -> Tensor:
     """`sample` for images that share their settings: all in one pass, where that goes image by image."""
     B, L, V = logits.shape
-    one = {"temperature": temperature[:1], "top_k": top_k[:1], "top_p": top_p[:1], "max_top_k": max_top_k}
-    return sample(logits.reshape(1, B * L, V), uniforms.reshape(1, B * L), **one).view(B, L)  # type: ignore[arg-type]
+    one = {name: value[:1] for name, value in sampling.items()}
+    return sample(logits.reshape(1, B * L, V), uniforms.reshape(1, B * L), max_top_k=max_top_k, **one).view(B, L)
 
 
 class Rival(Reference):
@@ -60,7 +58,7 @@ class Rival(Reference):
         reference: Reference,
         kind: str,
         *,
-        sampling: SamplingDefaults,
+        sampling: Sampling,
         max_top_k: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -68,7 +66,7 @@ class Rival(Reference):
     ) -> None:
         """Moves the reference to the device; `compiler` is for the compiled kinds."""
         super().__init__(reference.vae.to(device), reference.var.to(device))
-        self.sampling, self.top_k = sampling, min(sampling.top_k, max_top_k)
+        self.sampling = sampling.fitted(max_top_k)
         self.max_top_k, self.device, self.dtype, self.mode = max_top_k, device, dtype, MODES.get(kind)
         if kind != "eager":
             for module in (*self.vae.modules(), *self.var.modules()):
@@ -81,18 +79,15 @@ class Rival(Reference):
 
     def draw(self, classes: list[int], seeds: list[int], cfg: float) -> NDArray[np.int64]:
         """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
-        B, sampling = len(classes), self.sampling
+        sampling = tensors_of(replace(self.sampling, cfg=cfg), len(classes))
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(self.device.type, self.dtype):
             drawn = self.generate(
                 torch.tensor(classes, device=self.device),
                 torch.from_numpy(uniforms(seeds, self.config.num_tokens)).to(self.device),
-                cfg=torch.full((B,), cfg, device=self.device),
-                # On the host: the sampler reads them there, and would wait for the device at every scale.
-                temperature=torch.full((B,), sampling.temperature),
-                top_k=torch.full((B,), self.top_k),
-                top_p=torch.full((B,), sampling.top_p),
                 max_top_k=self.max_top_k,
+                # But for cfg on the host: the sampler reads them there, and would wait for the device at every scale.
+                **sampling | {"cfg": sampling["cfg"].to(self.device)},
             )
         drawn.image.cpu().numpy()
         tokens: NDArray[np.int64] = drawn.tokens.cpu().numpy()

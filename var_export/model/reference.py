@@ -81,14 +81,12 @@ class Reference:
         uniforms: Tensor,
         *,
         cfg: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
         max_top_k: int,
         forced: Tensor | None = None,
         forced_mask: Tensor | None = None,
         noise: Tensor | None = None,
         keep_logits: bool = False,
+        **sampling: Tensor,
     ) -> Drawn:
         """Draw images.
 
@@ -96,14 +94,12 @@ class Reference:
             labels: int64 (B,).
             uniforms: float32 (B, sum L).
             cfg: float32 (B,), guidance; both halves run for every image, whatever its value.
-            temperature: float32 (B,).
-            top_k: int64 (B,).
-            top_p: float32 (B,).
             max_top_k: longest sorted list of the sampler.
             forced: int64 (B, sum L), tokens to take instead of the drawn ones.
             forced_mask: bool (B, sum L), where to take them; everywhere by default.
             noise: float32 (B, sum L, V) in (0, 1): smooths all images, by mixing codebook entries where none is forced.
             keep_logits: keep the guided logits of every scale.
+            sampling: what else decides a draw, each (B,), as `var_export.model.sampling.sample` takes it.
 
         """
         config, B = self.config, labels.shape[0]
@@ -124,13 +120,12 @@ class Reference:
                 logits = (1 + t) * logits[:B] - t * logits[B:]
             if keep_logits:
                 kept_logits.append(logits)
-            kept: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_top_k": max_top_k}
             if noise is None:
-                drawn = self.sample(logits, uniforms[:, here], **kept)
+                drawn = self.sample(logits, uniforms[:, here], max_top_k=max_top_k, **sampling)
                 features = codebook[drawn]
             else:
                 gain, tau = mixing(config, scale)
-                weights = mixture(logits, noise[:, here], gain=gain, tau=tau, **kept)
+                weights = mixture(logits, noise[:, here], gain=gain, tau=tau, max_top_k=max_top_k, **sampling)
                 drawn, features = weights.argmax(-1), weights @ codebook
             if forced is not None:
                 where = torch.ones_like(drawn, dtype=torch.bool) if forced_mask is None else forced_mask[:, here]

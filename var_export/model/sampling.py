@@ -7,8 +7,20 @@ exactly k, lowest index first. The order is: temperature, top-k, softmax, top-p,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from engines.spec.sampling import RECOMMENDED, Sampling
+
+
+def tensors_of(sampling: Sampling, images: int) -> dict[str, Any]:
+    """The options that a bundle recommends, by name: tensors (images,) of the dtype that graphs take."""
+    return {
+        option.name: torch.full((images,), getattr(sampling, option.name), dtype=getattr(torch, option.dtype))
+        for option in RECOMMENDED
+    }
 
 
 def sample(

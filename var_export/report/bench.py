@@ -142,12 +142,11 @@ def _race(race: Comparison, version: str, weights: str) -> Chart:
 
 
 def _settings(bundle: Bundle, measured: Measured) -> Facts:
-    s = bundle.sampling
     strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
     return Facts(
         "Settings",
         [
-            ("sampling", f"top-k {min(s.top_k, bundle.max_top_k)}, top-p {s.top_p:g}, temperature {s.temperature:g}"),
+            ("sampling", bundle.sampling.fitted(bundle.max_top_k).describe()),
             ("guidance", " and ".join(strengths)),
         ],
     )

@@ -17,7 +17,8 @@ from engines.bundle.manifest import Manifest
 from engines.draw.loop import Timings
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import Preview, Result
-from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
+from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
+from engines.spec.sampling import Sampling
 
 SIDE = 8
 LABELS = ("parrot", "crane", "t-shirt", "great white shark, white shark", "crane", "7-up")
@@ -38,7 +39,7 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         target="onnxruntime",
         max_top_k=64,
         smooth=False,
-        sampling=SamplingDefaults(cfg=1.0, top_k=20, top_p=0.5),
+        sampling=Sampling(cfg=1.0, top_k=20, top_p=0.5),
         labels=labels,
         build_key=build_key,
         golden_key="",

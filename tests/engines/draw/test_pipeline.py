@@ -567,7 +567,7 @@ def test_huge_guidance_stays_finite_or_is_refused(pipeline):
 def test_requests_can_be_made_without_labels(pipeline):
     manifest = dataclasses.replace(pipeline.bundle.manifest, labels=None, max_top_k=10)
     request = make_request(manifest, [1, 2], seeds=0)
-    assert request.top_k.tolist() == [10, 10], "the recommended 20, cut to what the bundle sorts"
+    assert request.sampling["top_k"].tolist() == [10, 10], "the recommended 20, cut to what the bundle sorts"
     with pytest.raises(UsageError, match="no labels"):
         make_request(manifest, "parrot", seeds=0)
 

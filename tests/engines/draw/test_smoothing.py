@@ -187,9 +187,9 @@ def test_the_check_sees_other_noise(form, request, monkeypatch):
 
 def test_the_check_sees_entries_that_are_not_mixed(pipeline, demo_smooth_bundle, monkeypatch):
     """A temperature too low takes the heaviest entry alone, which is the same."""
-    from engines.draw import loop
+    from engines.draw import workspace
 
-    monkeypatch.setattr(loop, "mixing", lambda config, scale: (mixing(config, scale)[0], 1e-4))
+    monkeypatch.setattr(workspace, "mixing", lambda config, scale: (mixing(config, scale)[0], 1e-4))
     with Pipeline.load(demo_smooth_bundle, form="stepwise", threads=2) as hard:
         report = verify(hard, hard.bundle.golden)
     assert report.smoothing.heaviest > 0.99

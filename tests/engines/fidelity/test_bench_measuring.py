@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engines.draw.loop import Timings
+from engines.draw.results import Timings
 from engines.fidelity import speed as bench
 from engines.fidelity.speed import Bench, Spread
 

@@ -9,8 +9,8 @@ import pytest
 from support import copy_bundle, reseal, tiny_config
 
 from engines.bundle.bundle import Bundle
-from engines.draw.loop import ScaleView
 from engines.draw.pipeline import Pipeline
+from engines.draw.results import ScaleView
 from engines.errors import VarExportError
 from engines.fidelity.checks import verify, verify_fused
 from engines.fidelity.similarity import psnr, ssim

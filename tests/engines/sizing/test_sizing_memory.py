@@ -5,7 +5,7 @@ import pytest
 from recording_backend import RecordingBackend
 
 from engines.bundle.bundle import Bundle
-from engines.draw.loop import Constants, GraphWorkspace, Workspace
+from engines.draw.workspace import Constants, GraphWorkspace, Workspace
 from engines.sizing.estimate import MAX_BATCH, Estimate, Workload
 from engines.sizing.memory import CONTEXT_BYTES, PLAN_OVERHEAD, memory
 from engines.sizing.models import official
@@ -40,10 +40,10 @@ def stepwise(bundle, shape):
     backend = RecordingBackend()
     engines = {name: backend.open(bundle, name) for name in ("step", "decode")}
     arrays = {name: bundle.constant(name) for name in bundle.constants}
-    constants = Constants(backend, bundle.config, arrays, smooth=bundle.smooth)
+    constants = Constants(backend, bundle.config, engines["step"], arrays)
     constant_bytes = allocated(backend)
     backend.log.clear()
-    workspace = Workspace(backend, bundle.config, bundle.precision, engines, constants, shape, smooth=bundle.smooth)
+    workspace = Workspace(backend, bundle.config, engines, constants, shape)
     return workspace, backend, constant_bytes
 
 

@@ -17,7 +17,7 @@ from engines.sizing.cost import BYTES
 from engines.sizing.estimate import Workload
 from engines.sizing.models import official
 from engines.spec import choices, contract
-from engines.triton.stock import STOCK
+from engines.triton.writing.stock import STOCK
 
 
 def test_every_table_has_a_row_for_each_choice():

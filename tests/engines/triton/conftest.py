@@ -12,8 +12,8 @@ from triton_server import Server
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
-from engines.triton.config import Serving
-from engines.triton.repository import plan_python, write
+from engines.triton.writing.pbtxt import Serving
+from engines.triton.writing.repository import plan_python, write
 
 QUEUE = 16
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")

@@ -17,8 +17,8 @@ from triton_calls import Stream, inputs
 from triton_server import ROOT, VENV, Server
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
-from engines.triton.config import Serving
-from engines.triton.repository import plan_python, write
+from engines.triton.writing.pbtxt import Serving
+from engines.triton.writing.repository import plan_python, write
 
 ALONE = """
 import sys, time

@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
-from engines.triton.config import Serving
-from engines.triton.repository import plan_python, write
+from engines.triton.writing.pbtxt import Serving
+from engines.triton.writing.repository import plan_python, write
 
 CLIENTS = 8
 KINDS = ("unary",) * 6 + ("several",) * 2 + ("stream",) * 3 + ("wrong", "cancelled", "dropped")

@@ -19,8 +19,8 @@ from triton_server import Server
 from tritonclient.utils import InferenceServerException
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
-from engines.triton.config import Serving
-from engines.triton.repository import plan_python, write
+from engines.triton.writing.pbtxt import Serving
+from engines.triton.writing.repository import plan_python, write
 
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 

@@ -15,11 +15,11 @@ from engines.draw.batch import fused_inputs
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.errors import UsageError
-from engines.triton.config import Serving, pbtxt
 from engines.triton.facts import unpack_facts
-from engines.triton.repository import MARK, plan_python, write
-from engines.triton.stock import plan_stock
-from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS
+from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS
+from engines.triton.writing.pbtxt import Serving, pbtxt
+from engines.triton.writing.repository import MARK, plan_python, write
+from engines.triton.writing.stock import plan_stock
 
 demo = Bundle.open(DEMO_BUNDLE)
 
@@ -110,10 +110,10 @@ sys.path.insert(0, "var_stream/1")
 from pathlib import Path
 import engines
 assert Path(engines.__file__).is_relative_to(Path.cwd()), engines.__file__
-from engines.triton.service import Service
+from engines.triton.serving.service import Service
 service = Service.load(Path("var_stream/bundle"), lambda *_: None, max_batch=2)
 service.close()
-import engines.triton.adapter
+import engines.triton.serving.adapter
 assert not {"click", "PIL", "var_export", "torch"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
@@ -154,7 +154,7 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engines.triton.repository.second_name", full)
+    monkeypatch.setattr("engines.triton.writing.repository.second_name", full)
     with pytest.raises(UsageError, match="No space left on device; choose another --repository"):
         write(models, tmp_path / "models")
     assert files(tmp_path / "models") == before
@@ -196,7 +196,7 @@ def test_onnxruntime_gets_the_fused_graph(both, tmp_path):
         for entry, node in zip(entries, nodes, strict=True):
             assert list(entry.dims) == [size if isinstance(size, int) else -1 for size in node.shape], entry.name
     request = make_request(both, [88, 3], seeds=[1, 2], cfg=[2.0, 0.0])
-    tokens = session.run(["tokens"], fused_inputs(request.batch(both.config, slice(None))))[0]
+    tokens = session.run(["tokens"], fused_inputs(request.batch(both.config, slice(None)), both.tensors("fused")[0]))[0]
     with Pipeline.load(both.path) as pipeline:
         wanted = pipeline.generate([88, 3], seeds=[1, 2], cfg=[2.0, 0.0])
     # Other settings of ONNX Runtime round otherwise, so that a draw here and there crosses an edge.

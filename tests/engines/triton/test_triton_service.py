@@ -10,9 +10,9 @@ import pytest
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, OutOfMemoryError, UsageError
-from engines.triton.flags import Flags
-from engines.triton.forward import Forwarder
-from engines.triton.service import Service
+from engines.triton.serving.cancellation import CancelFlags
+from engines.triton.serving.forward import Forwarder
+from engines.triton.serving.service import Service
 
 
 class Asked:
@@ -55,7 +55,7 @@ def counted():
 
 @pytest.fixture
 def service(counted, monkeypatch):
-    monkeypatch.setattr("engines.triton.service.JOIN_SECONDS", 0)
+    monkeypatch.setattr("engines.triton.serving.service.JOIN_SECONDS", 0)
     service = Service.load(
         DEMO_BUNDLE, lambda name, labels, value: counted.append((name, dict(labels), value)), max_batch=8, threads=1
     )
@@ -83,7 +83,7 @@ def test_every_request_gets_one_end(service):
 
 
 def test_smoothed_and_drawn_images_share_a_batch(demo_smooth_bundle, monkeypatch):
-    monkeypatch.setattr("engines.triton.service.JOIN_SECONDS", 0)
+    monkeypatch.setattr("engines.triton.serving.service.JOIN_SECONDS", 0)
     service = Service.load(demo_smooth_bundle, lambda name, labels, value: None, max_batch=8, threads=1)
     batch = [
         Asked(class_=88, seed=1, smooth=True, preview_scales="none"),
@@ -188,7 +188,7 @@ class Waiting(Asked):
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return Flags("var", own=True)
+    return CancelFlags("var", own=True)
 
 
 def forwarder(flags, call, workers=4):
@@ -214,7 +214,7 @@ def test_what_is_handed_on_leaves_nothing_to_defaults(flags, tmp_path):
 
 
 def test_a_cancellation_reaches_the_other_process_and_leaves_no_flag(flags, tmp_path):
-    other = Flags("var")
+    other = CancelFlags("var")
     told = threading.Event()
 
     def call(waiting, inputs, parameters):
@@ -256,7 +256,7 @@ def test_a_failure_on_the_way_is_an_answer(flags, caplog):
 
 
 def test_flags_outlive_a_model_that_is_loaded_anew(flags):
-    fresh, other = Flags("var", own=True), Flags("var")
+    fresh, other = CancelFlags("var", own=True), CancelFlags("var")
     flags.close()  # the old one ends after the new one began
     fresh.set(token := fresh.new())
     assert other.is_set(token)
@@ -270,7 +270,7 @@ def test_a_folder_of_another_user_is_not_trusted(flags, monkeypatch):
     mine = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: mine + 1)  # whoever made this folder, it was not this user
     with pytest.raises(BackendError, match="belongs to another user"):
-        Flags("var", own=True)
+        CancelFlags("var", own=True)
 
 
 def test_flags_take_no_paths(flags, tmp_path):

@@ -11,7 +11,8 @@ import torch
 from checkpoint_samples import TINY, error_of, save_pair, save_safetensors, tiny, vae_state, var_state
 
 import var_export
-from engines.spec.config import ModelConfig, SamplingDefaults, TransformerConfig, VaeConfig
+from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
+from engines.spec.sampling import Sampling
 from var_export.checkpoint.load import Checkpoint, demo_checkpoint, load_checkpoint
 from var_export.checkpoint.strictness import expected_shapes
 from var_export.model.reference import Reference
@@ -56,7 +57,7 @@ class TestDemo:
             transformer=TransformerConfig(depth=4, width=256, heads=4, mlp_hidden=1024, num_classes=171),
         )
         assert checkpoint.config.image_size == 64
-        assert checkpoint.sampling == SamplingDefaults(cfg=1.0, top_k=20, top_p=0.4)
+        assert checkpoint.sampling == Sampling(cfg=1.0, top_k=20, top_p=0.4)
         assert checkpoint.labels is not None
         assert len(checkpoint.labels) == 171
         assert checkpoint.labels[0] == "grinning-face-with-big-eyes"
@@ -86,7 +87,7 @@ class TestDemo:
         torch.save(checkpoint.vae_state, tmp_path / "vae_emoji.pth")
         alone = load_checkpoint(tmp_path / "var_emoji.pth", name="var-emoji-demo")
         assert alone.config == checkpoint.config
-        assert alone.sampling == SamplingDefaults()
+        assert alone.sampling == Sampling()
         assert alone.labels is None
 
 
@@ -257,11 +258,11 @@ class TestNames:
 class TestSampling:
     def test_official_unless_said(self, tmp_path: Path) -> None:
         path = save_pair(tmp_path)
-        assert load_checkpoint(path).sampling == SamplingDefaults()
-        assert load_checkpoint(path, default_cfg=0).sampling == SamplingDefaults(cfg=0.0)
+        assert load_checkpoint(path).sampling == Sampling()
+        assert load_checkpoint(path, default_cfg=0).sampling == Sampling(cfg=0.0)
         (tmp_path / "config.json").write_text('{"sampling": {"cfg": 2, "top_k": 600, "more_smooth": false}}')
-        assert load_checkpoint(tmp_path).sampling == SamplingDefaults(cfg=2.0, top_k=600)
-        assert load_checkpoint(tmp_path, default_cfg=0.5).sampling == SamplingDefaults(cfg=0.5, top_k=600)
+        assert load_checkpoint(tmp_path).sampling == Sampling(cfg=2.0, top_k=600)
+        assert load_checkpoint(tmp_path, default_cfg=0.5).sampling == Sampling(cfg=0.5, top_k=600)
 
     @pytest.mark.parametrize("cfg", [-1.0, float("nan"), float("inf")])
     def test_bad_guidance(self, tmp_path: Path, cfg: float) -> None:
@@ -271,7 +272,7 @@ class TestSampling:
         ("sampling", "problem"),
         [
             ('{"top_p": 2}', "sampling.top_p must lie in 0 to 1, got 2.0"),
-            ('{"temperature": 0}', "sampling.temperature must be above 0, got 0.0"),
+            ('{"temperature": 0}', "sampling.temperature must be 0.0001 or more, got 0.0"),
             ('{"top_k": "many"}', "sampling.top_k = 'many' is not a whole number"),
             ('{"steps": 3}', "sampling.steps is no known key"),
             ("3", "sampling must be a JSON object"),

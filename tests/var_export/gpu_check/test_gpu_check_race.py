@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engines.draw.uniforms import uniforms
-from engines.spec.config import SamplingDefaults
+from engines.spec.sampling import Sampling
 from tests.support import tiny_config
 from var_export.gpu_check import race
 from var_export.gpu_check.cases import Job, Step
@@ -16,7 +16,7 @@ from var_export.model.reference import Reference
 from var_export.model.sampling import sample
 
 CONFIG = tiny_config(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), depth=1, vae={"ch_mult": (1,)})
-SAMPLING = SamplingDefaults(cfg=2.0, top_k=20, top_p=0.9)
+SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 CPU = torch.device("cpu")
 COMPILER = functools.partial(torch.compile, backend="eager")
 CLASSES, SEEDS = [0, 3], [5, 9]

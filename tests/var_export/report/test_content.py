@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines.bundle.bundle import Bundle
-from engines.draw.loop import Timings
+from engines.draw.results import Timings
 from engines.errors import UsageError
 from engines.fidelity.checks import Runs
 from tests.bundles import shared_bundle

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from engines.draw.loop import Workspace
+from engines.draw.workspace import Workspace
 from engines.spec.config import ModelConfig
 from tests.emulation import HostCuda, hollow_bundle
 from tests.emulation.tensorrt import Context

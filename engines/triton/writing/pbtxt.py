@@ -9,7 +9,7 @@ from typing import Any
 from engines.bundle.manifest import Manifest
 from engines.spec.config import ModelConfig
 from engines.triton.facts import FACTS, pack_facts
-from engines.triton.tensors import INPUTS, OUTPUTS, STREAM_OUTPUTS, Tensor, dims_of
+from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS, WireTensor, dims_of
 
 HEADER = "# Written by var-export"
 SPARE_WORKERS = 8  # of the unary model, beyond what the streaming model holds: they bring the refusals
@@ -97,7 +97,7 @@ def dynamic_batching(serving: Serving) -> dict[str, Any]:
     }
 
 
-def tensor_entry(tensor: Tensor, dims: Sequence[int], *, optional: bool = False) -> dict[str, Any]:
+def tensor_entry(tensor: WireTensor, dims: Sequence[int], *, optional: bool = False) -> dict[str, Any]:
     """An input or output of a configuration."""
     kind = "STRING" if tensor.dtype == "BYTES" else tensor.dtype
     entry = {"name": tensor.name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
@@ -109,7 +109,7 @@ def pbtxt(message: Mapping[str, Any]) -> str:
     return "\n".join([HEADER, *_lines(message, "")]) + "\n"
 
 
-def _tensors(tensors: Sequence[Tensor], model: ModelConfig, *, optional: bool = False) -> list[dict[str, Any]]:
+def _tensors(tensors: Sequence[WireTensor], model: ModelConfig, *, optional: bool = False) -> list[dict[str, Any]]:
     return [tensor_entry(tensor, dims_of(tensor, model), optional=optional) for tensor in tensors]
 
 

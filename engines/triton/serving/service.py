@@ -21,8 +21,7 @@ from engines.draw.pipeline import Pipeline
 from engines.draw.request import Request
 from engines.draw.results import Preview
 from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExportError
-from engines.triton.request import SAMPLING, read_preview_scales, read_request
-from engines.triton.tensors import PREVIEW_SCALES
+from engines.triton.wire import PREVIEW_SCALES, read_preview_scales, read_request
 
 log = logging.getLogger(__name__)
 
@@ -151,16 +150,18 @@ class Service:
 
     def _draw(self, members: Sequence[Member]) -> None:
         requests = [member.request for member in members]
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(request, name) for request in requests])
-            for name in ("classes", "seeds", *SAMPLING)
-        }
+        classes, seeds = (np.concatenate([getattr(r, name) for r in requests]) for name in ("classes", "seeds"))
+        sampling: Any = {name: np.concatenate([r.sampling[name] for r in requests]) for name in requests[0].sampling}
         scales = [member.scales for member in members for _ in range(len(member.request))]
         for first, member in zip(np.cumsum([0, *map(len, requests)]), members, strict=False):
             member.first = int(first)
         self._count("var_batches_total", {}, 1)
         previews = self._pipeline.stream(
-            **joined, preview_scales=scales, stop=lambda: all(member.is_gone() for member in members)
+            classes,
+            seeds=seeds,
+            preview_scales=scales,
+            stop=lambda: all(member.is_gone() for member in members),
+            **sampling,
         )
         for preview in previews:
             if preview.timings is not None:

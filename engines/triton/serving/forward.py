@@ -16,10 +16,9 @@ from typing import Any, Protocol
 from engines.backends.base import Array
 from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
-from engines.triton.flags import Flags
-from engines.triton.request import full_inputs, read_request
-from engines.triton.service import INTERNAL, INVALID
-from engines.triton.tensors import CANCEL, PREVIEW_SCALES
+from engines.triton.serving.cancellation import CancelFlags
+from engines.triton.serving.service import INTERNAL, INVALID
+from engines.triton.wire import CANCEL, PREVIEW_SCALES, full_inputs, read_request
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class Forwarder:
         workers: requests at once: more than the streaming model takes, so that it is the one that refuses.
     """
 
-    def __init__(self, bundle: Manifest, flags: Flags, call: Call, *, workers: int) -> None:
+    def __init__(self, bundle: Manifest, flags: CancelFlags, call: Call, *, workers: int) -> None:
         self._bundle, self._flags, self._call = bundle, flags, call
         self._lock = threading.Lock()
         self._under_way: dict[str, Waiting] = {}

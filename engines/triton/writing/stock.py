@@ -13,13 +13,12 @@ from engines.bundle.manifest import WEIGHTS
 from engines.bundle.plans import PlanSet
 from engines.errors import UsageError
 from engines.spec.contract import TensorInfo
-from engines.triton.config import Word, pbtxt, tensor_entry
-from engines.triton.repository import CONFIG, VERSION, Model, check_name
-from engines.triton.tensors import Tensor
+from engines.triton.wire import TYPES, WireTensor
+from engines.triton.writing.pbtxt import Word, pbtxt, tensor_entry
+from engines.triton.writing.repository import CONFIG, VERSION, Model, check_name
 
 GRAPH = "fused"
 STOCK = ("onnxruntime", "tensorrt")
-_TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
 
 
 def plan_stock(bundle: Bundle, backend: str, *, name: str, gpu: int | None = None) -> Model:
@@ -73,7 +72,7 @@ def _config(bundle: Bundle, name: str, kind: dict[str, Any], gpu: int | None) ->
 
 def _entry(info: TensorInfo) -> dict[str, Any]:
     dims = [-1 if isinstance(size, str) else size for size in info.shape]
-    return tensor_entry(Tensor(info.name, _TYPES[info.dtype], (), info.meaning), dims)
+    return tensor_entry(WireTensor(info.name, TYPES[info.dtype], (), info.meaning), dims)
 
 
 def _by_capability(bundle: Bundle) -> dict[str, PlanSet]:

@@ -16,7 +16,7 @@ import engines
 from engines.bundle.bundle import Bundle, second_name
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
-from engines.triton.config import Serving, stream_config, unary_config
+from engines.triton.writing.pbtxt import Serving, stream_config, unary_config
 
 MARK = "var-export.json"
 """In the folder of each model that we wrote: what its files were, so that an edited one is not lost."""
@@ -31,9 +31,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # before one that is installed
 
-from engines.triton.adapter import {kind} as TritonPythonModel  # noqa: E402
+from engines.triton.serving.adapter import {kind} as TritonPythonModel  # noqa: E402
 '''
-_LEFT_OUT = {"cli", "data", "sizing"}  # of the package: what no server needs
+# Rooms of the package that no server needs.
+_LEFT_OUT = ("cli", "data", "sizing", "host", "editing", "files", "fidelity", "triton/writing", "triton/client.py")
 REQUIREMENTS = """# For the python3 that Triton's stub processes find, or for an EXECUTION_ENV_PATH archive.
 # Triton up to 24.10 was built for numpy 1: there, numpy<2.
 numpy>=1.26
@@ -142,7 +143,8 @@ def _graphs_of_code() -> dict[str, Path]:
 
 def _files_of_runtime(pattern: str) -> dict[str, Path]:
     root = Path(engines.__file__).parent
-    files = [file for file in sorted(root.rglob(pattern)) if file.relative_to(root).parts[0] not in _LEFT_OUT]
+    left_out = [root / place for place in _LEFT_OUT]
+    files = [file for file in sorted(root.rglob(pattern)) if not any(map(file.is_relative_to, left_out))]
     return {f"{VERSION}/{root.name}/{file.relative_to(root).as_posix()}": file for file in files}
 
 

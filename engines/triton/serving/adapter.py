@@ -17,10 +17,10 @@ import numpy as np
 from engines.backends.base import Array
 from engines.errors import VarExportError
 from engines.triton.facts import FACTS, unpack_facts
-from engines.triton.flags import Flags
-from engines.triton.forward import Forwarder
-from engines.triton.service import INTERNAL, METRICS, UNAVAILABLE, Service
-from engines.triton.tensors import CANCEL
+from engines.triton.serving.cancellation import CancelFlags
+from engines.triton.serving.forward import Forwarder
+from engines.triton.serving.service import INTERNAL, METRICS, UNAVAILABLE, Service
+from engines.triton.wire import CANCEL
 
 METRICS_SECONDS = 1.0
 LATER = {
@@ -61,7 +61,7 @@ class StreamModel(_Model):
 
     def start(self) -> None:
         """Load the engines."""
-        self.flags = Flags(self.setting("unary_model"))
+        self.flags = CancelFlags(self.setting("unary_model"))
         self.metrics = _Metrics(self.pb, {"model": self.name, "instance": self.instance})
         self.service = Service.load(
             self.folder / self.setting("bundle"),  # an absolute path replaces the folder
@@ -90,7 +90,7 @@ class UnaryModel(_Model):
         """Read the facts of the model."""
         manifest = unpack_facts(self.setting(FACTS), f"the configuration of {self.name}")
         self.stream = self.setting("stream_model")
-        flags = Flags(self.name, own=True)
+        flags = CancelFlags(self.name, own=True)
         self.forwarder = Forwarder(manifest, flags, self.call, workers=int(self.setting("workers")))
 
     def execute(self, requests: Sequence[Any]) -> None:
@@ -140,9 +140,9 @@ class _Request:
 
 
 class _Streamed(_Request):
-    """`engines.triton.service.Incoming`."""
+    """An `Incoming` of the service."""
 
-    def __init__(self, pb: Any, request: Any, flags: Flags) -> None:
+    def __init__(self, pb: Any, request: Any, flags: CancelFlags) -> None:
         super().__init__(pb, request)
         self.parameters = json.loads(request.parameters() or "{}")
         self.flags = flags
@@ -165,7 +165,7 @@ class _Streamed(_Request):
 
 
 class _Unary(_Request):
-    """`engines.triton.forward.Waiting`. Two threads use it, and none may ask for a request that was answered."""
+    """A `Waiting` of the forwarder. Two threads use it, and none may ask for a request that was answered."""
 
     def __init__(self, pb: Any, request: Any) -> None:
         super().__init__(pb, request)
@@ -196,7 +196,7 @@ class _Unary(_Request):
 
 
 class _Metrics:
-    """`engines.triton.service.METRICS` as counters of Triton's own page.
+    """`engines.triton.serving.service.METRICS` as counters of Triton's own page.
 
     Each increment is a question to the server, a dozen per batch: they are added up here and sent once a second.
     """

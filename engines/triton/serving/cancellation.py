@@ -19,7 +19,7 @@ from engines.errors import BackendError
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
-class Flags:
+class CancelFlags:
     """Flags of one server's requests. Any process of the server may ask; one owns the folder. Raises `BackendError`."""
 
     def __init__(self, model: str, *, own: bool = False) -> None:

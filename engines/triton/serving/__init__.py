@@ -1,0 +1,1 @@
+"""What the Python models of a repository do, inside of a Triton server."""

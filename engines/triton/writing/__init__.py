@@ -1,0 +1,1 @@
+"""Writes model repositories: folders that `tritonserver --model-repository DIR` serves."""
