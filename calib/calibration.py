@@ -6,8 +6,6 @@ chosen from it, without running the model again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from calib.statistics import Statistics
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
+from engines.storage import digest_of, read_json, write_json
 
 FORMAT = "var-export calibration 1"
 INPUT, OUTPUT = "input", "output"
@@ -50,32 +49,23 @@ class Calibration:
     @classmethod
     def load(cls, file: Path) -> Calibration:
         """Read. Raises `UsageError` where it is none, or damaged."""
+        document = read_json(file, remedy="make it again")
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise ValueError(f"its format is {document['format']!r:.60}")
             tensors = {name: Statistics.from_dict(entry) for name, entry in document["tensors"].items()}
             smoothing = {name: np.array(values, np.float32) for name, values in document["smoothing"].items()}
             return cls(str(document["model"]), dict(document["requests"]), int(document["done"]), tensors, smoothing)
-        except OSError as error:
-            raise UsageError(f"cannot read {file}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
 
     def save(self, file: Path, *, exact: bool = False) -> None:
         """Write in one step; `exact`: with all digits, to go on from. Raises `UsageError` where it cannot be."""
-        document = {"format": FORMAT, "done": self.done, **self._content(exact=exact)}
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        write_json(file, {"format": FORMAT, "done": self.done, **self._content(exact=exact)}, indent=None)
 
     def digest(self) -> str:
         """SHA-256 of what it says."""
-        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+        return digest_of(self._content())
 
     def _content(self, *, exact: bool = False) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.graphs.fuse import fuse
 from calib.graphs.layers import find_layers
 from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, check, digest_of, source_digest
+from calib.judge.assembly import Built, check
 from calib.judge.attribution import blame, describe
 from calib.judge.sensitivity import choose_ways
 from calib.observe.collect import Requests, collect
@@ -25,6 +25,7 @@ from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
 from engines.spec import choices, contract, policy
+from engines.storage import digest_of, source_digest
 
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]

@@ -65,7 +65,7 @@ ELSEWHERE = {
         "var-run * --provider cuda",
         "make gpu-check*",
     ],
-    "it needs a Triton server: tests/engines/triton has one": [
+    "it needs a Triton server: tests/engines/tritonserver has one": [
         "tritonserver *",
         "docker run *",
         "curl *",

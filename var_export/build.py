@@ -21,12 +21,13 @@ from torch import nn
 
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, Progress, check, digest_of, source_digest
+from calib.judge.assembly import Built, Progress, check
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
+from engines.storage import digest_of, source_digest
 from var_export.checkpoint.load import Checkpoint
 from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
@@ -44,10 +45,10 @@ SOURCES = (
     "var_export/model",
     "var_export/graphs",
     "calib/graphs",
-    "var_export/golden.py",
-    "engines/spec/config.py",
-    "engines/spec/contract.py",
-    "engines/draw/uniforms.py",
+    "var_export/golden",
+    "engines/spec/config",
+    "engines/spec/contract",
+    "engines/draw/uniforms",
 )
 TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 

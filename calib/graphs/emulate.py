@@ -30,8 +30,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from engines.bundle.bundle import Bundle, second_name
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, WEIGHTS
+from engines.storage import link_or_copy
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """The type that graphs of a precision compute in, where that is not float32."""
@@ -95,7 +96,7 @@ def emulated(bundle: Bundle, beside: Path | None = None) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix=".emulated-", dir=beside or bundle.path) as name:
         folder = Path(name)
         for file in (WEIGHTS, GOLDEN):
-            second_name(bundle.path / file, folder / file)
+            link_or_copy(bundle.path / file, folder / file)
         for graph in bundle.graphs:
             model = ir.load(bundle.graph_path(graph))
             emulate(model, bundle.high_precision)

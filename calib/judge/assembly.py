@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from calib.graphs.emulate import emulated
 from engines import backends
@@ -47,19 +43,3 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport
                 failures = "; ".join(report.failures)
                 raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}", parts)
     return reports
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def source_digest(sources: Sequence[str]) -> str:
-    """Of code that decides what is in a bundle, files and folders relative to the packages: changed, it builds anew."""
-    root = Path(__file__).parents[2]
-    places = [root / name for name in sources]
-    files = sorted(file for place in places for file in ([place] if place.is_file() else place.rglob("*.py")))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()

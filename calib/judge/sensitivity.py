@@ -10,7 +10,6 @@ from pathlib import Path
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.choose.selection import Option, after, most, order
 from calib.graphs.layers import Layer, find_layers
-from calib.judge.assembly import digest_of, source_digest
 from calib.judge.table import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
 from calib.judge.timing import Stopwatch, multiply_adds
 from calib.judge.variants import Figures, Variants
@@ -19,6 +18,7 @@ from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from engines.spec.contract import DECODER, PARTS, TRANSFORMER
 from engines.spec.policy import FLOAT, STATIC, matches
+from engines.storage import digest_of, source_digest
 
 ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
 Progress = Callable[[str, float | None], None]

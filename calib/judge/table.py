@@ -6,7 +6,6 @@ made anew where one of them differs.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from calib.graphs.layers import Layer
 from engines.errors import UsageError
 from engines.spec.contract import DECODER, PART_OF, TRANSFORMER
 from engines.spec.policy import ADALN, CONVOLUTION, EDGES, OTHER, PER_BLOCK, PER_TOKEN, STATIC
+from engines.storage import read_json, write_json
 
 FORMAT = "var-export sensitivity 1"
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -83,24 +83,18 @@ class Sensitivity:
 
     def save(self, file: Path) -> None:
         """Write in one step. Raises `UsageError` where it cannot be."""
-        partial = file.with_name(f".{file.name}.partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise UsageError(f"cannot write {file}: {error.strerror}") from error
+        write_json(file, self.to_dict())
 
     @classmethod
     def load(cls, file: Path, key: str) -> Sensitivity | None:
         """What was measured under the same key; None where there is nothing of use."""
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            document = read_json(file)
             if document["format"] != FORMAT or document["key"] != key:
                 return None
             effects = [Effect(**entry) for entry in document["effects"]]
             return cls(key, str(document["unit"]), float(document["float_kl"]), effects)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (UsageError, KeyError, TypeError, ValueError):
             return None
 
 

@@ -25,13 +25,14 @@ from calib.graphs.emulate import emulate
 from calib.graphs.weights import WeightFile
 from engines.backends.onnxruntime.library import cpu_session
 from engines.backends.onnxruntime.runner import OnnxRuntimeBackend, OnnxRuntimeEngine
-from engines.bundle.bundle import Bundle, second_name
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import WEIGHTS
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import logits_agreement, mean_agreement, reconstruction_loss
 from engines.fidelity.reports import Agreement
 from engines.fidelity.similarity import psnr
 from engines.spec.contract import DECODER, PART_OF, TRANSFORMER
+from engines.storage import link_or_copy
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Variants:
         beside = self.base.path.parent  # where the weights take no copy
         place = beside if os.access(beside, os.W_OK) else None
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".variants-", dir=place)))
-        second_name(self.base.path / WEIGHTS, self._folder / WEIGHTS)
+        link_or_copy(self.base.path / WEIGHTS, self._folder / WEIGHTS)
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -28,12 +28,13 @@ from calib.statistics import Statistics
 from engines.backends.base import Buffer
 from engines.backends.onnxruntime.library import cpu_session
 from engines.backends.onnxruntime.runner import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeCall, OnnxRuntimeEngine
-from engines.bundle.bundle import Bundle, second_name, sha256_of
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import WEIGHTS
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
 from engines.files.images import load_square
 from engines.spec.config import ModelConfig
+from engines.storage import link_or_copy, sha256_of
 
 OBSERVED = ("step", "decode", "encode")
 FIRST_SEED = 1_000_000  # far from the seeds of golden runs and of people
@@ -258,7 +259,7 @@ def _draw(
     saved = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".calibration-", dir=beside) as name:
         folder = Path(name)
-        second_name(bundle.path / WEIGHTS, folder / WEIGHTS)
+        link_or_copy(bundle.path / WEIGHTS, folder / WEIGHTS)
         backend = ObservingBackend(folder, names, watch, threads)
         with Pipeline(bundle, backend, form="stepwise", max_batch=1) as pipeline:
             for job in jobs:

@@ -7,9 +7,6 @@ SHA-256 match the manifest. docs/bundles.md has the format.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -24,6 +21,7 @@ from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, is_bund
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
 from engines.errors import BundleError
 from engines.spec import contract
+from engines.storage import sha256_of
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "data" / "demo"
 BUNDLES = Path("bundles")
@@ -116,23 +114,6 @@ def _check_file(file: Path, entry: FileEntry, verify: bool) -> None:
         raise BundleError(f"{file} has {size} bytes instead of {entry.size}; copy it again, or build again")
     if verify and sha256_of(file) != entry.sha256:
         raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
-
-
-def sha256_of(file: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def second_name(file: Path, link: Path) -> None:
-    """The same content in another folder: a hard link, since ONNX Runtime follows no symbolic ones to weights."""
-    try:
-        os.link(file, link)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(file, link)
 
 
 def default_bundle() -> tuple[Path, str]:

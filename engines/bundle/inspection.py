@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.bundle.bundle import Bundle, sha256_of
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import SCHEMA_VERSION
 from engines.bundle.plans import PlanSet
 from engines.spec import contract
 from engines.spec.policy import role_of
+from engines.storage import sha256_of
 
 OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
 

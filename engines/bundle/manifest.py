@@ -8,7 +8,6 @@ A `Manifest` that exists can be relied on, whoever made it. docs/bundles.md has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from engines.errors import BundleError, UsageError
 from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, check_types
 from engines.spec.sampling import Sampling
+from engines.storage import read_json
 
 SCHEMA_VERSION = 1
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
@@ -213,9 +213,9 @@ def _document(folder: Path) -> dict[str, Any]:
     if not folder.is_dir() or not file.is_file():
         raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{file} cannot be read ({error}); build the bundle again") from error
+        document = read_json(file, remedy="build the bundle again")
+    except UsageError as error:
+        raise BundleError(str(error)) from error
     missing = [key for key in _IDENTITY if not isinstance(document, dict) or key not in document]
     if missing:
         raise BundleError(f"{file} is not the manifest of a bundle: it has no {', '.join(missing)}")

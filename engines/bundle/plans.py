@@ -8,13 +8,13 @@ fits and its SHA-256 matches: a plan is code.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engines.spec.config import check_types
+from engines.storage import digest_of
 
 FOLDER = "plans"
 """The folder inside a bundle that holds a folder for each plan set."""
@@ -174,7 +174,7 @@ def plan_key(files: Mapping[str, FileEntry], graphs: Iterable[str], here: Platfo
     """SHA-256 over what decides a plan set: the files of its graphs, the product, the GPU and the build's options."""
     onnx = {graph: files[f"{graph}.onnx"].sha256 for graph in graphs}
     value = {"graphs": onnx, "weights": files["weights.bin"].sha256, "machine": dataclasses.asdict(here)}
-    return hashlib.sha256(json.dumps(value | {"options": dict(options)}, sort_keys=True).encode()).hexdigest()
+    return digest_of(value | {"options": dict(options)})
 
 
 def _plan_set(entry: dict[str, Any]) -> PlanSet:

@@ -8,24 +8,21 @@ that lies in the bundle, since the folder around it may belong to somebody else.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engines.bundle.bundle import Bundle, sha256_of
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST, Manifest, is_bundle, needed_files
 from engines.bundle.plans import FOLDER, FileEntry, PlanSet
 from engines.errors import BundleError, UsageError
 from engines.spec.choices import BOTH
+from engines.storage import Lock, atomic_write, parts, sha256_of, sync_to_disk, write_json, writing
 
 COPY = "copy the bundle elsewhere"
+ROOM = f"make room, or {COPY}"
 PLAN_LOCK = ".plans.lock"
 """The file in a bundle that is locked while its plans change."""
 
@@ -69,55 +66,22 @@ def existing_bundle(out: Path, build_key: str, force: bool) -> Bundle | None:
 
 def foreign_files(path: Path) -> list[str]:
     """Names in a bundle's folder that no bundle has: somebody put them there."""
-    own = {MANIFEST, f".{MANIFEST}.partial", FOLDER, PLAN_LOCK, *needed_files(BOTH)}
+    own = {MANIFEST, *(part.name for part in parts(path, MANIFEST)), FOLDER, PLAN_LOCK, *needed_files(BOTH)}
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
-class BuildLock:
-    """Keeps builds of one bundle apart, in all processes; freed by the system when its process dies."""
+def bundle_lock(target: Path) -> Lock:
+    """The lock of whoever puts the bundle `target` in place."""
+    return _lock(target, target.parent / f".{target.name}.lock", "choose another --out")
 
-    def __init__(self, target: Path, file: Path, remedy: str) -> None:
-        """Args: target: the bundle; file: what is locked; remedy: what a user can do who does not get it."""
-        self._target, self._file, self._remedy = target, file, remedy
-        self._handle: int | None = None
 
-    @classmethod
-    def of_bundle(cls, target: Path) -> BuildLock:
-        """For whoever puts a bundle in place."""
-        return cls(target, target.parent / f".{target.name}.lock", "choose another --out")
+def plans_lock(bundle: Path) -> Lock:
+    """The lock of whoever changes the plans of a bundle, or takes its place."""
+    return _lock(bundle, bundle / PLAN_LOCK, COPY)
 
-    @classmethod
-    def of_plans(cls, bundle: Path) -> BuildLock:
-        """For whoever changes the plans of a bundle, or takes its place."""
-        return cls(bundle, bundle / PLAN_LOCK, COPY)
 
-    def acquire(self) -> None:
-        """Take it. Raises `UsageError` where another build has it, or the place cannot be written."""
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self._file.parent}: {error.strerror}; {self._remedy}") from error
-        if not self._locked(handle):
-            os.close(handle)
-            raise UsageError(f"another build is writing {self._target}; wait for it, or {self._remedy}")
-        self._handle = handle
-
-    def release(self, *, moved: bool = False) -> None:
-        """Give it back, if it is held. `moved`: its file went elsewhere, so what has its name is another's."""
-        if self._handle is not None:
-            if not moved:
-                self._file.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = None
-
-    def _locked(self, handle: int) -> bool:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A build that just ended removes the file: a lock on the removed one guards nothing.
-            return os.fstat(handle).st_ino == self._file.stat().st_ino
-        except OSError:
-            return False
+def _lock(target: Path, file: Path, remedy: str) -> Lock:
+    return Lock(file, busy=f"another build is writing {target}; wait for it, or {remedy}", remedy=remedy)
 
 
 class BundleWriter:
@@ -130,8 +94,8 @@ class BundleWriter:
         parent, name = self.target.parent, self.target.name
         self.folder = parent / f".{name}.partial"
         self._previous = parent / f".{name}.previous"
-        self._lock = BuildLock.of_bundle(self.target)
-        self._plans_lock = BuildLock.of_plans(self.target)  # of the bundle that this one replaces
+        self._lock = bundle_lock(self.target)
+        self._plans_lock = plans_lock(self.target)  # of the bundle that this one replaces
 
     def __enter__(self) -> BundleWriter:
         self._lock.acquire()
@@ -160,7 +124,7 @@ class BundleWriter:
         entries = {}
         for file in sorted(self.folder.iterdir()):
             entries[file.name] = FileEntry(file.stat().st_size, sha256_of(file))
-            _sync(file)
+            sync_to_disk(file)
         _write_manifest(self.folder, replace(manifest, files=entries))
         return Bundle.open(self.folder, verify=False)
 
@@ -172,7 +136,7 @@ class BundleWriter:
             self.target.rename(self._previous)
             self._plans_lock.release(moved=True)
         self.folder.rename(self.target)
-        _sync(self.target.parent)
+        sync_to_disk(self.target.parent)
         shutil.rmtree(self._previous, ignore_errors=True)
         return Bundle.open(self._named, verify=False)
 
@@ -194,12 +158,12 @@ class PlanWriter:
         self._bundle = bundle.path.resolve()
         self._plans = self._bundle / FOLDER
         self.folder = self._plans / f".{name}.partial"
-        self._lock = BuildLock.of_plans(self._bundle)
+        self._lock = plans_lock(self._bundle)
 
     def __enter__(self) -> PlanWriter:
         self._lock.acquire()
         try:
-            with _one_line(self._plans):
+            with writing(self._plans, ROOM):
                 self._plans.mkdir(exist_ok=True)
                 for leftover in self._plans.glob(".*.partial"):  # of a build that died: the lock is ours
                     shutil.rmtree(leftover)
@@ -212,10 +176,8 @@ class PlanWriter:
     def add(self, file: str, plan: Any) -> FileEntry:
         """Store the bytes of one plan (a buffer)."""
         path = self.folder / file
-        with _one_line(path):
-            with path.open("wb") as stream:
-                stream.write(memoryview(plan))
-            _sync(path)
+        with atomic_write(path, sync=True, remedy=ROOM) as stream:
+            stream.write(memoryview(plan))
         return FileEntry(path.stat().st_size, sha256_of(path))
 
     def publish(self, plans: PlanSet) -> tuple[str, ...]:
@@ -224,18 +186,19 @@ class PlanWriter:
         same = [old for old in manifest.plans if _serves(old) == _serves(plans)]
         final = self._plans / self.name
         kept = tuple(old for old in manifest.plans if old not in same)
-        with _one_line(self._bundle):
+        with writing(self._bundle, ROOM):
             if final.exists():  # what lies there was damaged, or is not listed
                 shutil.rmtree(final)
             self.folder.rename(final)
-            _write_manifest(self._bundle, replace(manifest, plans=(*kept, plans)))
+        _write_manifest(self._bundle, replace(manifest, plans=(*kept, plans)))
         return tuple(old.name for old in same if old.name != self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        (self._bundle / f".{MANIFEST}.partial").unlink(missing_ok=True)
+        for part in parts(self._bundle, MANIFEST):  # of a build that died
+            part.unlink(missing_ok=True)
         _remove_unlisted(self._bundle)
         self._lock.release()
 
@@ -243,25 +206,11 @@ class PlanWriter:
 def withdraw_plans(path: Path, name: str) -> None:
     """Take a plan set out of a bundle again. Raises `UsageError` where another build is writing it."""
     path = path.resolve()
-    lock = BuildLock.of_plans(path)
-    lock.acquire()
-    try:
+    with plans_lock(path):
         manifest = Manifest.read(path)
         kept = tuple(plans for plans in manifest.plans if plans.name != name)
-        with _one_line(path):
-            _write_manifest(path, replace(manifest, plans=kept))
+        _write_manifest(path, replace(manifest, plans=kept))
         _remove_unlisted(path)
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _one_line(place: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written is a user's matter."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write to {place}: {error.strerror}; make room, or {COPY}") from error
 
 
 def _remove_unlisted(folder: Path) -> None:
@@ -280,22 +229,10 @@ def _remove_unlisted(folder: Path) -> None:
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     """In one step: readers see the old manifest or the new one."""
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
-    _sync(partial)
-    partial.replace(folder / MANIFEST)
-    _sync(folder)
+    write_json(folder / MANIFEST, manifest.to_dict(), sync=True, remedy=ROOM)
 
 
 def _serves(plans: PlanSet) -> tuple[object, ...]:
     """What two plan sets share when the newer takes the place of the older."""
     built = plans.built_on
     return built.target, built.version, built.system, built.gpu, plans.compute_capabilities
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

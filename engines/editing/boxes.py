@@ -6,7 +6,6 @@ Read are COCO's formats (a list of results, or a whole data set with `images`, `
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from engines.draw.mask import Box
 from engines.errors import UsageError
+from engines.storage import read_json
 
 _SHOWN = 8
 
@@ -97,12 +97,7 @@ def _inside(box: Box, text: str, width: int, height: int, *, fractions: bool) ->
 
 
 def _detections(path: Path) -> list[_Detection]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError:
-        raise UsageError(f"cannot read {path}: it is no JSON file") from None
+    value = read_json(path)
     try:
         if isinstance(value, dict):
             return _coco_data_set(value)

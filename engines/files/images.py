@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from engines.errors import UsageError
+from engines.storage import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,40 +24,12 @@ if TYPE_CHECKING:
 
 PADDING = 2
 MAX_GRID_PIXELS = 80_000_000  # Pillow warns about files beyond 89 million when they are opened again
-PART_SUFFIX = ".part"
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _TAIL = 4096
 _MAX_16_BIT = 65535
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path`, whole, when the block ends; nothing appears if it raises.
-
-    Missing folders are made. Raises `UsageError` where the file cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                yield file
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns the errors of the file system (no space, no permission) into a `UsageError` that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def save_png(path: Path, image: Picture, text: Mapping[str, str]) -> None:

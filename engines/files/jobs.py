@@ -11,10 +11,7 @@ started again makes only what is missing:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engines.draw.uniforms import MAX_SEED
 from engines.errors import UsageError
+from engines.storage import Lock, digest_of, read_json, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +99,7 @@ class JobInterruptedError(KeyboardInterrupt):
 
 def hash_of(value: object) -> str:
     """A hash, in hex, of plain JSON types."""
-    return _digest(json.dumps(value, sort_keys=True))
+    return digest_of(value)[:32]
 
 
 def _digest(text: str) -> str:
@@ -182,31 +180,20 @@ def run_job(
     return len(pending)
 
 
-class Lock:
-    """A lock on a folder against a second process that would write the same job; it ends with the process."""
-
-    def __init__(self, folder: Path) -> None:
-        self._fd = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise UsageError(f"another process is writing to {folder}: wait for it, or choose another place") from None
-        except OSError:
-            pass  # a file system without locks
-
-    def close(self) -> None:
-        """Release the folder."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def held(folder: Path) -> Lock:
+    """The lock of a folder, which is made, against a second process that would write the same job."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder, busy=f"another process is writing to {folder}: wait for it, or choose another place")
+    lock.acquire()
+    return lock
 
 
 def read_job_file(path: Path) -> dict[str, Any] | None:
     """The content of a job.json that this version wrote; None where the file is anything else."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = read_json(path)
+    except UsageError:
         return None
     ours = isinstance(value, dict) and value.get("format") == JOB_FORMAT and isinstance(value.get(KEY), str)
     return value if ours else None

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engines.errors import UsageError
-from engines.files.images import PART_SUFFIX, atomic_write, writing
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Lock, Made, hash_of, read_job_file
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Made, hash_of, held, read_job_file
+from engines.storage import Lock, parts, write_json, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,14 +109,13 @@ class NpzRows:
             file.close()
         self._files.clear()
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     def _open(self) -> None:
         """Open the partial files. They are made on first use, so that a refused job leaves no trace."""
         if self._files:
             return
-        self._partial.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self._partial)
+        self._lock = held(self._partial)
         if not self._holds_key(self._partial) or self._restart:
             self._create()
         from numpy.lib import format as npy
@@ -143,8 +142,7 @@ class NpzRows:
                     size *= length
                 file.truncate(file.tell() + size)
         (self._partial / _DONE).write_bytes(bytes(count))
-        with atomic_write(self._partial / JOB_FILE) as file:
-            file.write(json.dumps({**self._job.describe(), KEY: self._key}).encode())
+        write_json(self._partial / JOB_FILE, {**self._job.describe(), KEY: self._key})
 
     def _write_whole(self) -> Path:
         whole = self._partial / _WHOLE
@@ -179,9 +177,9 @@ class NpzRows:
             return False
         if self._holds_key(self._partial):
             return True
-        known = {*(f"{name}.npy" for name in self._arrays), _DONE, _WHOLE}
+        known = {self._partial / name for name in (*(f"{name}.npy" for name in self._arrays), _DONE, _WHOLE)}
         with writing(self._partial):
-            found = {path.name for path in self._partial.iterdir() if path.suffix != PART_SUFFIX}
+            found = set(self._partial.iterdir()) - set(parts(self._partial))
         if found <= known or overwrite:  # without a job.json: killed before the first row
             return False
         raise UsageError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")

@@ -6,25 +6,14 @@ to somebody else and is never replaced unless asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
-from engines.files.images import (
-    PART_SUFFIX,
-    atomic_write,
-    check_grid,
-    grid,
-    is_cut_short,
-    load_picture,
-    read_png_text,
-    save_png,
-    strip,
-    writing,
-)
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Lock, Made, hash_of, read_job_file
+from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_png_text, save_png, strip
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Made, hash_of, held, read_job_file
+from engines.storage import Lock, parts, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,24 +83,21 @@ class Pictures:
     def close(self) -> None:
         """See `Sink`."""
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     def _start(self) -> None:
         """Claim the folder; left until there is something to store, so that a refused job leaves no trace."""
         if self._started or self._folder is None:
             return
         self._started = True
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self._folder)
+        self._lock = held(self._folder)
         if not self._check_folder(self._folder):
             previous = read_job_file(self._folder / JOB_FILE)
             if previous:
                 _remove_pictures(self._folder, str(previous[KEY]), keep=[*self._paths, *self.previews])
-            with atomic_write(self._folder / JOB_FILE) as file:
-                file.write(json.dumps(self._job.describe(), indent=1).encode() + b"\n")
-        for pattern in (f".*.png.*{PART_SUFFIX}", f".{JOB_FILE}.*{PART_SUFFIX}"):
-            for part in self._folder.glob(pattern):  # of a process that was killed: the lock says that none runs
+            write_json(self._folder / JOB_FILE, self._job.describe())
+        for name in ("*.png", JOB_FILE):
+            for part in parts(self._folder, name):  # of a process that was killed: the lock says that none runs
                 part.unlink(missing_ok=True)
 
     def _check_folder(self, folder: Path) -> bool:

@@ -10,8 +10,6 @@ Everything raised is a `CheckpointError` of one line that names the file and wha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -20,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from engines.bundle.bundle import sha256_of
 from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
+from engines.storage import digest_of, sha256_of
 from var_export.checkpoint.architecture import infer_config
 from var_export.checkpoint.files import Content, read_checkpoint_file
 from var_export.checkpoint.settings import (
@@ -229,5 +227,4 @@ def _digest(files: list[NamedFile], config: ModelConfig) -> str:
     for file in files:
         with reading(file.shown):
             digests.append(sha256_of(file.path))
-    content = {"files": digests, "config": config.to_dict()}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of({"files": digests, "config": config.to_dict()})

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +18,7 @@ from engines.errors import BackendError, BundleError
 from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
+from engines.storage import digest_of, link_or_copy
 from var_export.gpu_check.cases import Job, bundle_folder, plans_folder
 from var_export.gpu_check.hardware import Tell
 
@@ -102,7 +99,7 @@ def checkpoint_of(model: str) -> Checkpoint:
         labels=None,
         var_state=reference.var.state_dict(),
         vae_state=reference.vae.state_dict(),
-        sha256=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        sha256=digest_of(identity),
         sources=(f"random weights, seed {RANDOM_SEED}",),
     )
 
@@ -145,9 +142,6 @@ def narrow(source: Path, folder: Path, form: str) -> None:
             return
     with BundleWriter(folder) as writer:
         for name in needed_files(form):
-            try:
-                os.link(source / name, writer.folder / name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source / name, writer.folder / name)
+            link_or_copy(source / name, writer.folder / name)
         writer.seal(replace(manifest, form=form, build_key=key, plans=()))
         writer.publish()

@@ -9,7 +9,6 @@ out/logs/                          what each step printed
 from __future__ import annotations
 
 import datetime
-import json
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
 from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
+from engines.storage import source_digest, write_json, write_text
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (
     PROBES,
@@ -34,7 +34,7 @@ from var_export.gpu_check.cases import (
     plan_steps,
     plans_folder,
 )
-from var_export.gpu_check.store import DONE, EXPORTERS, FAILED, MISSED, Record, Store, key_of, source_digest, write
+from var_export.gpu_check.store import DONE, EXPORTERS, FAILED, MISSED, ROOM, SOURCES, Record, Store, key_of
 
 SCHEMA = 1
 PAGE, DOCUMENT = "gpu-check.md", "gpu-check.json"
@@ -79,8 +79,8 @@ class Check:
         Raises `BackendError` where nothing here computes on a GPU, `UsageError` where the folder cannot be written;
         KeyboardInterrupt on Ctrl-C: what was done by then is kept.
         """
-        write(self.out / ".gitignore", "*\n")
-        self._sources = source_digest()
+        write_text(self.out / ".gitignore", "*\n", remedy=ROOM)
+        self._sources = source_digest(SOURCES)
         capability = self._probe()
         problems = {name: record.error for name, record in self._probes.items()}
         steps, self._skipped = plan_steps(self.settings, problems, capability)
@@ -240,12 +240,12 @@ class Check:
     def _write(self) -> dict[str, Any]:
         """Put the document and its page on disk, as they are by now."""
         document = self.document()
-        write(self.out / DOCUMENT, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(self.out / DOCUMENT, document, allow_nan=False, remedy=ROOM)
         try:
             page = report.page(document)
         except Exception:  # hours of a rented GPU must not end for a table
             page = f"This page could not be made; {DOCUMENT} holds everything.\n\n    {traceback.format_exc()}"
-        write(self.out / PAGE, page)
+        write_text(self.out / PAGE, page, remedy=ROOM)
         return document
 
 

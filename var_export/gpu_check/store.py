@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,15 +9,16 @@ from typing import Any
 
 from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
+from engines.storage import digest_of, read_json, write_json
 from var_export.gpu_check.cases import Job, Step
 
 DONE, MISSED, FAILED = "done", "missed", "failed"
-ROOT = Path(__file__).parents[2]
+ROOM = "make room, or choose another --out; the same command continues with what is there"
 # What decides a figure; how a page looks does not.
 SOURCES = (
-    *("engines", "var_export/model", "var_export/graphs", "var_export/export"),
-    *("calib/judge/assembly.py", "var_export/build.py", "var_export/golden.py", "var_export/live.py"),
-    *(f"var_export/gpu_check/{name}.py" for name in ("building", "hardware", "race", "work")),
+    *("engines", "var_export/model", "var_export/graphs", "var_export/build"),
+    *("calib/judge/assembly", "var_export/golden", "var_export/live"),
+    *(f"var_export/gpu_check/{name}" for name in ("building", "hardware", "race", "work")),
 )
 EXPORTERS = ("torch", "onnx", "onnxscript", "numpy", "onnxruntime", "onnxruntime-gpu")
 
@@ -60,14 +59,14 @@ class Store:
     def load(self, step: Step, key: str) -> Record | None:
         """The record of a step that went through under this key, whose outcome is still there."""
         try:
-            record = Record.from_dict(json.loads(self._file(step, key).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError):
+            record = Record.from_dict(read_json(self._file(step, key)))
+        except (UsageError, TypeError, ValueError, AttributeError, KeyError):
             return None
         return record if record.key == key and record.status != FAILED and _still_there(record) else None
 
     def save(self, record: Record) -> None:
         """Whole or not at all."""
-        write(self._file(record.step, record.key), json.dumps(record.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_json(self._file(record.step, record.key), record.to_dict(), allow_nan=False, remedy=ROOM)
 
     def _file(self, step: Step, key: str) -> Path:
         return self._folder / f"{step.slug}-{key[:12]}.json"
@@ -99,30 +98,4 @@ def key_of(job: Job, surroundings: Mapping[str, Any]) -> str:
         "runs": job.runs,
         "surroundings": surroundings,
     }
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def source_digest() -> str:
-    """Of the code that decides the figures."""
-    files: list[Path] = []
-    for name in SOURCES:
-        place = ROOT / name
-        files += [place] if place.is_file() else place.rglob("*.py")
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def write(file: Path, text: str) -> None:
-    """Replace a file in one step. Raises `UsageError` where it cannot be written."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {file} ({error.strerror}): make room, or choose another --out; "
-            "the same command continues with what is there"
-        ) from error
+    return digest_of(value)

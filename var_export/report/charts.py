@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from engines.files.images import atomic_write
+from engines.storage import atomic_write
 from var_export.report.inline import inline
 from var_export.report.palette import LIGHT, SERIES
 from var_export.report.words import scientific

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from engines.cli.common import version
 from engines.errors import UsageError
-from engines.files.images import atomic_write
+from engines.storage import atomic_write
 from var_export.report.palette import DARK, LIGHT
 
 MAX_BYTES = 3_000_000

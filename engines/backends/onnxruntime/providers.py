@@ -7,9 +7,7 @@ would start over at each new shape. `--target tensorrt` is the faster way; these
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import logging
 import os
 from collections import Counter
@@ -23,6 +21,7 @@ from engines.backends.tensorrt.kernel_cache import default_folder
 from engines.backends.tensorrt.options import DEFAULT_BATCH
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.errors import BackendError
+from engines.storage import digest_of
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -131,8 +130,8 @@ def engine_options(
     }
     # ONNX Runtime finds an engine by the names in its graph: another model of the same shape would be taken for it.
     files = {name: bundle.files[name].sha256 for name in (f"{graph}.onnx", "weights.bin")}
-    content = json.dumps([files, options, dict(key), os.environ.get(NO_TF32[0])], sort_keys=True)
-    folder = default_folder() / "onnxruntime" / provider / hashlib.sha256(content.encode()).hexdigest()[:32]
+    content = digest_of([files, options, dict(key), os.environ.get(NO_TF32[0])])
+    folder = default_folder() / "onnxruntime" / provider / content[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

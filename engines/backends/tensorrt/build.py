@@ -25,6 +25,7 @@ from engines.bundle.plans import PlanFile, PlanSet, Platform, plan_key
 from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
 from engines.spec.choices import INT8
+from engines.storage import atomic_write
 
 Progress = Callable[[str, float | None], None]
 """Called with a line for people and the share of the work that is done, where TensorRT tells it."""
@@ -188,7 +189,8 @@ def build_plan(
         if monitor.failure is None:
             library.check(plan, f"building {file.name}")
             if cache is not None and options.timing_cache is not None:
-                _write(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
+                with atomic_write(options.timing_cache) as opened:
+                    opened.write(memoryview(config.get_timing_cache().serialize()))
     if monitor.failure is not None:
         raise monitor.failure
     progress(1.0)
@@ -322,13 +324,3 @@ def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
     if failure:
         raise failure[0]
     return result[0]
-
-
-def _write(file: Path, data: memoryview) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write the timing cache {file}: {error.strerror}") from error

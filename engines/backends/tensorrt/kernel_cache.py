@@ -6,11 +6,13 @@ runtime cache holds the results. TensorRT-RTX itself refuses a cache of another 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
+
+from engines.errors import UsageError
+from engines.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +46,9 @@ class KernelCache:
         data = memoryview(self._cache.serialize())
         if data.nbytes == self._known:
             return
-        partial = self._file.with_name(f".{self._file.name}.{os.getpid()}.partial")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(self._file)
+            with atomic_write(self._file) as file:
+                file.write(data)
             self._known = data.nbytes
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        except UsageError as error:
             log.info("the compiled kernels are not kept: %s", error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import engines
-from engines.bundle.bundle import Bundle, second_name
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
+from engines.storage import link_or_copy, read_json, write_json
 from engines.triton.writing.pbtxt import Serving, stream_config, unary_config
 
 MARK = "var-export.json"
@@ -161,10 +161,10 @@ def _fill(folder: Path, model: Model) -> None:
     for place, source in model.links.items():
         file = folder / place
         file.parent.mkdir(parents=True, exist_ok=True)
-        second_name(source, file)
+        link_or_copy(source, file)
     hashes = {place: _hash(text.encode()) for place, text in model.texts.items()}
     mark = {"files": hashes, "bundle": sorted(model.links)}
-    (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / MARK, mark)
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -172,9 +172,9 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists():
         return
     try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        mark = read_json(folder / MARK)
         hashes, linked = dict(mark["files"]), set(mark["bundle"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UsageError, KeyError, TypeError, ValueError):
         raise UsageError(
             f"{folder} exists and was not written by this command: choose another --name or --repository"
         ) from None

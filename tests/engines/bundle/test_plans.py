@@ -117,7 +117,7 @@ def test_a_bundle_of_before_there_were_plans_opens(path):
 def test_plans_are_no_foreign_files(path, machine):
     machine().build(path)
     assert foreign_files(path) == []
-    for left in (".plans.lock", ".manifest.json.partial"):  # by a build that was killed
+    for left in (".plans.lock", ".manifest.json.77.part"):  # by a build that was killed
         (path / left).write_text("")
     assert foreign_files(path) == []
     (path / "plans.txt").write_text("mine")

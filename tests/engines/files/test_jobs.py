@@ -8,7 +8,7 @@ from PIL import Image
 
 from engines.errors import UsageError
 from engines.files.images import load_picture, read_png_text
-from engines.files.jobs import JobInterruptedError, Lock, run_job
+from engines.files.jobs import JobInterruptedError, held, run_job
 
 
 def test_image_k_has_seed_s_plus_k():
@@ -173,11 +173,11 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
 
 def test_two_processes_do_not_write_the_same_job(tmp_path):
     job = job_of()
-    lock = Lock(tmp_path)
+    lock = held(tmp_path)
     with pytest.raises(UsageError, match="another process"):
         run_job(job, [pictures(job, tmp_path)], Producer(), batch=8)
     assert names(tmp_path) == []
-    lock.close()
+    lock.release()
     run_job(job, [pictures(job, tmp_path)], Producer(), batch=8)
 
 

@@ -6,7 +6,7 @@ import pytest
 from job_helpers import SIDE, Producer, image_of, job_of, names, rows
 
 from engines.errors import UsageError
-from engines.files.jobs import JobInterruptedError, Lock, Made, run_job
+from engines.files.jobs import JobInterruptedError, Made, held, run_job
 from engines.files.npz import NpzRows
 
 
@@ -91,10 +91,10 @@ def test_an_npz_interrupted_while_it_is_put_together_needs_no_image(tmp_path, mo
 def test_two_processes_do_not_write_the_same_npz(tmp_path):
     job, partial = job_of(), tmp_path / "a.npz.partial"
     partial.mkdir()
-    lock = Lock(partial)
+    lock = held(partial)
     with pytest.raises(UsageError, match="another process"):
         run_job(job, [rows(job, tmp_path / "a.npz")], Producer(), batch=8)
-    lock.close()
+    lock.release()
 
 
 def test_a_large_npz_does_not_pass_through_memory(tmp_path):

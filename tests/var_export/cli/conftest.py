@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.bundle.bundle import sha256_of
 from engines.bundle.manifest import MANIFEST
+from engines.storage import sha256_of
 from var_export.cli.main import main
 
 

@@ -154,7 +154,7 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engines.triton.writing.repository.second_name", full)
+    monkeypatch.setattr("engines.triton.writing.repository.link_or_copy", full)
     with pytest.raises(UsageError, match="No space left on device; choose another --repository"):
         write(models, tmp_path / "models")
     assert files(tmp_path / "models") == before

@@ -1,0 +1,217 @@
+"""Files that are whole or not there at all, locks between processes, and digests: what all writers and caches stand on.
+
+A file is written beside its place and renamed when it is complete. What a process that was killed left beside it is
+called a part; whoever holds the lock of that place may remove it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from engines.errors import UsageError
+
+PART_SUFFIX = ".part"
+ROOT = Path(__file__).parents[1]
+"""The folder that holds the packages of this project."""
+
+_PIECE = 1 << 22
+
+
+@contextmanager
+def writing(place: Path, remedy: str = "") -> Iterator[None]:
+    """Turns the errors of the file system (no space, no permission) into a `UsageError` that names `place`.
+
+    Args:
+        place: the file or folder that is being written.
+        remedy: what the user can do, for the end of the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {place}: {error.strerror or error}{_then(remedy)}") from error
+
+
+@contextmanager
+def atomic_write(path: Path, *, sync: bool = False, remedy: str = "") -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path`, whole, when the block ends; nothing appears if it raises.
+
+    Missing folders are made, and a file that is there is replaced.
+
+    Args:
+        path: where the file is to be.
+        sync: return only when the disk has it, so that it outlives a power failure.
+        remedy: see `writing`.
+
+    Raises `UsageError` where the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
+    with writing(path, remedy):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+            if sync:
+                sync_to_disk(part)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        if sync:
+            sync_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str, *, sync: bool = False, remedy: str = "") -> None:
+    """Write UTF-8 with `atomic_write`, and raise as it does."""
+    with atomic_write(path, sync=sync, remedy=remedy) as file:
+        file.write(text.encode())
+
+
+def write_json(
+    path: Path, document: Any, *, indent: int | None = 1, allow_nan: bool = True, sync: bool = False, remedy: str = ""
+) -> None:
+    """Write plain JSON types with `atomic_write`; without `indent` on one line, for documents that nobody reads.
+
+    Raises `ValueError` where `allow_nan` is false and a number is not finite, `UsageError` as `atomic_write`.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(document, indent=indent, separators=separators, allow_nan=allow_nan)
+    write_text(path, text + "\n", sync=sync, remedy=remedy)
+
+
+def read_json(path: Path, *, remedy: str = "") -> Any:
+    """The JSON document in a file. Raises `UsageError` where there is none; `remedy`: see `writing`."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is no JSON file ({error!s:.200})"
+        raise UsageError(f"cannot read {path}: {why}{_then(remedy)}") from error
+
+
+def parts(folder: Path, name: str = "*") -> Iterator[Path]:
+    """Parts of the files in `folder` that are called `name` (a pattern of `Path.glob`)."""
+    return folder.glob(f".{name}.*{PART_SUFFIX}")
+
+
+def link_or_copy(file: Path, link: Path) -> None:
+    """The same content under a second name: a hard link, since ONNX Runtime follows no symbolic ones to weights."""
+    try:
+        os.link(file, link)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(file, link)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until the disk has the content of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Lock:
+    """An exclusive lock between processes, on a folder or on a file that exists for the lock alone.
+
+    The system frees it when its process dies: what lies at a place whose lock one holds was left by a dead process.
+    """
+
+    def __init__(self, place: Path, *, busy: str, remedy: str = "") -> None:
+        """Args: place: a folder that is there, or else a file to be made; busy: the message to who does not get it;
+        remedy: what a user can do where the place cannot be written.
+        """
+        self._place, self._busy, self._remedy = place, busy, remedy
+        self._handle: int | None = None
+        self._made = False
+
+    def acquire(self) -> None:
+        """Take it. Raises `UsageError` where another process has it, or the place cannot be written."""
+        with writing(self._place.parent, self._remedy):
+            self._made = not self._place.is_dir()
+            if self._made:
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._place, os.O_RDWR | os.O_CREAT if self._made else os.O_RDONLY, 0o644)
+        if not self._locked(handle):
+            os.close(handle)
+            raise UsageError(self._busy)
+        self._handle = handle
+
+    def release(self, *, moved: bool = False) -> None:
+        """Give it back, if it is held. `moved`: its file went elsewhere, so what has its name is another's."""
+        if self._handle is not None:
+            if self._made and not moved:
+                self._place.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _locked(self, handle: int) -> bool:
+        import fcntl  # not at the top: bundles can be read where there is none
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+        try:
+            # The process that had it may just have removed the file: a lock on the removed one guards nothing.
+            return os.fstat(handle).st_ino == self._place.stat().st_ino
+        except FileNotFoundError:
+            return False
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces. Raises `OSError`."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def digest_of(document: Any) -> str:
+    """SHA-256 in hex of a document of plain JSON types; the order of its keys does not count."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def source_files(packages: Sequence[str], without: Sequence[str] = ()) -> list[Path]:
+    """Python files of this project in `packages` that lie in none of `without`, sorted.
+
+    Both are folders, or files without their `.py`, relative to `ROOT`: `calib`, `engines/draw/mask`.
+    """
+    return sorted(_modules(packages) - _modules(without))
+
+
+def source_digest(packages: Sequence[str], without: Sequence[str] = ()) -> str:
+    """SHA-256 in hex over names and content of `source_files`: a cache under it holds as long as this code does."""
+    digest = hashlib.sha256()
+    for file in source_files(packages, without):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _then(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
+
+
+def _modules(names: Sequence[str]) -> set[Path]:
+    found: set[Path] = set()
+    for place in map(ROOT.joinpath, names):
+        found |= set(place.rglob("*.py")) if place.is_dir() else {place.with_suffix(".py")}
+    return found

@@ -1,0 +1,223 @@
+"""Files that are whole or not there, locks, digests: what all writers and caches stand on."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines import storage
+from engines.errors import UsageError
+from engines.storage import (
+    Lock,
+    atomic_write,
+    digest_of,
+    link_or_copy,
+    parts,
+    read_json,
+    sha256_of,
+    source_digest,
+    source_files,
+    write_json,
+    write_text,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_not_at_its_place_before_it_is_whole(tmp_path):
+    path = tmp_path / "new folder" / "a.bin"
+    with atomic_write(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+        assert names(path.parent) == [f".a.bin.{os.getpid()}.part"]
+        assert list(parts(path.parent, "a.bin")) == list(parts(path.parent)) == list(path.parent.iterdir())
+    assert path.read_bytes() == b"one"
+    assert names(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_what_fails_leaves_the_old_file_and_nothing_else(error, tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail():
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_full_disk_is_one_line_with_its_remedy(tmp_path, monkeypatch):
+    def full(self, other):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UsageError) as caught:
+        write_text(tmp_path / "a.txt", "text", remedy="make room")
+    assert str(caught.value) == f"cannot write {tmp_path}/a.txt: No space left on device; make room"
+    assert names(tmp_path) == []
+
+
+def test_what_is_synced_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And its name before the writer goes on."""
+    order, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), fsync(handle)))
+    monkeypatch.setattr(Path, "replace", lambda self, other: (order.append("rename"), replace(self, other)))
+    write_json(tmp_path / "a.json", {}, sync=True)
+    assert order == ["sync", "rename", "sync"]
+
+
+def test_the_users_mask_decides_who_may_read(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_comes_back(tmp_path):
+    document = {"b": [1, 2.5, None], "a": "×"}
+    for indent in (1, None):
+        write_json(tmp_path / "a.json", document, indent=indent)
+        assert read_json(tmp_path / "a.json") == document
+    assert (tmp_path / "a.json").read_bytes() == b'{"b":[1,2.5,null],"a":"\\u00d7"}\n'
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")  # as editors on Windows write it
+    assert read_json(tmp_path / "a.json") == [1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000],
+    ids=["empty", "cut", "binary", "deep", "long"],
+)
+def test_what_is_no_json_is_one_line(content, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="it is no JSON file") as caught:
+        read_json(file)
+    assert str(file) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_json_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot read .*a.json: No such file or directory"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(UsageError, match=r"cannot read .*: Is a directory"):
+        read_json(tmp_path)
+
+
+def test_a_second_name_is_a_link_or_a_copy(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"weights")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").samefile(tmp_path / "b")
+
+    def refuse(file, link):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "a").samefile(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"weights"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from engines.storage import Lock
+
+Lock(Path(sys.argv[1]), busy="").acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lock_keeps_other_processes_out_until_its_own_dies(kind, tmp_path):
+    place = tmp_path / "new" / "lock" if kind == "file" else tmp_path
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=storage.ROOT,
+    )
+    assert holder.stdout.readline() == b"locked\n"
+    lock = Lock(place, busy="it is taken")
+    with pytest.raises(UsageError, match=r"^it is taken$"):
+        lock.acquire()
+    lock.release()  # of what it does not hold
+    holder.kill()
+    holder.communicate()
+    with lock, pytest.raises(UsageError, match=r"^it is taken$"):
+        Lock(place, busy="it is taken").acquire()
+    assert place.exists() == (kind == "folder"), "a file that was made for the lock goes with it"
+    with lock:
+        pass
+
+
+def test_a_lock_on_a_file_that_its_holder_just_removed_is_none(tmp_path, monkeypatch):
+    """Between opening the file and locking it, the holder ended and removed it."""
+    import fcntl
+
+    place, flock = tmp_path / "lock", fcntl.flock
+
+    def removed_meanwhile(handle, how):
+        place.unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with pytest.raises(UsageError, match="taken"):
+        Lock(place, busy="taken").acquire()
+
+
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(handle, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Lock(tmp_path, busy="taken"):
+        pass
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write .*file: .*; choose another place"):
+        Lock(tmp_path / "file" / "lock", busy="", remedy="choose another place").acquire()
+
+
+def test_digests(tmp_path):
+    assert digest_of({"b": 1, "a": [2]}) == digest_of({"a": [2], "b": 1}) != digest_of({"a": [1], "b": 2})
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_digest_of_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ROOT", tmp_path)
+    for name in ("one/__init__.py", "one/a.py", "one/in/b.py", "two/c.py", "one/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def named(*arguments):
+        return [file.relative_to(tmp_path).as_posix() for file in source_files(*arguments)]
+
+    assert named(["one"]) == ["one/__init__.py", "one/a.py", "one/in/b.py"]
+    assert named(["one", "two/c"], ["one/in", "one/__init__"]) == ["one/a.py", "two/c.py"]
+    before = source_digest(["one"], ["one/in"])
+    (tmp_path / "one/in/b.py").write_text("changed")
+    (tmp_path / "one/notes.txt").write_text("changed")
+    assert source_digest(["one"], ["one/in"]) == before
+    (tmp_path / "one/a.py").rename(tmp_path / "one/z.py")
+    renamed = source_digest(["one"], ["one/in"])
+    (tmp_path / "one/z.py").write_text("changed")
+    assert len({before, renamed, source_digest(["one"], ["one/in"])}) == 3
