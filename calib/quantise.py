@@ -18,14 +18,15 @@ from calib.graphs.weights import WeightFile
 from calib.judge.assembly import Built, check
 from calib.judge.attribution import blame, describe
 from calib.judge.sensitivity import choose_ways
+from calib.keys import INT8_BUNDLE, code_digest
 from calib.observe.collect import Requests, collect
-from calib.rewrite.graphs_of_bundle import SOURCES, Int8Options, rewritten
+from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
 from engines.spec import choices, contract, policy
-from engines.storage import digest_of, source_digest
+from engines.storage import digest_of
 
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 Progress = Callable[[str, float | None], None]
@@ -112,7 +113,7 @@ def quantize_bundle(
             "schema": SCHEMA_VERSION,
             "contract": contract.CONTRACT_VERSION,
             "versions": versions,
-            "sources": source_digest(SOURCES),
+            "sources": code_digest(INT8_BUNDLE),
         }
     )
     existing = existing_bundle(out, build_key, force)

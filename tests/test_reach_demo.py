@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engines.draw.pipeline import Pipeline
-from engines.draw.uniforms import uniforms
+from engines.spec.uniforms import uniforms
 from var_export.checkpoint.load import demo_checkpoint
 from var_export.model.reference import Drawn, Reference
 

@@ -22,12 +22,13 @@ from torch import nn
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
 from calib.judge.assembly import Built, Progress, check
+from calib.keys import FLOAT_BUNDLE, code_digest
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
-from engines.storage import digest_of, source_digest
+from engines.storage import digest_of
 from var_export.checkpoint.load import Checkpoint
 from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
@@ -40,16 +41,6 @@ from var_export.model.reference import Reference
 
 GRAPH_TARGETS = ("onnxruntime",)  # whose graphs every runtime reads, TensorRT's builders too
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
-# What decides the bytes of a bundle, relative to the folder of the packages.
-SOURCES = (
-    "var_export/model",
-    "var_export/graphs",
-    "calib/graphs",
-    "var_export/golden",
-    "engines/spec/config",
-    "engines/spec/contract",
-    "engines/draw/uniforms",
-)
 TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 
 
@@ -108,7 +99,7 @@ def build(
             "sampling": asdict(checkpoint.sampling),
             "max_top_k": max_top_k,
             "torch": versions["torch"],
-            "sources": source_digest(SOURCES),
+            "sources": code_digest(FLOAT_BUNDLE),
         }
     )
     build_key = digest_of(

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engines.draw.uniforms import noise, uniforms
 from engines.spec.config import ModelConfig, mixing
 from engines.spec.sampling import MIXED_SCALE, SMOOTH_CHECK, Sampling
+from engines.spec.uniforms import noise, uniforms
 from var_export.model.reference import Drawn, Reference
 from var_export.model.sampling import mixture, tensors_of
 

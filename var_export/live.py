@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from engines.bundle.bundle import Bundle
-from engines.draw.uniforms import uniforms
 from engines.errors import CheckpointError
 from engines.fidelity.speed import Draw
 from engines.spec.config import ModelConfig
+from engines.spec.uniforms import uniforms
 from var_export.checkpoint.load import Checkpoint, load_checkpoint
 from var_export.golden import run_reference
 from var_export.model.reference import Reference

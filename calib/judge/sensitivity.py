@@ -13,12 +13,13 @@ from calib.graphs.layers import Layer, find_layers
 from calib.judge.table import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
 from calib.judge.timing import Stopwatch, multiply_adds
 from calib.judge.variants import Figures, Variants
-from calib.rewrite.graphs_of_bundle import SOURCES, Int8Options, rewritten
+from calib.keys import INT8_BUNDLE, code_digest
+from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from engines.spec.contract import DECODER, PARTS, TRANSFORMER
 from engines.spec.policy import FLOAT, STATIC, matches
-from engines.storage import digest_of, source_digest
+from engines.storage import digest_of
 
 ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
 Progress = Callable[[str, float | None], None]
@@ -60,7 +61,7 @@ def measure(
             "calibration": calibration.digest(),
             "target": options.target,
             "ranges": asdict(options.ranges),
-            "sources": source_digest(SOURCES),
+            "sources": code_digest(INT8_BUNDLE),
         }
     )
     known = (None if file is None else Sensitivity.load(file, key)) or Sensitivity(key)

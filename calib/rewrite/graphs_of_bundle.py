@@ -14,9 +14,6 @@ from calib.graphs.layers import find_layers
 from calib.rewrite.quantize import Ranges, quantize
 from engines.spec import choices, policy
 
-# What decides the bytes of a bundle beside its base and its calibration.
-SOURCES = ("calib", "engines/spec")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:

@@ -18,12 +18,12 @@ from engines.cli.common import json_out, print_table, version
 from engines.cli.execute import Execution, show
 from engines.cli.outputs import Naming, Target, class_naming, resolve
 from engines.draw.request import check_tokens, make_request
-from engines.draw.uniforms import uniforms
 from engines.errors import UsageError
 from engines.files.images import check_grid, load_square
 from engines.files.jobs import Item, Job, Made, Sink, hash_of, make_job
 from engines.files.npz import NpzRows
 from engines.files.pictures import Grid, Pictures
+from engines.spec.uniforms import uniforms
 
 if TYPE_CHECKING:
     from engines.cli.options import Options

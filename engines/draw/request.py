@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from engines.backends.base import Array
 from engines.bundle.labels import ClassNames
 from engines.draw.batch import UNREAD, Batch, Rows
-from engines.draw.uniforms import MAX_SEED, noise, uniforms
 from engines.errors import UsageError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import OPTIONS, SamplingOption, SamplingOptions
+from engines.spec.uniforms import MAX_SEED, noise, uniforms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engines.draw.uniforms import MAX_SEED
 from engines.errors import UsageError
+from engines.spec.uniforms import MAX_SEED
 from engines.storage import Lock, digest_of, read_json, writing
 
 if TYPE_CHECKING:

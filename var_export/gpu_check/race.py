@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.draw.uniforms import uniforms
 from engines.errors import OutOfMemoryError
 from engines.fidelity.speed import Spread
 from engines.spec.sampling import Sampling
+from engines.spec.uniforms import uniforms
 from var_export.gpu_check import building, work
 from var_export.gpu_check.cases import Job
 from var_export.gpu_check.hardware import Tell

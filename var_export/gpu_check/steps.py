@@ -16,12 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from calib.keys import FIGURES, code_digest
 from engines.cli.common import version
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
 from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
-from engines.storage import source_digest, write_json, write_text
+from engines.storage import write_json, write_text
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (
     PROBES,
@@ -34,7 +35,7 @@ from var_export.gpu_check.cases import (
     plan_steps,
     plans_folder,
 )
-from var_export.gpu_check.store import DONE, EXPORTERS, FAILED, MISSED, ROOM, SOURCES, Record, Store, key_of
+from var_export.gpu_check.store import DONE, EXPORTERS, FAILED, MISSED, ROOM, Record, Store, key_of
 
 SCHEMA = 1
 PAGE, DOCUMENT = "gpu-check.md", "gpu-check.json"
@@ -80,7 +81,7 @@ class Check:
         KeyboardInterrupt on Ctrl-C: what was done by then is kept.
         """
         write_text(self.out / ".gitignore", "*\n", remedy=ROOM)
-        self._sources = source_digest(SOURCES)
+        self._sources = code_digest(FIGURES)
         capability = self._probe()
         problems = {name: record.error for name, record in self._probes.items()}
         steps, self._skipped = plan_steps(self.settings, problems, capability)

@@ -14,12 +14,6 @@ from var_export.gpu_check.cases import Job, Step
 
 DONE, MISSED, FAILED = "done", "missed", "failed"
 ROOM = "make room, or choose another --out; the same command continues with what is there"
-# What decides a figure; how a page looks does not.
-SOURCES = (
-    *("engines", "var_export/model", "var_export/graphs", "var_export/build"),
-    *("calib/judge/assembly", "var_export/golden", "var_export/live"),
-    *(f"var_export/gpu_check/{name}" for name in ("building", "hardware", "race", "work")),
-)
 EXPORTERS = ("torch", "onnx", "onnxscript", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 

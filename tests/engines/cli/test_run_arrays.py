@@ -9,8 +9,8 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.draw.uniforms import uniforms
 from engines.files.images import load_picture
+from engines.spec.uniforms import uniforms
 
 
 def test_npz(call):

@@ -8,8 +8,8 @@ from support import demo_reference, need_torch
 
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
-from engines.draw.uniforms import uniforms
 from engines.errors import BackendError, BundleError, UsageError, VarExportError
+from engines.spec.uniforms import uniforms
 from tests.bundles import shared_bundle
 
 CLASSES = [88, 3, 171, 100, 3, 12, 170]  # 171 is no class

@@ -9,8 +9,8 @@ from recording_backend import RecordingBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.batch import Rows
 from engines.draw.pipeline import Pipeline
-from engines.draw.uniforms import uniforms
 from engines.errors import UsageError
+from engines.spec.uniforms import uniforms
 
 NO_CLASS = 171
 

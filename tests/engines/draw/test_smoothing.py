@@ -2,7 +2,7 @@
 
 `tests/data/official_smooth.npz` holds numbers only, made once by running `autoregressive_infer_cfg` of the official
 code and the editing notebook's variant with `more_smooth=True` on the demo checkpoint. Their Gumbel noise was
-`-log(-log(engines.draw.uniforms.noise))`; no entry that weighs most in it is closer than 7e-3 to the next.
+`-log(-log(engines.spec.uniforms.noise))`; no entry that weighs most in it is closer than 7e-3 to the next.
 """
 
 import numpy as np

@@ -45,7 +45,7 @@ def emulated(monkeypatch, tmp_path):
     monkeypatch.setattr(building, "RANDOM", {"d16": TINY})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hardware, "gpus", lambda: [])
-    monkeypatch.setattr(steps, "source_digest", lambda *names: "this code")
+    monkeypatch.setattr(steps, "code_digest", lambda *names: "this code")
     return modules
 
 

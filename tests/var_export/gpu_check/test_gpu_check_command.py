@@ -213,7 +213,7 @@ def test_a_second_run_takes_what_is_known(check, emulated, in_process, no_torch_
     check(*options, "--no-resume")
     assert in_process.steps == ran
     in_process.steps.clear()
-    monkeypatch.setattr("var_export.gpu_check.steps.source_digest", lambda *names: "other code")
+    monkeypatch.setattr("var_export.gpu_check.steps.code_digest", lambda *names: "other code")
     check(*options)
     assert in_process.steps == ran
 

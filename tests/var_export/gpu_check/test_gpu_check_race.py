@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from engines.draw.uniforms import uniforms
 from engines.spec.sampling import Sampling
+from engines.spec.uniforms import uniforms
 from tests.support import tiny_config
 from var_export.gpu_check import race
 from var_export.gpu_check.cases import Job, Step

@@ -9,11 +9,11 @@ import torch
 from support import demo_reference, eager, settings
 
 from engines.draw.batch import Rows
-from engines.draw.uniforms import uniforms
 from engines.fidelity.similarity import psnr
 from engines.fidelity.thresholds import THRESHOLDS
 from engines.spec import contract
 from engines.spec.config import phi_index
+from engines.spec.uniforms import uniforms
 from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer

@@ -12,8 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from support import tiny_config
 
-from engines.draw.uniforms import uniforms
 from engines.spec.contract import GraphSpec, TensorSpec
+from engines.spec.uniforms import uniforms
 from var_export.graphs.sampler import Mixer, Sampler
 from var_export.graphs.trace import trace
 from var_export.model.sampling import mixture, sample

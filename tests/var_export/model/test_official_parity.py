@@ -13,8 +13,8 @@ from support import DATA, architectures, demo_reference, settings, tiny_config, 
 from torch.nn import functional
 
 from engines.draw.mask import boxes_to_grid, kept_tokens
-from engines.draw.uniforms import noise
 from engines.spec.config import phi_index
+from engines.spec.uniforms import noise
 
 ARCHITECTURES = architectures()
 LABELS = [0, 3, 5]  # the last is the unconditional class
@@ -61,7 +61,7 @@ def greedy(reference, labels, cfg, **options):
 
 @pytest.mark.parametrize("case", ["plain", "default", "whole", "edit"])
 def test_demo_smooths_as_officially(case, demo):
-    """`more_smooth=True`, with our Gumbel noise (`engines.draw.uniforms`) in place of the official generator's."""
+    """`more_smooth=True`, with our Gumbel noise (`engines.spec.uniforms`) in place of the official generator's."""
     with np.load(DATA / "official_smooth.npz") as archive:
         wanted = {name.partition("/")[2]: archive[name] for name in archive.files if name.startswith(f"{case}/")}
     config, count = demo.config, len(wanted["classes"])

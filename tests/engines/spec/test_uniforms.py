@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.draw.uniforms import MAX_SEED, noise, uniforms
 from engines.errors import UsageError
+from engines.spec.uniforms import MAX_SEED, noise, uniforms
 
 SEEDS = st.integers(0, MAX_SEED)
 WORD = 2**64
