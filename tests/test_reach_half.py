@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calib.graphs.emulate import emulated
-from engines import backends
+from calib.graphs.changed import ChangedGraphs
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import verify
@@ -31,9 +31,11 @@ def golden() -> dict[str, np.ndarray]:
 
 def report_of(folder, golden, tmp_path) -> Report:
     bundle = Bundle.open(folder)
-    backend = backends.create("onnxruntime")
-    with emulated(bundle, tmp_path) as runnable, Pipeline(runnable, backend, max_batch=1) as pipeline:
-        report = verify(pipeline, golden, bundle.precision)
+    with (
+        ChangedGraphs(bundle, emulated=True, beside=tmp_path) as graphs,
+        Pipeline(bundle, OnnxRuntimeBackend(sessions=graphs.open), max_batch=1) as pipeline,
+    ):
+        report = verify(pipeline, golden)
     print(bundle.precision, report.to_dict())
     assert report.total.tokens == IMAGES * 155
     return report

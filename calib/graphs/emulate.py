@@ -22,17 +22,7 @@ kernel that adds the bias before it rounds is more exact than this, one that acc
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
 import onnx_ir as ir
-
-from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, WEIGHTS
-from engines.storage import link_or_copy
 
 HALF = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 """The type that graphs of a precision compute in, where that is not float32."""
@@ -84,21 +74,3 @@ def _rounding(value: ir.Value, half: ir.DataType) -> list[ir.Node]:
         value.name, value.dtype, value.shape = f"{name}.narrowed", half, rounded.shape
     casts.append(ir.node("Cast", [value], {"to": ir.DataType.FLOAT}, outputs=[rounded], name=f"{name}.widen"))
     return casts
-
-
-@contextlib.contextmanager
-def emulated(bundle: Bundle, beside: Path | None = None) -> Iterator[Bundle]:
-    """`bundle` as one that ONNX Runtime's CPU runs with the numerics of its precision.
-
-    It has the bundle's weights, an FP32 cache, and graphs in a folder that is gone afterwards, inside of `beside`
-    (the bundle's own folder by default). No part of it may be loaded later than that.
-    """
-    with tempfile.TemporaryDirectory(prefix=".emulated-", dir=beside or bundle.path) as name:
-        folder = Path(name)
-        for file in (WEIGHTS, GOLDEN):
-            link_or_copy(bundle.path / file, folder / file)
-        for graph in bundle.graphs:
-            model = ir.load(bundle.graph_path(graph))
-            emulate(model, bundle.high_precision)
-            ir.save(model, folder / f"{graph}.onnx")
-        yield Bundle(folder, dataclasses.replace(bundle.manifest, precision="fp32", plans=()))

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calib.graphs.emulate import emulated
-from engines import backends
+from calib.graphs.changed import ChangedGraphs
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError
@@ -30,13 +30,15 @@ class Built:
 def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport]:
     """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic."""
     reports: dict[str, Report | FusedReport] = {}
-    emulate = bundle.for_gpus
-    with emulated(bundle) if emulate else contextlib.nullcontext(bundle) as runnable:
+    with contextlib.ExitStack() as stack:
+        sessions = None
+        if bundle.for_gpus:
+            sessions = stack.enter_context(ChangedGraphs(bundle, emulated=True, beside=bundle.path)).open
         for form in bundle.forms:
-            backend = backends.create("onnxruntime", threads=threads)
-            with Pipeline(runnable, backend, form=form, max_batch=1) as pipeline:
+            backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
+            with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
                 judge = verify if form == "stepwise" else verify_fused
-                reports[form] = judge(pipeline, bundle.golden, bundle.precision)
+                reports[form] = judge(pipeline, bundle.golden)
             report = reports[form]
             if not report.passed:
                 parts = report.failed_parts if isinstance(report, Report) else ()

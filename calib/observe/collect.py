@@ -4,15 +4,14 @@
                                                                               |
                                             Statistics of each tensor <-------+   (nothing else is kept)
 
-`ObservingBackend` is ONNX Runtime's CPU backend with other graphs: the loop, the sampler and the seeds are those
-that draw images.
+The loop, the sampler and the seeds are those that draw images; what runs in place of the bundle's graphs is in
+`calib.observe.watching`.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,17 @@ from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.choose.smoothquant import smoothable, smoothing_factors
+from calib.graphs.changed import ChangedGraphs
 from calib.graphs.layers import Layer, find_layers, read_weight
+from calib.observe.watching import watched
 from calib.statistics import Statistics
-from engines.backends.base import Buffer
-from engines.backends.onnxruntime.library import cpu_session
-from engines.backends.onnxruntime.runner import HostBuffer, OnnxRuntimeBackend, OnnxRuntimeCall, OnnxRuntimeEngine
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import WEIGHTS
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
 from engines.files.images import load_square
 from engines.spec.config import ModelConfig
-from engines.storage import link_or_copy, sha256_of
+from engines.storage import sha256_of
 
 OBSERVED = ("step", "decode", "encode")
 FIRST_SEED = 1_000_000  # far from the seeds of golden runs and of people
@@ -42,94 +40,6 @@ SAVE_EVERY = 20.0  # seconds
 SMOOTHING_SAMPLES = 8  # that the factors are chosen from, in a pass of their own
 SEARCH = "search"
 Progress = Callable[[str, float | None], None]
-Watch = Callable[[str, int, Mapping[str, NDArray[Any]]], None]
-"""Called after each run of a graph: its name, the scale (0 where it has none), the watched tensors by name."""
-
-
-class ObservingBackend(OnnxRuntimeBackend):
-    """ONNX Runtime on the CPU, whose calls show the values of some tensors inside of their graphs."""
-
-    def __init__(self, folder: Path, wanted: Mapping[str, Iterable[str]], watch: Watch, threads: int | None) -> None:
-        """Args: folder: for the changed graphs, on the file system of the bundle; wanted: names of tensors by graph."""
-        super().__init__("cpu", threads)
-        self._folder, self._watch = folder, watch
-        self._wanted = {graph: tuple(dict.fromkeys(names)) for graph, names in wanted.items()}
-
-    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
-        """See `Backend`."""
-        wanted = self._wanted.get(graph, ())
-        if not wanted:
-            return super().open(bundle, graph)
-        model = ir.load(bundle.graph_path(graph))
-        own = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-        values = {value.name: value for node in model.graph for value in node.outputs}
-        for name in wanted:
-            if name not in own:
-                model.graph.outputs.append(values[name])
-        file = self._folder / f"{graph}.onnx"
-        ir.save(model, file)
-        session = cpu_session(file, self.threads, f"loading {graph} with its activations")
-        return _ObservedEngine(self, graph, session, bundle, wanted, self._watch)
-
-
-class _ObservedEngine(OnnxRuntimeEngine):
-    def __init__(
-        self,
-        backend: ObservingBackend,
-        graph: str,
-        session: Any,
-        bundle: Bundle,
-        wanted: tuple[str, ...],
-        watch: Watch,
-    ) -> None:
-        super().__init__(backend, graph, session, {}, *bundle.tensors(graph))
-        self._parts = backend, session, wanted, watch
-        self._config = bundle.config
-
-    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
-        """See `Engine`."""
-        backend, session, wanted, watch = self._parts
-        past = inputs.get("past_k_0")
-        scale = 0 if past is None else self._config.scale_offsets.index(past.shape[0])
-        return _ObservedCall(
-            backend, self, session, inputs, outputs, wanted, lambda values: watch(self.name, scale, values)
-        )
-
-
-class _ObservedCall(OnnxRuntimeCall):
-    def __init__(
-        self,
-        backend: ObservingBackend,
-        engine: OnnxRuntimeEngine,
-        session: Any,
-        inputs: Mapping[str, Buffer],
-        outputs: Mapping[str, Buffer],
-        wanted: tuple[str, ...],
-        watch: Callable[[Mapping[str, NDArray[Any]]], None],
-    ) -> None:
-        super().__init__(backend, engine, session, inputs, outputs)
-        own = {**inputs, **outputs}
-        self._bound_outputs = len(outputs)
-        self._inside = [name for name in wanted if name not in own]
-        self._own = {name: own[name] for name in wanted if name in own}
-        self._watch = watch
-
-    def run(self) -> None:
-        """See `Call`."""
-        assert self._bound is not None
-        binding = self._bound[1]
-        for name in self._inside:  # ONNX Runtime allocates it
-            binding.bind_output(name, "cpu")
-        super().run()
-        inside = binding.get_outputs()[self._bound_outputs :]
-        values = {name: value.numpy() for name, value in zip(self._inside, inside, strict=True)}
-        for name, buffer in self._own.items():
-            assert isinstance(buffer, HostBuffer)
-            values[name] = buffer.array
-        self._watch(values)
-        del inside, values
-        for name in self._inside:  # and frees it
-            binding.bind_output(name, "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +167,9 @@ def _draw(
 
     progress(f"{len(jobs)} samples", None)
     saved = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".calibration-", dir=beside) as name:
-        folder = Path(name)
-        link_or_copy(bundle.path / WEIGHTS, folder / WEIGHTS)
-        backend = ObservingBackend(folder, names, watch, threads)
+    with ChangedGraphs(bundle, beside=beside) as graphs:
+        sessions = watched(graphs, names, bundle.config, watch)
+        backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
         with Pipeline(bundle, backend, form="stepwise", max_batch=1) as pipeline:
             for job in jobs:
                 progress(f"sample {job + 1} of {jobs.stop}", job / jobs.stop)

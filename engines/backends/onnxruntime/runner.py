@@ -11,8 +11,10 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
-from engines.errors import BackendError, OutOfMemoryError
+from engines.errors import BackendError, OutOfMemoryError, VarExportError
 from engines.machine import machine
 from engines.spec.contract import TensorInfo
 
@@ -33,6 +35,32 @@ if TYPE_CHECKING:
 # ONNX Runtime gives back the page-locked memory of its own small copies after a run that waits for the GPU. None
 # would: 10 KiB lost with each image (1.31.1, demo model). One in so many costs nothing that can be measured.
 WAIT_EVERY = 32
+
+
+class Session(Protocol):
+    """What computes a graph: an `onnxruntime.InferenceSession`, or what stands before one."""
+
+    def io_binding(self) -> Any:
+        """An `onnxruntime.IOBinding` for `run_with_iobinding`."""
+
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        """Run with the inputs and outputs of a binding."""
+
+
+@dataclass(frozen=True)
+class RunnableGraph:
+    """What runs for one graph of a bundle: a session, and the inputs and outputs that the loop binds."""
+
+    session: Session
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+Load = Callable[[Path], Session]
+"""Makes a session of an ONNX file, with the options of the backend. Raises `BackendError`."""
+Sessions = Callable[[str, Load], RunnableGraph]
+"""Decides what runs for a graph, given its name and how to load a file: the seam for graphs that are not the bundle's.
+Inputs and outputs must be those of the bundle's graph but for the type of the cache."""
 
 
 class HostBuffer(Buffer):
@@ -76,11 +104,13 @@ class OnnxRuntimeBackend(Backend):
         threads: int | None = None,
         *,
         device: int = 0,
+        sessions: Sessions | None = None,
         module: Any = None,
         cuda: Cuda | None = None,
     ) -> None:
         """Args: provider: a key of `PROVIDERS`; threads: of each operator on the CPU, all physical cores by default;
-        device: as CUDA counts GPUs; the others are for tests.
+        device: as CUDA counts GPUs; sessions: what runs in place of a bundle's own graphs, whatever their precision, on
+        providers that compile nothing; the others are for tests.
 
         Raises `BackendError` where the provider, a library that it needs or the GPU is missing.
         """
@@ -90,6 +120,7 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"threads must be 1 or more, got {threads}")
         self.provider = provider
         self.threads = threads
+        self._sessions = sessions
         self._ort = module or import_onnxruntime()
         providers.check_provider(self._ort, provider)
         self.cuda: Cuda | None = None
@@ -119,30 +150,39 @@ class OnnxRuntimeBackend(Backend):
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """See `Backend`."""
         path = bundle.graph_path(graph)
-        problem = self.lacks(bundle)
-        if problem is not None:
-            raise BackendError(problem)
+        if self._sessions is not None:
+            runnable, shapes = self._sessions(graph, lambda file: self._load(graph, file, {})), {}
+        else:
+            problem = self.lacks(bundle)
+            if problem is not None:
+                raise BackendError(problem)
+            shapes = providers.shape_ranges(self.provider, bundle, graph)
+            engine: dict[str, str] = {}
+            if self.cuda is not None:
+                key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
+                engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
+            runnable = RunnableGraph(self._load(graph, path, engine), *bundle.tensors(graph))
+        opened = OnnxRuntimeEngine(self, graph, runnable, shapes)
+        self._engines.add(opened)
+        return opened
+
+    def _load(self, graph: str, path: Path, engine: Mapping[str, str]) -> Any:
+        """A session of a file that computes on the provider; `engine`: options that follow from the graph."""
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
         if self.cuda is None:
             providers.save_memory(options)
             exact_products(self._ort, options)
-        shapes = providers.shape_ranges(self.provider, bundle, graph)
-        engine: dict[str, str] = {}
-        if self.cuda is not None:
+        else:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-            key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
-            engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
         registered = providers.session_providers(self.provider, self.cuda, engine)
         with self.held():
             session = providers.open_session(self._ort, path, options, registered, self.provider)
             nodes = providers.check_session(self._ort, session, path, self.provider, self.cuda)
         if nodes:
             self._nodes[graph] = nodes
-        opened = OnnxRuntimeEngine(self, graph, session, shapes, *bundle.tensors(graph))
-        self._engines.add(opened)
-        return opened
+        return session
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer | DeviceBuffer:
         """See `Backend`."""
@@ -184,6 +224,8 @@ class OnnxRuntimeBackend(Backend):
             "provider": PROVIDERS[self.provider],
             "onnxruntime": self._ort.__version__,
         }
+        if self._sessions is not None:
+            here["graphs"] = "changed"  # no figure of theirs is one of the bundle
         if self.cuda is None:
             return here | {"threads": self.threads or machine().physical_cores}
         return here | self._compiler | self.cuda.describe() | {"nodes": self._nodes}
@@ -196,21 +238,20 @@ class OnnxRuntimeEngine(Engine):
         self,
         backend: OnnxRuntimeBackend,
         name: str,
-        session: Any,
+        runnable: RunnableGraph,
         shapes: Mapping[str, Range],
-        inputs: tuple[TensorInfo, ...],
-        outputs: tuple[TensorInfo, ...],
     ) -> None:
         """Args: shapes: what a compiling provider built the graph for, by input; empty where any shape runs."""
-        self.name, self.inputs, self.outputs = name, inputs, outputs
-        self._backend, self._session = backend, session
+        self.name, self.inputs, self.outputs = name, runnable.inputs, runnable.outputs
+        self._backend = backend
+        self._session: Session | None = runnable.session
         self._runs = itertools.count(1)
         self._run_options = backend.run_options(wait=backend.cuda is None), backend.run_options(wait=True)
         self._calls: weakref.WeakSet[OnnxRuntimeCall] = weakref.WeakSet()
         self._lock = threading.RLock()  # of binding and closing, which may meet
         self._limits = {
             dim: (shapes[info.name][0][axis], shapes[info.name][2][axis])
-            for info in inputs
+            for info in runnable.inputs
             if info.name in shapes
             for axis, dim in enumerate(info.shape)
             if dim in ("B", "N")
@@ -234,11 +275,13 @@ class OnnxRuntimeEngine(Engine):
             wanted[dim] = max(wanted[dim], least)
         return wanted["B"], wanted["N"]
 
-    def run(self, session: Any, binding: Any) -> None:
+    def run(self, session: Session, binding: Any) -> None:
         """Start a run of a call's binding. Raises `BackendError`, `OutOfMemoryError`."""
         started, finished = self._run_options
         try:
             session.run_with_iobinding(binding, started if next(self._runs) % WAIT_EVERY else finished)
+        except VarExportError:  # of what stands before a session
+            raise
         except Exception as error:
             raise translated(error, f"running {self.name}") from error
 
@@ -274,7 +317,7 @@ class OnnxRuntimeCall(Call):
         self,
         backend: OnnxRuntimeBackend,
         engine: OnnxRuntimeEngine,
-        session: Any,
+        session: Session,
         inputs: Mapping[str, Buffer],
         outputs: Mapping[str, Buffer],
     ) -> None:

@@ -1,5 +1,6 @@
 """Half-precision graphs rewritten so that a CPU shows their rounding."""
 
+import contextlib
 import json
 
 import ml_dtypes
@@ -11,11 +12,11 @@ import pytest
 from onnx import TensorProto, helper
 from support import demo_reference, eager
 
-from calib.graphs.emulate import emulate, emulated
+from calib.graphs.changed import ChangedGraphs
+from calib.graphs.emulate import emulate
 from calib.judge.assembly import check as check_of_a_build
-from engines import backends
+from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import WEIGHTS
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, CheckFailedError
 from engines.fidelity.checks import verify
@@ -34,8 +35,14 @@ WEIGHT = np.array([[1.37, -0.251, 3.07], [-2.11, 0.777, 0.0313]], np.float32)
 BIAS = np.array([0.123, 100.7, -0.377], np.float32)
 
 
-def running(bundle, form="stepwise"):
-    return Pipeline(bundle, backends.create("onnxruntime", threads=1), form=form)
+@contextlib.contextmanager
+def running(bundle, folder, form="stepwise"):
+    """A pipeline of the bundle whose graphs have their rounding emulated."""
+    with (
+        ChangedGraphs(bundle, emulated=True, beside=folder) as graphs,
+        Pipeline(bundle, OnnxRuntimeBackend(threads=1, sessions=graphs.open), form=form) as pipeline,
+    ):
+        yield pipeline
 
 
 def small_graph(precision):
@@ -150,14 +157,17 @@ def bf16():
     return Bundle.open(shared_bundle("tiny-bf16"))
 
 
-def test_an_emulated_bundle_has_float32_graphs_on_the_same_weights(bf16, tmp_path):
-    with emulated(bf16, tmp_path) as bundle:
-        assert bundle.precision == "fp32"
-        assert bundle.path.parent == tmp_path
-        assert (bundle.path / WEIGHTS).stat().st_size == (bf16.path / WEIGHTS).stat().st_size
-        for graph in bundle.graphs:
-            model = onnx.load(bundle.graph_path(graph), load_external_data=False)
-            for infos, values in zip(bundle.tensors(graph), (model.graph.input, model.graph.output), strict=True):
+def test_an_emulated_run_has_float32_graphs_on_the_same_weights(bf16, tmp_path):
+    with ChangedGraphs(bf16, emulated=True, beside=tmp_path) as graphs:
+        for graph in bf16.graphs:
+            files = []
+            runnable = graphs.open(graph, files.append)
+            (file,) = files
+            assert file.parent.parent == tmp_path
+            assert (file.parent / "weights.bin").samefile(bf16.path / "weights.bin")
+            model = onnx.load(file, load_external_data=False)
+            tensors = (runnable.inputs, runnable.outputs)
+            for infos, values in zip(tensors, (model.graph.input, model.graph.output), strict=True):
                 got = [(v.name, helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in values]
                 assert got == [(info.name, np.dtype(info.dtype)) for info in infos]
             types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
@@ -172,8 +182,11 @@ def test_an_emulated_bundle_has_float32_graphs_on_the_same_weights(bf16, tmp_pat
 
 
 def test_the_emulated_cache_is_on_the_grid(bf16, tmp_path):
-    with emulated(bf16, tmp_path) as bundle, backends.create("onnxruntime", threads=1) as backend:
-        engine = backend.open(bundle, "step")
+    with (
+        ChangedGraphs(bf16, emulated=True, beside=tmp_path) as graphs,
+        OnnxRuntimeBackend(threads=1, sessions=graphs.open) as backend,
+    ):
+        engine = backend.open(bf16, "step")
         varying = {"B": 1, "N": 1, "L": 1, "M": 4, "P": 0}
         rng = np.random.default_rng(0)
 
@@ -192,12 +205,18 @@ def test_the_emulated_cache_is_on_the_grid(bf16, tmp_path):
             np.testing.assert_array_equal(value, value.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
+def test_an_emulated_run_tells_what_it_is(bf16, tmp_path):
+    """The label stays true, and reports say that the graphs were not the bundle's own."""
+    with running(bf16, tmp_path) as pipeline:
+        assert pipeline.bundle.precision == "bf16"
+        assert pipeline.describe_runtime()["graphs"] == "changed"
+
+
 def test_both_forms_round_alike(bf16, tmp_path):
     results = []
-    with emulated(bf16, tmp_path) as bundle:
-        for form in bundle.forms:
-            with running(bundle, form) as pipeline:
-                results.append(pipeline.generate([0, 1, 2], seeds=7))
+    for form in bf16.forms:
+        with running(bf16, tmp_path, form) as pipeline:
+            results.append(pipeline.generate([0, 1, 2], seeds=7))
     stepwise, fused = results
     np.testing.assert_array_equal(stepwise.tokens, fused.tokens)
     assert psnr(stepwise.images, fused.images) > 50
@@ -211,7 +230,7 @@ def test_it_errs_as_pytorch_does_in_half_precision(precision, request, tmp_path)
     bundle = Bundle.open(request.getfixturevalue(f"demo_{precision}_bundle"))
     golden = bundle.golden
     (eagerly,) = eager(module)({"f_hat": golden["f_hat"]})
-    with emulated(bundle, tmp_path) as runnable, running(runnable) as pipeline:
+    with running(bundle, tmp_path) as pipeline:
         image = pipeline.decode_features(golden["f_hat"])
     assert psnr(image, golden["image"]) == pytest.approx(psnr(eagerly, golden["image"]), abs=0.5)  # 47.7; 41.9
     assert psnr(image, eagerly) > psnr(image, golden["image"]) + 6
@@ -234,9 +253,8 @@ def test_a_finished_bf16_bundle_holds_no_trace_of_the_check(bf16):
 
 
 def test_reports_judge_by_the_precision_that_is_emulated(bf16, tmp_path):
-    with emulated(bf16, tmp_path) as bundle, running(bundle) as pipeline:
-        report = verify(pipeline, bundle.golden, "bf16")
-        assert verify(pipeline, bundle.golden).precision == "fp32"
+    with running(bf16, tmp_path) as pipeline:
+        report = verify(pipeline, bf16.golden)
     assert report.precision == "bf16"
     assert report.passed, report.failures
     assert report.total.max_abs > 1e-4, "BF16 shows"

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from calib.calibration import Calibration
+from calib.graphs.changed import ChangedGraphs
 from calib.observe import collect as collecting
-from calib.observe.collect import FIRST_SEED, ObservingBackend, Requests, collect
+from calib.observe.collect import FIRST_SEED, Requests, collect
+from calib.observe.watching import watched
 from engines.backends.onnxruntime.runner import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
@@ -152,13 +154,22 @@ def test_watching_changes_no_token(tiny_fp32, tmp_path):
 
     wanted = {g: [v.input.name for v in find_layers(ir.load(tiny_fp32.graph_path(g)), g)] for g in ("step", "decode")}
     seen = []
-    shutil.copy(tiny_fp32.path / "weights.bin", tmp_path)
-    backend = ObservingBackend(tmp_path, wanted, lambda graph, scale, values: seen.append((graph, scale)), 1)
-    with Pipeline(tiny_fp32, backend, max_batch=4) as watched, Pipeline.load(tiny_fp32.path, threads=1) as plain:
+
+    def see(graph, scale, values):
+        assert set(values) == set(wanted[graph])
+        seen.append((graph, scale))
+
+    graphs = ChangedGraphs(tiny_fp32, beside=tmp_path)
+    backend = OnnxRuntimeBackend(threads=1, sessions=watched(graphs, wanted, tiny_fp32.config, see))
+    with (
+        graphs,
+        Pipeline(tiny_fp32, backend, max_batch=4) as watching,
+        Pipeline.load(tiny_fp32.path, threads=1) as plain,
+    ):
         # Guidance for some, twice: the second run takes the buffers of the first.
         for seed in (0, 7):
             options = {"seeds": seed, "cfg": [0.0, 3.0, 1.0]}
-            drawn, wanted_result = (pipeline.generate([0, 4, 2], **options) for pipeline in (watched, plain))
+            drawn, wanted_result = (pipeline.generate([0, 4, 2], **options) for pipeline in (watching, plain))
             np.testing.assert_array_equal(drawn.tokens, wanted_result.tokens)
             np.testing.assert_array_equal(drawn.images, wanted_result.images)
     scales = [("step", scale) for scale in range(tiny_fp32.config.num_scales)]

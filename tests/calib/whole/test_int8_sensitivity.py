@@ -154,7 +154,7 @@ def test_the_file_lies_beside_the_calibration(tmp_path):
 
 
 def test_nothing_is_left_behind(base, table):
-    assert not [file for file in base.path.parent.iterdir() if file.name.startswith(".variants")]
+    assert not [file for file in base.path.parent.iterdir() if file.name.startswith(".graphs")]
 
 
 def options(**bounds):
