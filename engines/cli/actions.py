@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
-from engines.cli.common import json_out, print_table, version
-from engines.cli.execute import Execution, show
+from engines.cli.common import json_out, print_table, show, tell, version
+from engines.cli.execute import Execution
 from engines.cli.outputs import Naming, Target, class_naming, resolve
 from engines.draw.request import check_tokens, make_request
 from engines.errors import UsageError
@@ -23,6 +23,7 @@ from engines.files.images import check_grid, load_square
 from engines.files.jobs import Item, Job, Made, Sink, hash_of, make_job
 from engines.files.npz import NpzRows
 from engines.files.pictures import Grid, Pictures
+from engines.spec.choices import ONNXRUNTIME
 from engines.spec.uniforms import uniforms
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def list_classes(options: Options) -> None:
         classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
         json_out({"bundle": bundle.name, "classes": classes, "unconditional": names.unconditional})
     elif bundle.labels is None:
-        show(f"{bundle.name} has the classes 0 to {names.num_classes - 1}, without labels", to_stdout=True)
+        show(f"{bundle.name} has the classes 0 to {names.num_classes - 1}, without labels")
     else:
         print_table([(index, names.label(index)) for index in range(names.num_classes)], ("class", "label"))
 
@@ -138,7 +139,7 @@ def open_bundle(options: Options) -> Bundle:
     if options.engine is not None:
         return Bundle.open(options.engine, verify=False)
     path, phrase = default_bundle()
-    show(f"using {phrase}")
+    tell(f"using {phrase}")
     return Bundle.open(path, verify=False)
 
 
@@ -160,12 +161,11 @@ def _computes_on(options: Options, bundle: Manifest) -> str:
     """What pixels may depend on beside the bundle: ONNX Runtime's provider, whose plans are run, or a server."""
     if options.url is not None:
         return "triton"
-    provider = options.provider.lower()
-    if options.backend == "onnxruntime" or provider != "cpu":
+    provider, backend = options.runtime.provider.lower(), options.runtime.backend
+    if backend == ONNXRUNTIME or provider != "cpu":
         return provider
-    if options.backend is None:
-        return bundle.plans[-1].name if bundle.plans else provider
-    return next((plans.name for plans in reversed(bundle.plans) if plans.built_on.target == options.backend), provider)
+    usable = [plans.name for plans in bundle.plans if backend in (None, plans.built_on.target)]
+    return usable[-1] if usable else provider
 
 
 def job_settings(options: Options, bundle: Manifest) -> dict[str, Any]:

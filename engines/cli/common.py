@@ -1,19 +1,29 @@
-"""What the commands share: one border for errors, tables, JSON, versions."""
+"""What the commands of `var-run` and `var-export` share: the border for errors, groups of options, tables, JSON.
+
+Nothing here imports more than click: `--help` must not wait for numpy.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from engines.errors import VarExportError
-from engines.spec.choices import PROVIDERS
+from engines.spec.choices import BACKENDS, PROVIDERS
 
+if TYPE_CHECKING:
+    from engines.backends import Backend
+    from engines.bundle.bundle import Bundle
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_INTERRUPTED = 130
-PROVIDER_HELP = f"Of ONNX Runtime: {', '.join(PROVIDERS)}."
+POSITIVE = click.IntRange(min=1)
 
 
 def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None], int]:
@@ -47,9 +57,129 @@ def command_line(context: click.Context) -> list[str]:
     return typed
 
 
+def option_group(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """A decorator that adds `options` to a command, which gets all their values as one object.
+
+    Args:
+        name: the keyword argument of the command that takes the object.
+        kind: a dataclass whose fields are called like the options' parameters.
+        options: decorators of `click.option`, in the order of the help text.
+
+    """
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_group(*args: Any, **values: Any) -> Any:
+            values[name] = kind(**{each: values.pop(each) for each in names})
+            return command(*args, **values)
+
+        decorated: Any = with_group
+        for option in reversed(options):
+            decorated = option(decorated)
+        result: Command = decorated
+        return result
+
+    return decorate
+
+
+def given(context: click.Context) -> dict[str, str]:
+    """What was typed, in the order of the help text: parameter names and how they are written, as `--top-k`."""
+    default = click.core.ParameterSource.DEFAULT
+    params = [(param.name or "", param) for param in context.command.params]
+    return {name: param.opts[0] for name, param in params if context.get_parameter_source(name) is not default}
+
+
+def refuse(context: click.Context, names: Iterable[str] | type[Any], why: str) -> None:
+    """Raise `click.UsageError` where one of some options was typed: `--seed needs --checkpoint`.
+
+    Args:
+        context: of the command.
+        names: parameters, or the dataclass of an `option_group`.
+        why: the rest of the sentence that begins with the option.
+
+    """
+    refused = [field.name for field in fields(names)] if isinstance(names, type) else list(names)
+    for name, flag in given(context).items():
+        if name in refused:
+            raise click.UsageError(f"{flag} {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What runs the engines of a bundle."""
+
+    threads: int | None
+    """Of ONNX Runtime's CPU operators; None: all physical cores."""
+    backend: str | None
+    """One of `engines.spec.choices.BACKENDS`; None: that of the bundle's plans, else ONNX Runtime."""
+    provider: str
+    """What ONNX Runtime computes on."""
+    device: int
+    """Which GPU."""
+
+    def open(self, bundle: Bundle) -> Backend:
+        """The backend for `bundle`, telling where its plans cannot run here. Raises `BackendError`."""
+        from engines import backends
+
+        return backends.for_bundle(
+            bundle, self.backend, provider=self.provider, threads=self.threads, device=self.device, tell=tell
+        )
+
+
+threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
+runtime_options = option_group(
+    "runtime",
+    Runtime,
+    threads_option,
+    click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
+    click.option("--provider", default="cpu", show_default=True, help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}."),
+    click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU."),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def version_option(program: str) -> Callable[[Command], Command]:
+    """`--version`, which prints it and ends the program."""
+
+    def show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and not context.resilient_parsing:
+            show(f"{program} {version()}")
+            context.exit()
+
+    return click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version."
+    )
+
+
 def one_line(error: object) -> str:
     """The message of an error without line breaks."""
     return " ".join(str(error or "").split())
+
+
+def show(line: str = "") -> None:
+    """Print a line of what was asked for, on stdout."""
+    click.echo(line)
+
+
+def tell(line: str) -> None:
+    """Print a remark on stderr, where it disturbs nothing that a script reads."""
+    click.echo(line, err=True)
+
+
+class Figure(float):
+    """A number that a table prints in a format of its own, and still aligns to the right."""
+
+    def __new__(cls, value: float, style: str) -> Figure:
+        """`style` is a format of Python, as `.2f`."""
+        figure = super().__new__(cls, value)
+        figure.style = style
+        return figure
+
+    style: str
+
+    def __str__(self) -> str:
+        return format(float(self), self.style)
 
 
 def print_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> None:
@@ -60,6 +190,13 @@ def print_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> Non
     for line in [list(headers), *cells]:
         columns = zip(line, widths, numeric, strict=True)
         click.echo("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in columns).rstrip())
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print a line `name:  value` for each fact, the values below one another."""
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        show(f"{name + ':':<{width}}{value}")
 
 
 def json_out(document: Mapping[str, Any]) -> None:

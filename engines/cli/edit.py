@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cli.actions import SAMPLING, job_settings, literal, names_of, open_bundle, sinks_of, target_of
-from engines.cli.execute import Execution, show
+from engines.cli.common import tell
+from engines.cli.execute import Execution
 from engines.cli.options import Options
 from engines.cli.outputs import Naming, class_naming
 from engines.draw.mask import Mask, check_area, kept_tokens
@@ -66,7 +67,7 @@ def edit(options: Options, path: Path) -> None:
 
     def sinks() -> tuple[list[Sink], list[Sequence[Path]]]:
         made = sinks_of(options, bundle, job, target, names, side)
-        show(f"{canvas.describe(path.name)}; {redrawn.sum()} of {redrawn.size} cells are redrawn")
+        tell(f"{canvas.describe(path.name)}; {redrawn.sum()} of {redrawn.size} cells are redrawn")
         return made
 
     execution = Execution(options, bundle, job, produce)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.bundle.bundle import Bundle
-from engines.cli.common import json_out, peak_memory, version
+from engines.cli.common import json_out, peak_memory, show, tell, version
 from engines.files.jobs import Item, Job, Made, Sink, run_job
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 SHOWN_FILES = 4
 PLAIN_PROGRESS_SECONDS = 10.0
-
-
-def show(message: str, *, to_stdout: bool = False) -> None:
-    """One line for people: on stderr unless it is what they asked for."""
-    click.echo(message, err=not to_stdout)
 
 
 class Execution:
@@ -65,16 +60,10 @@ class Execution:
             from engines.draw.pipeline import Pipeline
 
             start = time.perf_counter()
-            o = self._options
+            options = self._options
             assert isinstance(self._drawer, Bundle), "a server needs no engines here"
             self._pipeline = Pipeline.load(
-                self._drawer.path,
-                backend=o.backend,
-                provider=o.provider,
-                threads=o.threads,
-                device=o.device,
-                form=o.form,
-                max_batch=o.batch,
+                self._drawer.path, form=options.form, max_batch=options.batch, **vars(options.runtime)
             )
             self._runtime = self._pipeline.describe_runtime()
             self._load_seconds = time.perf_counter() - start
@@ -129,13 +118,13 @@ class Execution:
     def _summary(self, made: int) -> None:
         total = len(self._job.items)
         if not made:
-            show(f"nothing to make: all {total} images are there")
+            tell(f"nothing to make: all {total} images are there")
             return
         there = f", {total - made} were there" if made < total else ""
         each = f" ({self._total_seconds / made:.2f} s each)" if made > 1 else ""
         quality = f", PSNR {self.extra['psnr_db']:.1f} dB" if self.extra.get("psnr_db") else ""
         plural = "image" if made == 1 else "images"
-        show(f"{made} {plural} in {self._total_seconds:.2f} s{each}{there}{quality}")
+        tell(f"{made} {plural} in {self._total_seconds:.2f} s{each}{there}{quality}")
 
     def _document(self, files: Sequence[Path], made: int) -> dict[str, Any]:
         """What --json prints; seconds are sums over the images made now, null where they were not taken."""
@@ -144,7 +133,7 @@ class Execution:
             "files": [str(file) for file in files],
             "images": len(self._job.items),
             "images_made": made,
-            "settings": {**self._job.settings, "batch": self._options.batch, "threads": self._options.threads},
+            "settings": {**self._job.settings, "batch": self._options.batch, "threads": self._options.runtime.threads},
             "timings": {
                 "load_s": self._load_seconds,
                 "cond_s": taken.cond if taken else None,
@@ -170,9 +159,9 @@ def _list(files: Sequence[Path]) -> None:
     """Paths on stdout, the first few of many."""
     shown = files if len(files) <= SHOWN_FILES else files[: SHOWN_FILES - 1]
     for file in shown:
-        show(str(file), to_stdout=True)
+        show(str(file))
     if len(files) > len(shown):
-        show(f"... and {len(files) - len(shown)} more in {files[-1].parent}", to_stdout=True)
+        show(f"... and {len(files) - len(shown)} more in {files[-1].parent}")
 
 
 @contextmanager
@@ -195,6 +184,6 @@ def _plain_progress(total: int) -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last >= PLAIN_PROGRESS_SECONDS:
             last = time.monotonic()
-            show(f"{done} of {total} images")
+            tell(f"{done} of {total} images")
 
     return progress

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engines.cli.common import Runtime
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -39,9 +41,6 @@ class Options:
     fit: str
     composite: bool
     list_classes: bool
-    threads: int | None
-    provider: str
-    backend: str | None
-    device: int
+    runtime: Runtime
     as_json: bool
     overwrite: bool

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from engines.cli.common import PROVIDER_HELP, guarded, version
+from engines.cli.common import POSITIVE, given, guarded, runtime_options, version_option
 from engines.cli.options import Options
-from engines.spec.choices import BACKENDS, FITS, FORMS
+from engines.spec.choices import FITS, FORMS
 
 _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
@@ -40,14 +40,7 @@ Examples:
 """
 
 
-def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        click.echo(f"var-run {version()}")
-        context.exit()
-
-
 _PATH = click.Path(path_type=Path)
-_POSITIVE = click.IntRange(min=1)
 
 
 @click.command(
@@ -67,7 +60,7 @@ _POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="Seed of the first image; image k has SEED + k.",
 )
-@click.option("--count", type=_POSITIVE, default=1, show_default=True, help="Images per class.")
+@click.option("--count", type=POSITIVE, default=1, show_default=True, help="Images per class.")
 @click.option("--cfg", type=float, help="Guidance; 0 is none, and half the work.")
 @click.option("--top-k", type=int, help="Draw each token from its K likeliest.")
 @click.option("--top-p", type=float, help="Draw each token from the likeliest that sum to P.")
@@ -81,7 +74,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @click.option("--url", metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
 @click.option("--form", type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
-@click.option("--batch", type=_POSITIVE, default=8, show_default=True, help="Images at once, at most.")
+@click.option("--batch", type=POSITIVE, default=8, show_default=True, help="Images at once, at most.")
 @click.option(
     "--out",
     metavar="PATH",
@@ -121,17 +114,12 @@ _POSITIVE = click.IntRange(min=1)
     help="Lay what was redrawn over the original, or write the model's square as it is. [default: composite]",
 )
 @click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
-@click.option("--threads", type=_POSITIVE, help="CPU threads. [default: all physical cores]")
-@click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
-@click.option("--provider", default="cpu", show_default=True, help=PROVIDER_HELP)
-@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU.")
+@runtime_options
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout: files, timings, memory, versions, settings."
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing files, and another job's images in the same folder.")
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
-)
+@version_option("var-run")
 @click.pass_context
 def run(context: click.Context, /, **values: Any) -> None:
     """Make images with a VAR bundle.
@@ -159,9 +147,8 @@ def run(context: click.Context, /, **values: Any) -> None:
 
 def _check_conflicts(context: click.Context) -> None:
     """Raise `click.UsageError` unless the given options make sense together."""
-    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    given = {name for name in flags if name and context.get_parameter_source(name) is not _DEFAULT}
-    modes = [name for name in _MODES if name in given]
+    flags = given(context)
+    modes = [name for name in _MODES if name in flags]
     if "edit" in modes and "classes" in modes:
         modes.remove("classes")  # what to draw there
     if not modes:
@@ -172,20 +159,18 @@ def _check_conflicts(context: click.Context) -> None:
         raise click.UsageError(f"{flags[modes[0]]} and {flags[modes[1]]} cannot be combined")
     for name, others in _CONFLICTS:
         for other in others:
-            if name in given and other in given:
+            if name in flags and other in flags:
                 raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
-    stray = [flags[name] for name in _EDITING if name in given and "edit" not in given]
+    stray = [flags[name] for name in _EDITING if name in flags and "edit" not in flags]
     if stray:
         raise click.UsageError(f"{stray[0]} is about a picture to edit: name it with --edit IMAGE")
-    if "edit" in given and not given.intersection(_AREA):
+    if "edit" in flags and not flags.keys() & set(_AREA):
         raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
-    stray = [flags[name] for name in ("box_class", "box_score") if name in given and "boxes" not in given]
+    stray = [flags[name] for name in ("box_class", "box_score") if name in flags and "boxes" not in flags]
     if stray:
         raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
-    if "preview" in given and context.params["form"] == "fused":
+    if "preview" in flags and context.params["form"] == "fused":
         raise click.UsageError("--preview needs the scales one by one: leave --form fused out")
 
-
-_DEFAULT = click.core.ParameterSource.DEFAULT
 
 main = guarded(run, "var-run")

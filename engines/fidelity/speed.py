@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import Timings
+from engines.machine import Machine
+from engines.progress import Progress, silent
+from engines.words import guidance
 
 Draw = Callable[[int, int], NDArray[np.int64]]
 """Class and seed -> tokens (T,): one image, all the way to its pixels."""
-Progress = Callable[[str], None]
+RANDOM = "random"  # weights of the same shapes as a bundle's, where no checkpoint is at hand
 
 CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at batch 8 takes a minute a run
 MIN_RUNS = 2
@@ -91,6 +94,24 @@ class Comparison:
         return asdict(self) | {"ratio": asdict(self.ratio)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Everything that was measured of one bundle on one machine."""
+
+    machine: Machine
+    threads: int
+    runtime: dict[str, Any]
+    """What ran the engines, as `Pipeline.describe_runtime` tells."""
+    load_seconds: float
+    cases: list[Case]
+    peak_memory: int
+    """Bytes that the process held at most, before a reference was loaded."""
+    comparison: Comparison | None = None
+    reference: str | None = None
+    """Weights of the PyTorch reference in `comparison`: a checkpoint, or `RANDOM`."""
+    torch_version: str | None = None
+
+
 class Bench:
     """Times a pipeline whose `max_batch` holds every batch size that is asked for.
 
@@ -101,7 +122,7 @@ class Bench:
 
     """
 
-    def __init__(self, pipeline: Pipeline, *, warmup: int = 1, progress: Progress = lambda line: None) -> None:
+    def __init__(self, pipeline: Pipeline, *, warmup: int = 1, progress: Progress = silent) -> None:
         self._pipeline, self._warmup, self._progress = pipeline, warmup, progress
         self._drawn = 0
 
@@ -117,7 +138,7 @@ class Bench:
         cases = []
         for batch in batches:
             for cfg in cfgs:
-                self._progress(f"batch {batch}, {'guidance ' + format(cfg, 'g') if cfg else 'no guidance'}")
+                self._progress(f"batch {batch}, {guidance(cfg)}")
                 for _ in range(self._warmup):
                     self._run(batch, cfg)
                 limit = None if batch == batches[0] else CASE_SECONDS

@@ -8,51 +8,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import command_line, json_out, peak_memory, print_table
-from engines.spec.choices import FORMS
-from var_export.cli.common import (
-    CHECKPOINT,
-    PAGE_SUFFIXES,
+from engines.cli.common import (
     POSITIVE,
     Figure,
-    bundle_argument,
-    check_report,
-    html_option,
+    Runtime,
+    command_line,
     json_option,
-    mebibytes,
-    needs_export_packages,
-    open_bundle,
+    json_out,
+    peak_memory,
+    print_facts,
+    print_table,
     runtime_options,
     show,
-    show_written,
-    threads_option,
+)
+from engines.spec.choices import FORMS
+from engines.words import counted, guidance, mebibytes
+from var_export.cli.common import (
+    CHECKPOINT,
+    bundle_argument,
+    html_option,
+    needs_export_packages,
+    open_bundle,
+    sizes_option,
+    tell_page,
     torch_threads,
 )
-from var_export.cli.progress import Progress
+from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
-    from engines.fidelity.speed import Case, Comparison, Draw, Spread
-    from engines.machine import Machine
-
-RANDOM = "random"
-
-
-def _batches(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(dict.fromkeys(int(part) for part in value.split(",")))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise click.BadParameter(f"{value!r} is no list of batch sizes such as 1,2,4,8", param=parameter)
-    return sizes
+    from engines.fidelity.speed import Case, Draw, Measured, Spread
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """The options of `var-export bench`, parsed."""
+    """What `var-export bench` is to measure."""
 
-    bundle: Path | None
     batch: tuple[int, ...]
     runs: int
     warmup: int
@@ -60,32 +51,11 @@ class BenchOptions:
     form: str | None
     reference: str | None
     vae: str | None
-    threads: int | None
-    backend: str | None
-    provider: str
-    device: int
-    html: Path | None
-    as_json: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Everything that the command reports."""
-
-    machine: Machine
-    threads: int
-    runtime: dict[str, Any]
-    load_seconds: float
-    cases: list[Case]
-    peak_memory: int
-    """Bytes, of the engines alone."""
-    comparison: Comparison | None
-    torch_version: str | None
 
 
 @click.command(short_help="Measure latency, throughput and memory.")
 @bundle_argument
-@click.option("--batch", default="1,2,4,8", show_default=True, callback=_batches, help="Images at once, to compare.")
+@sizes_option("1,2,4,8", "Images at once, to compare.")
 @click.option("--runs", "--images", type=POSITIVE, default=5, show_default=True, help="Timed runs of each case.")
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before, not counted.")
 @click.option("--cfg", type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]")
@@ -97,12 +67,13 @@ class Measured:
     help="Race PyTorch (eager, FP32, same threads) in turns with the engine; random: weights of the same shapes.",
 )
 @click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
-@threads_option
 @runtime_options
 @html_option
 @json_option
 @click.pass_context
-def bench(context: click.Context, /, **values: Any) -> None:
+def bench(
+    context: click.Context, /, bundle: Path | None, runtime: Runtime, html: Path | None, as_json: bool, **values: Any
+) -> None:
     """Measure latency per scale, throughput over batch sizes, and memory.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo. Close other programs: the figures are
@@ -111,41 +82,29 @@ def bench(context: click.Context, /, **values: Any) -> None:
     options = BenchOptions(**values)
     if options.vae and options.reference is None:
         raise click.UsageError("--vae needs --reference")
-    if options.html is not None:
-        check_report("--html", options.html, PAGE_SUFFIXES)
-    bundle = open_bundle(options.bundle)
-    with Progress() as progress:
-        measured = _measure(options, bundle, progress)
-    if options.as_json:
-        json_out(_document(options, bundle, measured))
+    opened = open_bundle(bundle)
+    with StageClock() as progress:
+        measured = _measure(options, runtime, opened, progress)
+    if as_json:
+        json_out(_document(options, opened, measured))
     else:
-        _print(options, bundle, measured)
-    if options.html is not None:
+        _print(opened, measured)
+    if html is not None:
         from var_export.report.bench import write_bench
 
-        size = write_bench(options.html, bundle, measured, reference=options.reference, command=command_line(context))
-        show_written(options.html, size)
+        tell_page(html, write_bench(html, opened, measured, command_line(context)))
 
 
-def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measured:
-    from engines import backends
+def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: StageClock) -> Measured:
     from engines.draw.pipeline import Pipeline
-    from engines.fidelity.speed import Bench
+    from engines.fidelity.speed import Bench, Measured
     from engines.machine import machine
 
     here = machine()
-    threads = options.threads or here.physical_cores
+    threads = runtime.threads or here.physical_cores
     progress(f"loading {bundle.path}")
     before = progress.seconds
-    backend = backends.for_bundle(
-        bundle,
-        options.backend,
-        provider=options.provider,
-        threads=options.threads,
-        device=options.device,
-        tell=show,
-    )
-    with Pipeline(bundle, backend, form=options.form, max_batch=max(options.batch)) as pipeline:
+    with Pipeline(bundle, runtime.open(bundle), form=options.form, max_batch=max(options.batch)) as pipeline:
         load_seconds = progress.seconds - before
         strength = bundle.sampling.cfg if options.cfg is None else options.cfg
         cfgs = (strength,) if options.cfg is not None or strength == 0 else (strength, 0.0)
@@ -154,58 +113,61 @@ def _measure(options: BenchOptions, bundle: Bundle, progress: Progress) -> Measu
         peak = peak_memory()
         comparison, torch_version = None, None
         if options.reference is not None:
-            draw, torch_version = _reference(options, bundle, strength, progress)
+            draw, torch_version = _reference(options.reference, options.vae, bundle, strength, progress)
             with torch_threads(threads):
                 comparison = timer.compare(draw, cfg=strength, pairs=options.runs)
-        runtime = pipeline.describe_runtime() | {"threads": threads}
+        ran_by = pipeline.describe_runtime() | {"threads": threads}
     return Measured(
         machine=here,
         threads=threads,
-        runtime=runtime,
+        runtime=ran_by,
         load_seconds=load_seconds,
         cases=cases,
         peak_memory=peak,
         comparison=comparison,
+        reference=options.reference,
         torch_version=torch_version,
     )
 
 
-def _reference(options: BenchOptions, bundle: Bundle, cfg: float, progress: Progress) -> tuple[Draw, str]:
+def _reference(weights: str, vae: str | None, bundle: Bundle, cfg: float, progress: StageClock) -> tuple[Draw, str]:
+    """What draws an image with the PyTorch reference, and the version of PyTorch."""
     progress("loading the PyTorch reference")
     with needs_export_packages("--reference"):
         import torch
 
         from var_export import live
         from var_export.model.reference import Reference
-    assert options.reference is not None
-    if options.reference == RANDOM:
+    from engines.fidelity.speed import RANDOM
+
+    if weights == RANDOM:
         reference = Reference.random(bundle.config)
     else:
-        reference = live.make_reference(live.checkpoint_for(bundle, options.reference, vae=options.vae))
+        reference = live.make_reference(live.checkpoint_for(bundle, weights, vae=vae))
     return live.draw_with(reference, bundle, cfg=cfg), torch.__version__
 
 
-def _print(options: BenchOptions, bundle: Bundle, measured: Measured) -> None:
+def _print(bundle: Bundle, measured: Measured) -> None:
     first, runtime = measured.cases[0], measured.runtime
-    show(f"machine:  {measured.machine}, load {measured.machine.load:.1f} before", to_stdout=True)
-    show(f"bundle:   {bundle.path}: {bundle.name}, {bundle.precision}, {runtime['form']}", to_stdout=True)
-    show(
-        f"runtime:  {runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}, {_on(measured)}, "
-        f"loaded in {measured.load_seconds:.1f} s",
-        to_stdout=True,
+    print_facts(
+        {
+            "machine": f"{measured.machine}, load {measured.machine.load:.1f} before",
+            "bundle": f"{bundle.path}: {bundle.name}, {bundle.precision}, {runtime['form']}",
+            "runtime": f"{runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}, "
+            f"{runtime.get('gpu') or counted(measured.threads, 'thread')}, loaded in {measured.load_seconds:.1f} s",
+            "sampling": bundle.sampling.fitted(bundle.max_top_k).describe(),
+        }
     )
-    show(f"sampling: {bundle.sampling.fitted(bundle.max_top_k).describe()}", to_stdout=True)
-    show(f"\nlatency in ms, batch {first.batch}, {_guidance(first.cfg)}, {first.runs} runs", to_stdout=True)
+    show(f"\nlatency in ms, batch {first.batch}, {guidance(first.cfg)}, {first.runs} runs")
     print_table(_latency(bundle, first), ("", "p50", "p90", "p99", "min"))
-    show("\nthroughput", to_stdout=True)
+    show("\nthroughput")
     rows = [
-        (c.batch, _guidance(c.cfg), c.runs, Figure(1e3 * c.total.p50, ".1f"), Figure(c.images_per_second, ".2f"))
+        (c.batch, guidance(c.cfg), c.runs, Figure(1e3 * c.total.p50, ".1f"), Figure(c.images_per_second, ".2f"))
         for c in measured.cases
     ]
     print_table(rows, ("batch", "guidance", "runs", "ms p50", "images/s"))
-    show(f"\npeak memory: {mebibytes(measured.peak_memory)}", to_stdout=True)
-    if measured.comparison is not None:
-        _print_comparison(options, measured, measured.comparison, first.cfg)
+    show(f"\npeak memory: {mebibytes(measured.peak_memory)}")
+    _print_comparison(measured)
 
 
 def _latency(bundle: Bundle, case: Case) -> list[tuple[object, ...]]:
@@ -225,37 +187,24 @@ def _latency(bundle: Bundle, case: Case) -> list[tuple[object, ...]]:
     ]
 
 
-def _print_comparison(options: BenchOptions, measured: Measured, race: Comparison, cfg: float) -> None:
+def _print_comparison(measured: Measured) -> None:
+    from engines.fidelity.speed import RANDOM
+
+    race, weights = measured.comparison, measured.reference
+    if race is None:
+        return
     ratio = race.ratio
     show(
-        f"\nagainst PyTorch {measured.torch_version} (eager FP32, {options.reference}), batch 1, {_guidance(cfg)}, "
-        f"{_threads(measured)}, {len(race.ratios)} pairs in turns",
-        to_stdout=True,
+        f"\nagainst PyTorch {measured.torch_version} (eager FP32, {weights}), batch 1, "
+        f"{guidance(measured.cases[0].cfg)}, {counted(measured.threads, 'thread')}, {len(race.ratios)} pairs in turns"
     )
     rows = [
         (name, *(Figure(1e3 * value, ".1f") for value in (spread.p50, spread.min, spread.max)))
         for name, spread in (("PyTorch", race.reference), ("engine", race.engine))
     ]
     print_table(rows, ("", "ms p50", "min", "max"))
-    alike = "" if options.reference == RANDOM else f"; {race.tokens_alike:.2%} of the tokens alike"
-    show(
-        f"the engine takes {ratio.p50:.2f} of PyTorch's time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}",
-        to_stdout=True,
-    )
-
-
-def _on(measured: Measured) -> str:
-    """The GPU, or how many threads of the CPU."""
-    gpu = measured.runtime.get("gpu")
-    return str(gpu) if gpu else _threads(measured)
-
-
-def _threads(measured: Measured) -> str:
-    return f"{measured.threads} thread{'s' if measured.threads > 1 else ''}"
-
-
-def _guidance(cfg: float) -> str:
-    return f"guidance {cfg:g}" if cfg else "no guidance"
+    alike = "" if weights == RANDOM else f"; {race.tokens_alike:.2%} of the tokens alike"
+    show(f"the engine takes {ratio.p50:.2f} of PyTorch's time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}")
 
 
 def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict[str, Any]:
@@ -280,5 +229,5 @@ def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict
         "peak_memory_bytes": measured.peak_memory,
         "reference": None
         if race is None
-        else {"weights": options.reference, "torch": measured.torch_version, **race.to_dict()},
+        else {"weights": measured.reference, "torch": measured.torch_version, **race.to_dict()},
     }

@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out
+from engines.cli.common import POSITIVE, json_option, json_out, refuse, show, threads_option
+from engines.cli.interrupts import Interrupts
 from engines.errors import UsageError
 from engines.spec.choices import (
     BACKENDS,
     BUNDLE_FORMS,
     DEFAULT_MAX_TOP_K,
     INT8,
-    ONNXRUNTIME,
     PLAN_TARGETS,
     PRECISIONS,
     STEPWISE,
 )
+from engines.words import mebibytes
 from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
-    POSITIVE,
+    checkpoint_options,
     is_bundle,
-    json_option,
-    mebibytes,
     needs_export_packages,
     quality,
-    set_option,
-    show,
-    threads_option,
-    torch_threads,
 )
-from var_export.cli.int8 import Wishes, int8_options, quantized, take_int8_values
-from var_export.cli.progress import Progress
-from var_export.cli.tensorrt import (
-    make_plans,
-    parse_plan_options,
-    plan_options,
-    plans_document,
-    print_plans,
-    refuse_plan_options,
-    take_plan_values,
+from var_export.cli.int8 import (
+    CalibrationOptions,
+    LayerOptions,
+    calibration_options,
+    int8_options,
+    layer_options,
 )
+from var_export.cli.make_bundle import BuildOptions, BundleWork
+from var_export.cli.progress import StageClock
+from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans, plans_document, print_plans
 
 if TYPE_CHECKING:
     from calib.judge.assembly import Built
+    from calib.rewrite.graphs_of_bundle import Int8Options
     from engines.bundle.bundle import Bundle
     from engines.fidelity.reports import FusedReport, Report
 
 EXAMPLE_CLASS = 88
-BUNDLES = Path("bundles")
 _OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth")
 _OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _EPILOG = """\b
 Examples:
@@ -74,28 +61,6 @@ Examples:
   var-export build bundles/var-d16-256-fp16 --target tensorrt
   var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """The options of `var-export build`, parsed."""
-
-    checkpoint: str | None
-    precision: str
-    target: str
-    form: str
-    vae: str | None
-    config: str | None
-    overrides: dict[str, str]
-    labels: str | None
-    default_cfg: float | None
-    name: str | None
-    out: Path | None
-    max_top_k: int
-    smooth: bool
-    threads: int | None
-    force: bool
-    as_json: bool
 
 
 @click.command(epilog=_EPILOG, short_help="Build a bundle from a VAR checkpoint.")
@@ -111,9 +76,11 @@ class BuildOptions:
     show_default=True,
     help="Scale by scale (previews, editing), or class to image in one graph.",
 )
-@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE. [default: in CHECKPOINT, or beside it]")
-@click.option("--config", type=CHECKPOINT, metavar="FILE", help="A config.json. [default: the one beside CHECKPOINT]")
-@set_option("What no tensor says, such as vae.quant_resi=0.5; repeatable.")
+@checkpoint_options(
+    "The VQ-VAE. [default: in CHECKPOINT, or beside it]",
+    "A config.json. [default: the one beside CHECKPOINT]",
+    "What no tensor says, such as vae.quant_resi=0.5; repeatable.",
+)
 @click.option("--labels", type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")
 @click.option(
     "--default-cfg",
@@ -131,14 +98,24 @@ class BuildOptions:
     help="Largest top-k that can be asked for.",
 )
 @click.option("--smooth", is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
-@int8_options
-@plan_options
+@layer_options
+@calibration_options
+@builder_options
 @click.option("--no-plans", is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
 @threads_option
 @click.option("--force", is_flag=True, help="Replace a bundle that was made from something else.")
 @json_option
 @click.pass_context
-def build(context: click.Context, /, **values: Any) -> None:
+def build(
+    context: click.Context,
+    /,
+    layers: LayerOptions,
+    calibrating: CalibrationOptions,
+    builder: BuilderOptions,
+    no_plans: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
     """Build a bundle from a VAR checkpoint (a file, a folder, or hf://OWNER/REPO/FILE), or plans from a bundle.
 
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
@@ -146,188 +123,89 @@ def build(context: click.Context, /, **values: Any) -> None:
     tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
     --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA), which is built first where none is given.
     """
-    device, plan_values, no_plans = values["device"], take_plan_values(values), values.pop("no_plans")
-    wishes = take_int8_values(context, values, values["target"])
     options = BuildOptions(**values)
-    plans = parse_plan_options(options.target, plan_values) if options.target in PLAN_TARGETS else None
+    int8 = _int8(context, options, layers, calibrating)
+    plans = builder.checked(options.target) if options.target in PLAN_TARGETS else None
     if plans is None:
-        refuse_plan_options(context, options.target)
-    bundle = _given_bundle(context, options, wishes, no_plans)
+        refuse(context, BuilderOptions, f"needs --target {' or '.join(PLAN_TARGETS)}, not {options.target}")
+    bundle = _given_bundle(context, options, int8 is not None, no_plans)
     built: Built | None = None
-    with Progress() as progress, _Interrupts() as interrupts:
-        if bundle is None or wishes is not None:
-            if wishes is None:
-                built = _build(options, progress, interrupts)
-            else:
-                built = _build_int8(options, wishes, bundle, progress, interrupts)
-            bundle = built.bundle.path
-        if no_plans:
-            plans = None
+    with StageClock() as progress, Interrupts() as interrupts:
+        work = BundleWork(options, progress, interrupts)
+        if int8 is not None:
+            built = work.build_int8(context, int8, calibrating, bundle)
+        elif bundle is None:
+            built = work.build_float()
+        path = bundle if built is None else built.bundle.path
+        assert path is not None
         seconds = progress.seconds
-        if plans is not None:
-            interrupts.message = f"interrupted: {bundle} is as it was"
-            made = make_plans(bundle, options.target, plans, device, progress)
+        made = None
+        if plans is not None and not no_plans:
+            interrupts.message = f"interrupted: {path} is as it was"
+            made = make_plans(path, options.target, plans, builder.device, progress)
             if built is not None:
-                built = replace(built, bundle=_opened(bundle))
-    if options.as_json:
-        document = {"path": str(bundle)} if built is None else _document(built, seconds)
-        json_out(document if plans is None else document | {"plans": plans_document(*made)})
+                built = replace(built, bundle=_opened(path))
+    if as_json:
+        document = {"path": str(path)} if built is None else _document(built, seconds)
+        json_out(document if made is None else document | {"plans": plans_document(*made)})
         return
     if built is not None:
         _summary(built, seconds)
-    if plans is not None:
+    if made is not None:
         print_plans(*made)
         if built is None:
-            show(f"next: {_next_command(_opened(bundle))}", to_stdout=True)
+            show(f"next: {_next_command(_opened(path))}")
 
 
-def _opened(path: str | Path, *, verify: bool = False) -> Bundle:
+def _int8(
+    context: click.Context, options: BuildOptions, layers: LayerOptions, calibrating: CalibrationOptions
+) -> Int8Options | None:
+    """What is quantised, and how; None for another precision. Raises `UsageError`."""
+    if options.precision != INT8:
+        for group in (LayerOptions, CalibrationOptions):
+            refuse(context, group, "needs --precision int8")
+        return None
+    with needs_export_packages("quantising", INT8 if is_bundle(options.checkpoint) else "export"):
+        return int8_options(context, calibrating, options.target, layers, options.form)
+
+
+def _opened(path: str | Path) -> Bundle:
     from engines.bundle.bundle import Bundle
 
-    return Bundle.open(path, verify=verify)
+    return Bundle.open(path, verify=False)
 
 
-def _given_bundle(context: click.Context, options: BuildOptions, wishes: Wishes | None, no_plans: bool) -> Path | None:
+def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool, no_plans: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
     if options.checkpoint is None or not is_bundle(options.checkpoint):
         return None
     bundle = _opened(options.checkpoint)
-    if options.target not in PLAN_TARGETS and wishes is None:
-        runs = "" if _is_for_gpus(bundle) else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
+    if options.target not in PLAN_TARGETS and not quantised:
+        runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
         raise UsageError(
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
         )
-    if no_plans and wishes is None:
+    if no_plans and not quantised:
         raise UsageError(
             f"{options.checkpoint} is a bundle already: --no-plans leaves nothing to build; copy it as it is"
         )
-    default = click.core.ParameterSource.DEFAULT
-    refused = _OF_CHECKPOINTS if wishes is not None else (*_OF_CHECKPOINTS, *_OF_BUILDS)
-    for parameter in context.command.params:
-        if parameter.name in refused and context.get_parameter_source(parameter.name) is not default:
-            raise UsageError(f"{parameter.opts[0]} is for checkpoints; {options.checkpoint} is a bundle")
+    refused = _OF_CHECKPOINTS if quantised else (*_OF_CHECKPOINTS, *_OF_BUILDS)
+    refuse(context, refused, f"is for checkpoints; {options.checkpoint} is a bundle")
     return bundle.path
-
-
-def _build(options: BuildOptions, progress: Progress, interrupts: _Interrupts, folder: Path = BUNDLES) -> Built:
-    def stage(line: str) -> None:
-        interrupts.check(holding=line.startswith("graph:"))
-        progress(line)
-
-    progress("loading PyTorch")
-    with needs_export_packages("building"):
-        from var_export.build import Options, build
-        from var_export.live import DEMO, open_checkpoint
-    from engines import backends
-
-    backends.create("onnxruntime", threads=options.threads).close()  # what is missing shows now, not in minutes
-    stage("reading the checkpoint")
-    checkpoint = open_checkpoint(
-        options.checkpoint or DEMO,
-        vae=options.vae,
-        config=options.config,
-        overrides=options.overrides,
-        labels=options.labels,
-        default_cfg=options.default_cfg,
-        name=options.name,
-    )
-    out = options.out or folder / f"{checkpoint.config.name}-{options.precision}{_suffix(options.form, options.smooth)}"
-    interrupts.message = f"interrupted: nothing half-written is left at {out}"
-    settings = Options(
-        precision=options.precision, form=options.form, max_top_k=options.max_top_k, smooth=options.smooth
-    )
-    with _disk_errors(out), torch_threads(options.threads):
-        return build(
-            checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
-        )
-
-
-def _build_int8(
-    options: BuildOptions, wishes: Wishes, given: Path | None, progress: Progress, interrupts: _Interrupts
-) -> Built:
-    """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
-    precision = wishes.options.base_precision
-    if given is None:
-        folder = options.out.parent if options.out is not None else BUNDLES
-        plain = replace(options, precision=precision, form=STEPWISE, out=None)  # which calibration draws with
-        given = _build(plain, progress, interrupts, folder).bundle.path
-    base = _opened(given, verify=True)
-    target = "" if wishes.options.target == ONNXRUNTIME else f"-{wishes.options.target}"
-    out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
-    interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
-    with _disk_errors(out):
-        return quantized(base, out, wishes, force=options.force, threads=options.threads, progress=progress)
-
-
-def _suffix(form: str, smooth: bool) -> str:
-    """Of a bundle's default name."""
-    return ("" if form == STEPWISE else f"-{form}") + ("-smooth" if smooth else "")
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
-
-
-class _Interrupts:
-    """Turns SIGINT and SIGTERM into one KeyboardInterrupt that says what is left.
-
-    Python drops an exception that is raised inside of a destructor or a callback from C; the next stage
-    raises it again. While a graph is traced it waits for that stage: PyTorch's dispatcher calls Python from C++ then,
-    and aborts the process on an exception.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.message = "interrupted: nothing was written"
-        self._seen = self._holding = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def check(self, *, holding: bool = False) -> None:
-        """Raise where a signal came. `holding`: what comes until the next call is raised there."""
-        if self._seen:
-            raise KeyboardInterrupt(self.message)
-        self._holding = holding
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if value is not None and self._seen:
-            raise KeyboardInterrupt(self.message) from None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self._seen = self._seen, True
-        if self._holding and not again:
-            show("interrupted: stopping after this graph")
-        elif not again:  # a second one must not break the cleaning up
-            raise KeyboardInterrupt(self.message)
 
 
 def _summary(built: Built, seconds: float) -> None:
     bundle = built.bundle
     size = mebibytes(sum(entry.size for entry in bundle.files.values()))
     if built.reused:
-        show(f"up to date: {bundle.path} ({size})", to_stdout=True)
+        show(f"up to date: {bundle.path} ({size})")
     else:
-        show(f"{bundle.path} ({size}, built in {seconds:.1f} s)", to_stdout=True)
-    how = ", rounding emulated" if _is_for_gpus(bundle) else ""
+        show(f"{bundle.path} ({size}, built in {seconds:.1f} s)")
+    how = ", rounding emulated" if bundle.for_gpus else ""
     for form, report in built.reports.items():
-        show(f"check of the {form} form against PyTorch{how}: passed; {_figures(report)}", to_stdout=True)
-    show(f"next: {_next_command(bundle)}", to_stdout=True)
+        show(f"check of the {form} form against PyTorch{how}: passed; {_figures(report)}")
+    show(f"next: {_next_command(bundle)}")
 
 
 def _figures(report: Report | FusedReport) -> str:
@@ -344,13 +222,9 @@ def _figures(report: Report | FusedReport) -> str:
     )
 
 
-def _is_for_gpus(bundle: Bundle) -> bool:
-    return bundle.for_gpus
-
-
 def _next_command(bundle: Bundle) -> str:
     path = shlex.quote(str(bundle.path))
-    if _is_for_gpus(bundle) and not bundle.plans:
+    if bundle.for_gpus and not bundle.plans:
         return f"var-export build {path} --target {PLAN_TARGETS[0]}"
     example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
     return f"var-run --engine {path} --class {example}"

@@ -1,4 +1,4 @@
-"""What the commands of `var-export` share beyond `engines.cli.common`: argument types and small formats.
+"""What the commands of `var-export` share beyond `engines.cli.common`: checkpoints, bundles, reports, PyTorch.
 
 Nothing here imports more than click: `--help` must not wait for numpy or torch.
 """
@@ -10,19 +10,18 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli.common import PROVIDER_HELP
+from engines.cli.common import Command, option_group, tell
 from engines.errors import BackendError, UsageError
-from engines.spec.choices import BACKENDS
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
 PAGE_SUFFIXES = (".html", ".htm")
 REPORT_PACKAGES = ("matplotlib", "jinja2")
@@ -30,34 +29,28 @@ REPORT_PACKAGES = ("matplotlib", "jinja2")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 # Plain strings: a Path would squeeze the slashes of hf://owner/repo.
 CHECKPOINT = click.Path(path_type=str)
-POSITIVE = click.IntRange(min=1)
 
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-html_option = click.option(
-    "--html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write a page too: one .html file with pictures and charts, for any browser.",
-)
-threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
-_RUNTIME_OPTIONS = (
-    click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
-    click.option("--provider", default="cpu", show_default=True, help=PROVIDER_HELP),
-    click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU."),
-)
 
 
-def runtime_options(command: Command) -> Command:
-    """`--backend`, `--provider` and `--device`: what runs the engines."""
-    for option in reversed(_RUNTIME_OPTIONS):
-        command = option(command)
-    return command
+@dataclass(frozen=True, kw_only=True)
+class CheckpointParts:
+    """Where the parts of a checkpoint are that its own file lacks: arguments of `load_checkpoint`."""
+
+    vae: str | None
+    config: str | None
+    overrides: dict[str, str]
 
 
-def set_option(help_text: str) -> Callable[[Command], Command]:
-    """`--set KEY=VALUE`, repeatable; arrives as a dictionary called `overrides`."""
-    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help_text)
+def checkpoint_options(vae: str, config: str, overrides: str = "As for build.") -> Callable[[Command], Command]:
+    """`--vae`, `--config` and `--set` with these help texts, which a command gets as `parts`."""
+    return option_group(
+        "parts",
+        CheckpointParts,
+        click.option("--vae", type=CHECKPOINT, metavar="FILE", help=vae),
+        click.option("--config", type=CHECKPOINT, metavar="FILE", help=config),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=overrides),
+    )
 
 
 def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -70,9 +63,17 @@ def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) 
     return pairs
 
 
-def show(message: str = "", *, to_stdout: bool = False) -> None:
-    """A line for people: on stderr unless it is what they asked for."""
-    click.echo(message, err=not to_stdout)
+def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:
+    """`--batch` as a list of sizes with commas."""
+
+    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+        parts = [part.strip() for part in value.split(",")]
+        sizes = tuple(dict.fromkeys(int(part) for part in parts if part.isdecimal()))
+        if not all(part.isdecimal() for part in parts) or min(sizes) < 1:
+            raise click.BadParameter(f"{value!r} is no list of batch sizes such as {default}", param=parameter)
+        return sizes
+
+    return click.option("--batch", default=default, show_default=True, metavar="N,M", callback=parse, help=help_text)
 
 
 def is_bundle(path: str | None) -> bool:
@@ -86,7 +87,7 @@ def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
 
     if path is None:
         path, phrase = default_bundle()
-        show(f"using {phrase}")
+        tell(f"using {phrase}")
     return Bundle.open(path, verify=verify)
 
 
@@ -103,34 +104,46 @@ def needs_export_packages(what: str, extra: str = "export") -> Iterator[None]:
         raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error
 
 
-def check_report(option: str, file: Path, suffixes: Sequence[str]) -> None:
-    """Before the work: that what draws is installed, and that `file` can be written.
+def report_option(flag: str, suffixes: Sequence[str], help_text: str) -> Callable[[Command], Command]:
+    """An option that names a file to draw a report in; whether that can be done is known before the work.
 
-    The packages are found, not loaded: a measurement that follows must not count their memory.
-
-    Raises:
-        BackendError: a package is missing.
-        UsageError: the file has another suffix, lies in a bundle, or in a place that cannot be written.
-
+    Its callback raises `BackendError` where a package is missing, and `UsageError` where the file has none of
+    `suffixes`, lies in a bundle, or in a place that cannot be written.
     """
+
+    def check(_: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+        if file is not None:
+            _check_report(parameter.opts[0], file, suffixes)
+        return file
+
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option(flag, type=path, metavar="FILE", callback=check, help=help_text)
+
+
+html_option = report_option(
+    "--html", PAGE_SUFFIXES, "Write a page too: one .html file with pictures and charts, for any browser."
+)
+
+
+def _check_report(flag: str, file: Path, suffixes: Sequence[str]) -> None:
     if file.suffix.lower() not in suffixes:
-        raise UsageError(f"{option} writes {', '.join(suffixes)}, not {file.name}")
+        raise UsageError(f"{flag} writes {', '.join(suffixes)}, not {file.name}")
     parents = [str(folder) for folder in file.absolute().parents]
     if any(os.path.isfile(os.path.join(folder, "manifest.json")) for folder in parents):  # noqa: PTH113, PTH118
-        raise UsageError(f"{file} would lie in a bundle, which holds nothing else; choose another place for {option}")
+        raise UsageError(f"{file} would lie in a bundle, which holds nothing else; choose another place for {flag}")
     # os.path, whose questions are answered with no where a folder may not be searched
     place = next(folder for folder in parents if os.path.exists(folder))  # noqa: PTH110
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):  # noqa: PTH112
         why = "may not be written to" if os.path.isdir(place) else "is no folder"  # noqa: PTH112
         raise UsageError(f"cannot write {file}: {place} {why}")
-    for package in REPORT_PACKAGES:
+    for package in REPORT_PACKAGES:  # found, not loaded: a measurement that follows must not count their memory
         if importlib.util.find_spec(package) is None:
-            raise BackendError(f'{option} needs {package}: pip install "var-export[report]"')
+            raise BackendError(f'{flag} needs {package}: pip install "var-export[report]"')
 
 
-def show_written(file: Path, size: int) -> None:
-    """Says where a page is; on stderr, where it disturbs no JSON."""
-    show(f"page: {file} ({size / 1000:.0f} kB)")
+def tell_page(file: Path, size: int) -> None:
+    """Say where a page is and how many bytes it has."""
+    tell(f"page: {file} ({size / 1000:.0f} kB)")
 
 
 @contextmanager
@@ -147,11 +160,6 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def mebibytes(size: int) -> str:
-    """A size for people."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
 def quality(psnr: float, ssim: float | None = None) -> str:
     """How close two sets of images are, for people."""
     if math.isinf(psnr):
@@ -159,18 +167,3 @@ def quality(psnr: float, ssim: float | None = None) -> str:
     if math.isnan(psnr):
         return "nothing to compare"
     return f"PSNR {psnr:.1f} dB" + ("" if ssim is None else f", SSIM {ssim:.6f}")
-
-
-class Figure(float):
-    """A number that a table prints in a format of its own, and still aligns to the right."""
-
-    def __new__(cls, value: float, style: str) -> Figure:
-        """`style` as of `format`."""
-        figure = super().__new__(cls, value)
-        figure.style = style
-        return figure
-
-    style: str
-
-    def __str__(self) -> str:
-        return format(float(self), self.style)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, print_table, version
+from engines.cli.common import json_option, json_out, print_table, show, threads_option, version
 from engines.errors import CheckFailedError
-from var_export.cli.common import json_option, mebibytes, show, threads_option
+from engines.words import mebibytes
 
 if TYPE_CHECKING:
     from engines.host.environment import Capability, DemoState, SelfTest
@@ -40,7 +40,7 @@ def doctor(no_run: bool, threads: int | None, as_json: bool) -> None:
         json_out(_document(here, versions, available, can, warnings, demo, test))
     else:
         _print(here, versions, available, can, warnings, demo)
-        show(f"self-test:  {_outcome(test, no_run)}", to_stdout=True)
+        show(f"self-test:  {_outcome(test, no_run)}")
     if demo.present and not demo.verified:
         raise CheckFailedError(f"the embedded demo bundle is damaged: {demo.problem}")
     if test is not None and not test.passed:
@@ -55,19 +55,19 @@ def _print(
     warnings: list[str],
     demo: DemoState,
 ) -> None:
-    show(f"var-export: {version()}, Python {here.python}", to_stdout=True)
-    show(f"machine:    {here} ({mebibytes(here.available)} available)", to_stdout=True)
-    show(f"providers:  {', '.join(available) or 'none'}", to_stdout=True)
-    show(to_stdout=True)
+    show(f"var-export: {version()}, Python {here.python}")
+    show(f"machine:    {here} ({mebibytes(here.available)} available)")
+    show(f"providers:  {', '.join(available) or 'none'}")
+    show()
     print_table([(name, found or "not installed") for name, found in versions.items()], ("package", "version"))
-    show(to_stdout=True)
+    show()
     rows = [(c.what, "yes" if c.usable else "no", c.reason + (f"; {c.fix}" if c.fix else "")) for c in can]
     print_table(rows, ("can it", "", "because"))
-    show(to_stdout=True)
+    show()
     for warning in warnings:
-        show(f"warning:    {warning}", to_stdout=True)
+        show(f"warning:    {warning}")
     state = f"verified, {demo.path}" if demo.verified else demo.problem
-    show(f"demo:       {state}", to_stdout=True)
+    show(f"demo:       {state}")
 
 
 def _outcome(test: SelfTest | None, asked_not_to: bool) -> str:

@@ -8,30 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, print_table
+from engines.cli.common import POSITIVE, Figure, json_option, json_out, print_table, show
 from engines.errors import UsageError
 from engines.spec import policy
-from engines.spec.choices import (
-    DEFAULT_LEVEL,
-    DEFAULT_MAX_TOP_K,
-    FORMS,
-    INT8,
-    LEVELS,
-    ONNXRUNTIME,
-    PRECISIONS,
-    STEPWISE,
-    TENSORRT,
-)
-from var_export.cli.common import (
-    CHECKPOINT,
-    POSITIVE,
-    Figure,
-    json_option,
-    mebibytes,
-    needs_export_packages,
-    set_option,
-    show,
-)
+from engines.spec.choices import DEFAULT_LEVEL, FORMS, INT8, LEVELS, ONNXRUNTIME, PRECISIONS, TENSORRT
+from engines.words import counted, mebibytes
+from var_export.cli.common import CHECKPOINT, CheckpointParts, checkpoint_options, needs_export_packages
 
 if TYPE_CHECKING:
     from engines.sizing.devices import Device
@@ -44,22 +26,17 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateOptions:
-    """The options of `var-export estimate`, parsed."""
+    """What is to run, as typed; None where the model decides."""
 
     model: str | None
+    parts: CheckpointParts
     precision: str | None
     level: int | None
     batch: int
-    device: tuple[str, ...]
     cfg: float | None
     no_guidance: bool
     form: str | None
     tokens_only: bool
-    vae: str | None
-    config: str | None
-    overrides: dict[str, str]
-    list_devices: bool
-    as_json: bool
 
 
 @click.command(short_help="Tell whether a model fits a device, and its top speed there.")
@@ -88,37 +65,35 @@ class EstimateOptions:
 @click.option("--no-guidance", is_flag=True, help="As --cfg 0: one row per image.")
 @click.option("--form", type=click.Choice(FORMS), help="[default: stepwise, or what the bundle has]")
 @click.option("--tokens-only", is_flag=True, help="Without the decoder, as published throughputs often are.")
-@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of a checkpoint, as for build.")
-@click.option("--config", type=CHECKPOINT, metavar="FILE", help="The config.json of a checkpoint, as for build.")
-@set_option("As for build.")
+@checkpoint_options("The VQ-VAE of a checkpoint, as for build.", "The config.json of a checkpoint, as for build.")
 @click.option("--list-devices", is_flag=True, help="The devices that are known; --json has the source of each figure.")
 @json_option
-def estimate(**values: Any) -> None:
+def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **values: Any) -> None:
     """Tell whether a model fits a device, and the most images per second it could draw there.
 
     Bytes and operations are counted from the graphs: nothing needs to be downloaded, built or at hand. The speed
     is a bound that nothing exceeds, not a prediction.
     """
-    options = EstimateOptions(**values)
-    if options.list_devices:
-        _list_devices(options)
+    if list_devices:
+        _list_devices(as_json)
         return
+    options = EstimateOptions(**values)
     from engines.sizing.devices import CPU, devices, find
     from engines.sizing.estimate import Estimate
 
     if options.no_guidance and options.cfg:
         raise click.UsageError("--no-guidance and --cfg contradict each other")
-    chosen = {device.name: device for device in map(find, options.device)}
+    chosen = {found.name: found for found in map(find, device)}
     if CPU in chosen and len(chosen) > 1:
         raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
     workload = _workload(options, CPU in chosen)
     if not chosen:
         chosen = {CPU: find(CPU)} if workload.target == ONNXRUNTIME else dict(devices())
-    estimates = [Estimate(workload.on(device), device) for device in chosen.values()]
+    estimates = [Estimate(workload.on(each), each) for each in chosen.values()]
     single = estimates[0] if len(estimates) == 1 else None
     if single is not None:
         single.device.check(workload.precision)  # one device that cannot is a mistake; in a table it is a row
-    if options.as_json:
+    if as_json:
         entries = [each.to_dict() for each in estimates]
         json_out(workload.to_dict() | (entries[0] if single is not None else {"devices": entries}))
     elif single is not None:
@@ -127,11 +102,11 @@ def estimate(**values: Any) -> None:
         _compare(workload, estimates)
 
 
-def _list_devices(options: EstimateOptions) -> None:
+def _list_devices(as_json: bool) -> None:
     from engines.sizing.devices import devices
 
     known = devices().values()
-    if options.as_json:
+    if as_json:
         json_out({"devices": [device.to_dict() for device in known]})
         return
     rows = [
@@ -149,10 +124,7 @@ def _list_devices(options: EstimateOptions) -> None:
     ]
     headers = ("name", "device", "SM", "MiB", "usable", "GB/s", "fp32", "fp16", "fp16 fast", "bf16", "int8", "targets")
     print_table(rows, headers)
-    show(
-        "\nTFLOP/s, dense, at rated clocks; fp16 fast: accumulated in FP16. --json has the source of each figure.",
-        to_stdout=True,
-    )
+    show("\nTFLOP/s, dense, at rated clocks; fp16 fast: accumulated in FP16. --json has the source of each figure.")
 
 
 def _tera(flops: float | None) -> str:
@@ -175,35 +147,33 @@ def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
     name = options.model
     if name is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
-    smooth = False
-    precision, form, max_top_k, sampling = "fp32" if on_cpu else "fp16", STEPWISE, DEFAULT_MAX_TOP_K, Sampling()
-    target, ways = ONNXRUNTIME if on_cpu else TENSORRT, None
+    precision, target, sampling = "fp32" if on_cpu else "fp16", ONNXRUNTIME if on_cpu else TENSORRT, Sampling()
+    own: dict[str, Any] = {}
     if name in models.NAMES and not Path(name).exists():
         config = models.official(name)
     elif is_bundle(Path(name)):
         bundle = Bundle.open(name, verify=False)
-        config, precision, max_top_k, sampling = bundle.config, bundle.precision, bundle.max_top_k, bundle.sampling
-        form, smooth = bundle.forms[0], bundle.smooth
+        config, precision, sampling = bundle.config, bundle.precision, bundle.sampling
+        own = {"form": bundle.forms[0], "smooth": bundle.smooth, "max_top_k": bundle.max_top_k}
         if precision == INT8 and options.precision in (None, INT8) and options.level is None:
-            target, ways = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
+            target, own["ways"] = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
     else:
         config, sampling = _read_checkpoint(options, name)
     precision = options.precision or precision
     if options.level is not None and precision != INT8:
         raise UsageError("--level needs --precision int8")
+    if options.form is not None:
+        own["form"] = options.form
     guided = sampling.cfg > 0 if options.cfg is None else options.cfg > 0
     return Workload(
         config=config,
         precision=precision,
         level=options.level or DEFAULT_LEVEL,
-        ways=ways,
         target=target,
-        form=options.form or form,
         images=options.batch,
         guidance=guided and not options.no_guidance,
-        max_top_k=max_top_k,
-        smooth=smooth,
         tokens_only=options.tokens_only,
+        **own,
     )
 
 
@@ -215,17 +185,17 @@ def _read_checkpoint(options: EstimateOptions, name: str) -> tuple[Any, Any]:
         raise UsageError(f"there is no model or file {name!r}; known names are {', '.join(models.NAMES)}")
     with needs_export_packages("a checkpoint"):
         from var_export.live import open_checkpoint
-    checkpoint = open_checkpoint(name, vae=options.vae, config=options.config, overrides=options.overrides)
+    checkpoint = open_checkpoint(name, **vars(options.parts))
     return checkpoint.config, checkpoint.sampling
 
 
 def _headline(load: Workload) -> str:
-    size, images = load.config.image_size, "1 image" if load.images == 1 else f"{load.images} images"
+    side, images, rows = load.config.image_size, counted(load.images, "image"), counted(load.rows, "row")
     guided = "with guidance" if load.guidance else "without guidance"
     tail = ", tokens only" if load.tokens_only else ""
     return (
-        f"{load.config.name}, {size}x{size} pixels, {_precision(load)}, {load.form}, {images} at once {guided} "
-        f"({load.rows} {'row' if load.rows == 1 else 'rows'}){tail}"
+        f"{load.config.name}, {side}x{side} pixels, {_precision(load)}, {load.form}, {images} at once {guided} "
+        f"({rows}){tail}"
     )
 
 
@@ -238,18 +208,18 @@ def _precision(load: Workload) -> str:
 
 def _print(estimate: Estimate) -> None:
     load, device = estimate.workload, estimate.device
-    show(_headline(load), to_stdout=True)
+    show(_headline(load))
     figures = "this machine"
     if not device.is_cpu:
         kinds = dict.fromkeys((load.precision, load.high, "fp32"))
         units = {"int8": "TOP/s"}
         peaks = ", ".join(f"{_tera(device.peak(kind))} {units.get(kind, 'TFLOP/s')} {kind}" for kind in kinds)
         figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
-    show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n", to_stdout=True)
+    show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n")
     print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(estimate)], ("memory", "MiB"))
-    show(f"\n{_verdict(estimate)}\n", to_stdout=True)
+    show(f"\n{_verdict(estimate)}\n")
     if device.is_cpu:
-        show("no bound: the peaks of this CPU are not known; var-export bench measures on it", to_stdout=True)
+        show("no bound: the peaks of this CPU are not known; var-export bench measures on it")
         return
     sides = {f"scale {i}": f"{side}x{side}" for i, side in enumerate(load.config.patch_nums)}
     calls = [_call_row([call], call.work.name, sides.get(call.work.name, ""), call.bound_by) for call in estimate.calls]
@@ -258,16 +228,12 @@ def _print(estimate: Estimate) -> None:
     show(
         f"\nat most {estimate.images_per_s:.3g} images/s, bound by {estimate.bound_by}\n"
         "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks",
-        to_stdout=True,
     )
     exact = device.peaks[load.high]
     if device.peak(load.high) > exact:
-        show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s", to_stdout=True)
+        show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s")
     if load.form == "stepwise":
-        show(
-            f"classes not drawn before take {estimate.cond.seconds * 1e3:.3f} ms more at least, once each",
-            to_stdout=True,
-        )
+        show(f"classes not drawn before take {estimate.cond.seconds * 1e3:.3f} ms more at least, once each")
 
 
 def _memory_rows(estimate: Estimate) -> list[tuple[str, int]]:
@@ -320,9 +286,9 @@ def _call_row(calls: list[Bound], name: str, side: str, bound_by: str) -> tuple[
 
 
 def _compare(load: Workload, estimates: list[Estimate]) -> None:
-    show(_headline(load), to_stdout=True)
+    show(_headline(load))
     needed = estimates[0].memory
-    show(f"needs {mebibytes(needed.total)}, {mebibytes(needed.weights)} of it weights\n", to_stdout=True)
+    show(f"needs {mebibytes(needed.total)}, {mebibytes(needed.weights)} of it weights\n")
     rows = []
     for estimate in estimates:
         device = estimate.device
@@ -341,7 +307,4 @@ def _compare(load: Workload, estimates: list[Estimate]) -> None:
         )
     headers = ("device", "usable", "fits", "largest batch", "images/s at most", "least ms", "bound by", "targets")
     print_table(rows, headers)
-    show(
-        "\nbounds, not predictions: nothing is faster at the rated clocks. --device NAME shows the parts.",
-        to_stdout=True,
-    )
+    show("\nbounds, not predictions: nothing is faster at the rated clocks. --device NAME shows the parts.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_out, print_table
-from var_export.cli.common import bundle_argument, json_option, mebibytes, open_bundle, show
+from engines.cli.common import json_option, json_out, print_table, show
+from engines.words import mebibytes
+from var_export.cli.common import bundle_argument, open_bundle
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -74,11 +75,11 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
         "build key": bundle.build_key[:SHORT_HASH],
     }
     for name, text in lines.items():
-        show(f"{name + ':':<13}{text}", to_stdout=True)
-    show(to_stdout=True)
+        show(f"{name + ':':<13}{text}")
+    show()
     rows = [(name, e.size, e.sha256[:SHORT_HASH], states[name]) for name, e in bundle.files.items()]
     print_table(rows, ("file", "bytes", "SHA-256", "state"))
-    show(to_stdout=True)
+    show()
 
 
 def _plan_table(bundle: Bundle) -> None:
@@ -86,17 +87,14 @@ def _plan_table(bundle: Bundle) -> None:
 
     for plans in bundle.plans:
         built = plans.built_on
-        show(
-            f"plans {plans.name}: {plans}, {built.gpu or 'for GPUs that were not there'}, {built.system}",
-            to_stdout=True,
-        )
+        show(f"plans {plans.name}: {plans}, {built.gpu or 'for GPUs that were not there'}, {built.system}")
         states = plan_states(bundle, plans)
         rows = [
             (graph, ":".join(map(str, plan.batch)), plan.profiles, plan.size, plan.sha256[:SHORT_HASH], states[graph])
             for graph, plan in plans.graphs.items()
         ]
         print_table(rows, ("plan", "batch", "profiles", "bytes", "SHA-256", "state"))
-        show(to_stdout=True)
+        show()
 
 
 def _quantised(recorded: Mapping[str, Any]) -> str:
@@ -114,14 +112,14 @@ def _layer_table(bundle: Bundle, every: bool) -> None:
     layers = quantised_layers(bundle)
     if every:
         if not layers:
-            show(f"no layer is quantised: all are in {bundle.precision}", to_stdout=True)
+            show(f"no layer is quantised: all are in {bundle.precision}")
         else:
             print_table([(layer.name, layer.role, layer.way) for layer in layers], ("layer", "role", "computed"))
     elif layers:
         print_table(grouped(layers), ("graph", "role", "computed", "layers"))
-        show("(--layers lists them by name)", to_stdout=True)
+        show("(--layers lists them by name)")
     if every or layers:
-        show(to_stdout=True)
+        show()
 
 
 def _graph_summary(bundle: Bundle) -> None:
@@ -129,7 +127,7 @@ def _graph_summary(bundle: Bundle) -> None:
 
     rows = [(graph, *map(len, bundle.tensors(graph)), GRAPHS[graph].meaning) for graph in bundle.graphs]
     print_table(rows, ("graph", "inputs", "outputs", "meaning"))
-    show("(--graphs lists the inputs and outputs)", to_stdout=True)
+    show("(--graphs lists the inputs and outputs)")
 
 
 def _graph_tables(bundle: Bundle) -> None:
@@ -137,15 +135,12 @@ def _graph_tables(bundle: Bundle) -> None:
     from engines.spec.contract import GRAPHS
 
     for graph in bundle.graphs:
-        show(f"{graph}: {GRAPHS[graph].meaning}", to_stdout=True)
+        show(f"{graph}: {GRAPHS[graph].meaning}")
         rows = []
         for kind, tensors in zip(("in", "out"), bundle.tensors(graph), strict=True):
             for info in folded(tensors):
                 shape = f"({', '.join(map(str, info.shape))})"
                 rows.append((kind, info.name, info.dtype, shape, info.meaning))
         print_table(rows, ("", "name", "dtype", "shape", "meaning"))
-        show(to_stdout=True)
-    show(
-        "B images, N rows (two per image with guidance), L tokens of this scale, M of the next, P cached tokens.",
-        to_stdout=True,
-    )
+        show()
+    show("B images, N rows (two per image with guidance), L tokens of this scale, M of the next, P cached tokens.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from engines.cli.common import guarded, version
+from engines.cli.common import guarded, version_option
 from var_export.cli.bench import bench
 from var_export.cli.build import build
 from var_export.cli.doctor import doctor
@@ -39,12 +39,6 @@ class _InOrder(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        click.echo(f"var-export {version()}")
-        context.exit()
-
-
 @click.group(
     "var-export",
     cls=_InOrder,
@@ -53,9 +47,7 @@ def _print_version(context: click.Context, _: click.Parameter, value: bool) -> N
     subcommand_metavar="COMMAND [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
-)
+@version_option("var-export")
 @click.pass_context
 def group(context: click.Context) -> None:
     """Export VAR image models to ONNX bundles, which var-run draws with."""

@@ -14,8 +14,8 @@ CLEAR = "\r\x1b[K"
 TICK = 0.5  # seconds between two looks at the clock
 
 
-class Progress:
-    """Call it with the name of each stage as the stage begins; it is a context manager.
+class StageClock:
+    """Shows stages and how long they take, as `engines.progress.Progress`; a context manager.
 
     Args:
         quiet: print nothing.
@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.monotonic() - self._start
 
     def __call__(self, stage: str, done: float | None = None) -> None:
@@ -42,7 +42,7 @@ class Progress:
         elif not self._quiet and done is None:
             click.echo(self._line(), err=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StageClock:
         if self._live:
             self._clock.start()
         return self

@@ -2,37 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.errors import CheckFailedError, UsageError
-from engines.spec.choices import HARDWARE_COMPATIBILITY, PLAN_TARGETS, STEPWISE
-from var_export.cli.common import POSITIVE, mebibytes, quality, show
+from engines.cli.common import POSITIVE, option_group, show
+from engines.errors import CheckFailedError
+from engines.spec.choices import HARDWARE_COMPATIBILITY, STEPWISE
+from engines.words import mebibytes
+from var_export.cli.common import quality
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
     from engines.backends.tensorrt.options import PlanOptions
     from engines.bundle.plans import PlanSet
     from engines.fidelity.reports import FusedReport, Report
-    from var_export.cli.progress import Progress
+    from engines.progress import Progress
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-NAMES = (
-    "batch",
-    "workspace",
-    "optimization_level",
-    "timing_cache",
-    "compute_capability",
-    "hardware_compatibility",
-    "weight_streaming",
-    "builder_config",
-    "device",
-)
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_OPTIONS = (
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuilderOptions:
+    """How plans are built, as typed."""
+
+    batch: str
+    workspace: int | None
+    optimization_level: int | None
+    timing_cache: Path | None
+    compute_capability: tuple[str, ...]
+    hardware_compatibility: str
+    weight_streaming: bool
+    builder_config: Path | None
+    device: int
+
+    def checked(self, target: str) -> PlanOptions:
+        """The same for the builder of `target`, before anything is built. Raises `UsageError`."""
+        from engines.backends.tensorrt.options import PlanOptions, read_options
+        from engines.backends.tensorrt.profiles import BatchRange
+
+        options = PlanOptions(
+            batch=BatchRange.parse(self.batch),
+            workspace=self.workspace,
+            optimization_level=self.optimization_level,
+            timing_cache=self.timing_cache,
+            compute_capabilities=tuple(dict.fromkeys(self.compute_capability)),
+            hardware_compatibility=self.hardware_compatibility,
+            weight_streaming=self.weight_streaming,
+            extra=read_options(self.builder_config) if self.builder_config else {},
+        )
+        options.check_for(target)
+        return options
+
+
+builder_options = option_group(
+    "builder",
+    BuilderOptions,
     click.option(
         "--batch", metavar="N|MIN:OPT:MAX", default="1:1:8", show_default=True, help="Images of one call of a plan."
     ),
@@ -60,49 +87,6 @@ _OPTIONS = (
     ),
     click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU builds."),
 )
-
-
-def plan_options(command: Command) -> Command:
-    """The options of a TensorRT build, which `take_plan_values` collects."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def take_plan_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Move the values of `plan_options` out of a command's `values`."""
-    return {name: values.pop(name) for name in NAMES}
-
-
-def parse_plan_options(target: str, values: dict[str, Any]) -> PlanOptions:
-    """Checked before anything is built. Raises `UsageError`."""
-    from engines.backends.tensorrt.options import PlanOptions, read_options
-    from engines.backends.tensorrt.profiles import BatchRange
-
-    options = PlanOptions(
-        batch=BatchRange.parse(values["batch"]),
-        workspace=values["workspace"],
-        optimization_level=values["optimization_level"],
-        timing_cache=values["timing_cache"],
-        compute_capabilities=tuple(dict.fromkeys(values["compute_capability"])),
-        hardware_compatibility=values["hardware_compatibility"],
-        weight_streaming=values["weight_streaming"],
-        extra=read_options(values["builder_config"]) if values["builder_config"] else {},
-    )
-    options.check_for(target)
-    return options
-
-
-def refuse_plan_options(context: click.Context, target: str) -> None:
-    """Options of plans where none are built. Raises `UsageError`."""
-    default = click.core.ParameterSource.DEFAULT
-    given = [
-        p.opts[0]
-        for p in context.command.params
-        if p.name in NAMES and context.get_parameter_source(p.name or "") is not default
-    ]
-    if given:
-        raise UsageError(f"{given[0]} needs --target {' or '.join(PLAN_TARGETS)}, not {target}")
 
 
 def make_plans(
@@ -162,15 +146,15 @@ def print_plans(built: BuiltPlans, reports: dict[str, Report | FusedReport], why
     size = mebibytes(sum(plan.size for plan in plans.graphs.values()))
     seconds = sum(plan.seconds for plan in plans.graphs.values())
     if built.reused:
-        show(f"up to date: plans {plans.name} ({size})", to_stdout=True)
+        show(f"up to date: plans {plans.name} ({size})")
         return
-    show(f"plans {plans.name} ({size}, built in {seconds:.0f} s): {plans}", to_stdout=True)
+    show(f"plans {plans.name} ({size}, built in {seconds:.0f} s): {plans}")
     for name in built.superseded:
-        show(f"they take the place of {name}", to_stdout=True)
+        show(f"they take the place of {name}")
     for form, report in reports.items():
-        show(f"check of the {form} plans against PyTorch: passed; images: {quality(report.image_psnr)}", to_stdout=True)
+        show(f"check of the {form} plans against PyTorch: passed; images: {quality(report.image_psnr)}")
     if why_not is not None:
-        show(f"built, not run: {why_not}", to_stdout=True)
+        show(f"built, not run: {why_not}")
 
 
 def plans_document(built: BuiltPlans, reports: dict[str, Report | FusedReport], why_not: str | None) -> dict[str, Any]:

@@ -7,19 +7,11 @@ from typing import Any
 
 import click
 
-from engines.cli.common import json_out
-from var_export.cli.common import (
-    FOLDER,
-    POSITIVE,
-    bundle_argument,
-    json_option,
-    open_bundle,
-    runtime_options,
-    show,
-    threads_option,
-)
+from engines.cli.common import POSITIVE, Runtime, json_option, json_out, refuse, runtime_options, show
+from engines.spec.choices import GRAPH_TARGETS, ONNXRUNTIME, TENSORRT
+from var_export.cli.common import FOLDER, bundle_argument, open_bundle
 
-_PYTHON_ONLY = ("max_batch", "queue_size", "queue_timeout", "instances", "cache", "link", "backend", "threads")
+_PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache", "link", "backend", "threads")
 
 
 @click.command("triton", short_help="Write a model repository for Triton.")
@@ -32,6 +24,7 @@ _PYTHON_ONLY = ("max_batch", "queue_size", "queue_timeout", "instances", "cache"
 @click.option("--queue-size", type=POSITIVE, default=64, show_default=True, help="Requests that wait, at most.")
 @click.option(
     "--queue-timeout",
+    "queue_seconds",
     type=click.FloatRange(min=0.001),
     default=60,
     show_default=True,
@@ -43,11 +36,10 @@ _PYTHON_ONLY = ("max_batch", "queue_size", "queue_timeout", "instances", "cache"
 @click.option("--link", is_flag=True, help="Refer to the bundle where it lies, instead of holding its files.")
 @click.option(
     "--stock",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(GRAPH_TARGETS),
     help="Only the fused graph, for this backend of Triton's own, without Python.",
 )
 @runtime_options
-@threads_option
 @click.option("--overwrite", is_flag=True, help="Replace models of this command that were edited since.")
 @json_option
 @click.pass_context
@@ -58,6 +50,7 @@ def triton(
     repository: Path,
     link: bool,
     stock: str | None,
+    runtime: Runtime,
     overwrite: bool,
     as_json: bool,
     **values: Any,
@@ -68,31 +61,22 @@ def triton(
     code and the bundle; the server's Python needs numpy and ONNX Runtime (or TensorRT).
     """
     if stock is not None:
-        _check_stock(context, stock)
+        refuse(context, _PYTHON_ONLY, "is for the Python models and cannot be combined with --stock")
+        if runtime.provider not in ("cpu", "cuda") or (stock == TENSORRT and runtime.provider != "cpu"):
+            raise click.UsageError(f"--provider {runtime.provider} cannot be combined with --stock {stock}")
     from engines.triton.writing.pbtxt import Serving
     from engines.triton.writing.repository import plan_python, write
     from engines.triton.writing.stock import plan_stock
 
     opened = open_bundle(bundle)
     if stock is None:
-        models = plan_python(opened, Serving(queue_seconds=values.pop("queue_timeout"), **values), embed=not link)
+        models = plan_python(opened, Serving(**values, **vars(runtime)), embed=not link)
     else:
-        gpu = None if stock == "onnxruntime" and values["provider"] == "cpu" else values["device"]
+        gpu = None if stock == ONNXRUNTIME and runtime.provider == "cpu" else runtime.device
         models = [plan_stock(opened, stock, name=values["name"], gpu=gpu)]
     folders = write(models, repository, overwrite=overwrite)
     if as_json:
         json_out({"bundle": str(opened.path), "models": [str(folder) for folder in folders]})
         return
     for folder in folders:
-        show(str(folder), to_stdout=True)
-
-
-def _check_stock(context: click.Context, stock: str) -> None:
-    """Raises `click.UsageError` on options of the Python models."""
-    for parameter in context.command.params:
-        given = context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.DEFAULT
-        if given and parameter.name in _PYTHON_ONLY:
-            raise click.UsageError(f"{parameter.opts[0]} is for the Python models and cannot be combined with --stock")
-    provider = context.params["provider"]
-    if provider not in ("cpu", "cuda") or (stock == "tensorrt" and provider != "cpu"):
-        raise click.UsageError(f"--provider {provider} cannot be combined with --stock {stock}")
+        show(str(folder))

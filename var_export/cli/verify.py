@@ -9,30 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import command_line, json_out, peak_memory, print_table
+from engines.cli.common import (
+    POSITIVE,
+    Figure,
+    Runtime,
+    command_line,
+    json_option,
+    json_out,
+    peak_memory,
+    print_table,
+    refuse,
+    runtime_options,
+    show,
+    tell,
+)
 from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
 from engines.spec.choices import INT8
 from var_export.cli.common import (
     CHECKPOINT,
-    PAGE_SUFFIXES,
-    POSITIVE,
-    Figure,
+    CheckpointParts,
     bundle_argument,
-    check_report,
+    checkpoint_options,
     html_option,
-    json_option,
     needs_export_packages,
     open_bundle,
     quality,
-    runtime_options,
-    set_option,
-    show,
-    show_written,
-    threads_option,
+    tell_page,
     torch_threads,
 )
-from var_export.cli.progress import Progress
+from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
     from engines.fidelity.checks import Runs
     from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
+    from engines.progress import Progress
     from engines.spec.config import ModelConfig
 
 FRESH_SEED = 1000  # far from the golden run's seeds
@@ -49,21 +56,13 @@ _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """The options of `var-export verify`, parsed."""
+    """What a bundle is compared with, and by what it runs."""
 
-    bundle: Path | None
     checkpoint: str | None
-    vae: str | None
-    config: str | None
-    overrides: dict[str, str]
+    parts: CheckpointParts
     images: int
     seed: int
-    threads: int | None
-    backend: str | None
-    provider: str
-    device: int
-    html: Path | None
-    as_json: bool
+    runtime: Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +82,16 @@ class Checked:
     metavar="FILE",
     help="Compare with a new run of PyTorch on this checkpoint (`demo`: the embedded one), not with the stored run.",
 )
-@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --checkpoint, as for build.")
-@click.option("--config", type=CHECKPOINT, metavar="FILE", help="The config.json of --checkpoint, as for build.")
-@set_option("As for build.")
+@checkpoint_options("The VQ-VAE of --checkpoint, as for build.", "The config.json of --checkpoint, as for build.")
 @click.option("--images", type=POSITIVE, default=4, show_default=True, help="Images to draw with --checkpoint.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=FRESH_SEED, show_default=True, help="Chooses them, their classes too."
 )
-@threads_option
 @runtime_options
 @html_option
 @json_option
 @click.pass_context
-def verify(context: click.Context, /, **values: Any) -> None:
+def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as_json: bool, **values: Any) -> None:
     """Check a bundle against the PyTorch reference; exit code 1 where it misses a threshold.
 
     Of an INT8 bundle that does, the layers to blame are sought and listed, which takes some minutes for a large one.
@@ -104,29 +100,25 @@ def verify(context: click.Context, /, **values: Any) -> None:
     the newest in bundles/ by default, else the embedded demo.
     """
     options = VerifyOptions(**values)
-    given = [p for p in context.command.params if context.get_parameter_source(p.name or "") is not _DEFAULT]
-    extra = [p.opts[0] for p in given if p.name in _LIVE_ONLY]
-    if extra and options.checkpoint is None:
-        raise click.UsageError(f"{extra[0]} needs --checkpoint")
-    if options.html is not None:
-        check_report("--html", options.html, PAGE_SUFFIXES)
-    bundle = open_bundle(options.bundle)
+    if options.checkpoint is None:
+        refuse(context, _LIVE_ONLY, "needs --checkpoint")
+    opened = open_bundle(bundle)
     here = machine()
-    with Progress() as progress:
-        golden, note = (bundle.golden, None) if options.checkpoint is None else _live(options, bundle, progress)
-        progress(f"checking {bundle.path}")
-        checked = _check(options, bundle, golden)
+    with StageClock() as progress:
+        golden, note = (opened.golden, None) if options.checkpoint is None else _live(options, opened, progress)
+        progress(f"checking {opened.path}")
+        checked = _check(options, opened, golden)
         report, peak = checked.report, peak_memory()
-        blamed = _blame(options, bundle, golden, report, progress)
-    if options.as_json:
-        json_out(_document(options, bundle, report, checked.runtime, blamed))
+        blamed = _blame(options, opened, golden, report, progress)
+    if as_json:
+        json_out(_document(options, opened, report, checked.runtime, blamed))
     else:
-        _print(options, bundle, report, blamed)
-    if options.html is not None:
+        _print(options, opened, report, blamed)
+    if html is not None:
         from var_export.report.verify import Evidence, write_verify
 
         evidence = Evidence(
-            bundle=bundle,
+            bundle=opened,
             golden=golden,
             against="the run of the PyTorch reference stored in the bundle"
             if options.checkpoint is None
@@ -140,14 +132,14 @@ def verify(context: click.Context, /, **values: Any) -> None:
             command=command_line(context),
         )
         try:
-            show_written(options.html, write_verify(options.html, evidence))
+            tell_page(html, write_verify(html, evidence))
         except UsageError as error:
             if report.passed:
                 raise
-            show(f"note: {error}")  # the check's outcome is what the exit code tells
+            tell(f"note: {error}")  # the check's outcome is what the exit code tells
     if not report.passed:
         because = f" ({note})" if note else ""
-        raise CheckFailedError(f"{bundle.path} misses the reference{because}: {'; '.join(report.failures)}")
+        raise CheckFailedError(f"{opened.path} misses the reference{because}: {'; '.join(report.failures)}")
 
 
 def _blame(
@@ -166,9 +158,9 @@ def _blame(
         with needs_export_packages("telling which layers are to blame", INT8):
             from calib.judge.attribution import blame
     except BackendError as error:
-        show(f"note: {error}")
+        tell(f"note: {error}")
         return None
-    return blame(bundle, report.failed_parts, golden=golden, threads=options.threads, progress=progress)
+    return blame(bundle, report.failed_parts, golden=golden, threads=options.runtime.threads, progress=progress)
 
 
 def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[Mapping[str, NDArray[Any]], str | None]:
@@ -178,13 +170,11 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
         from var_export import live
     progress("reading the checkpoint")
     assert options.checkpoint is not None
-    checkpoint = live.checkpoint_for(
-        bundle, options.checkpoint, vae=options.vae, config=options.config, overrides=options.overrides
-    )
+    checkpoint = live.checkpoint_for(bundle, options.checkpoint, **vars(options.parts))
     note = None if live.same_weights(bundle, checkpoint) else "it was built from other weights than this checkpoint"
     reference = live.make_reference(checkpoint)
     del checkpoint
-    with torch_threads(options.threads):
+    with torch_threads(options.runtime.threads):
         golden = live.live_run(
             reference,
             bundle,
@@ -196,19 +186,10 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
 
 
 def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]) -> Checked:
-    from engines import backends
     from engines.draw.pipeline import Pipeline
     from engines.fidelity import checks as fidelity
 
-    backend = backends.for_bundle(
-        bundle,
-        options.backend,
-        provider=options.provider,
-        threads=options.threads,
-        device=options.device,
-        tell=show,
-    )
-    with Pipeline(bundle, backend, max_batch=1) as pipeline:
+    with Pipeline(bundle, options.runtime.open(bundle), max_batch=1) as pipeline:
         judge = fidelity.verify if "stepwise" in bundle.forms else fidelity.verify_fused
         runs: list[Runs] = []
         report = judge(pipeline, golden, on_runs=runs.append)
@@ -218,16 +199,13 @@ def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[
 def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
     from engines.fidelity.reports import Report
 
-    show(
-        f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images",
-        to_stdout=True,
-    )
-    show(to_stdout=True)
+    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images")
+    show()
     free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
     if isinstance(report, Report):
         rows = [_row(str(s), _side(bundle.config, s), part) for s, part in enumerate(report.scales)]
         print_table([*rows, _row("all", "", report.total)], _HEADERS)
-        show(to_stdout=True)
+        show()
         first = report.first_difference
         lines = {
             "drawn freely": free + ("" if first is None else f", first difference at scale {first}"),
@@ -245,12 +223,12 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport,
     if report.smoothing is not None:
         lines["smoothed"] = _smoothing_line(report.smoothing)
     for what, text in lines.items():
-        show(f"{what + ':':<22}{text}", to_stdout=True)
-    show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED", to_stdout=True)
+        show(f"{what + ':':<22}{text}")
+    show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED")
     for failure in report.failures:
-        show(f"  {failure}", to_stdout=True)
+        show(f"  {failure}")
     if blamed:
-        show("\nwith the activations of some INT8 layers in float:\n", to_stdout=True)
+        show("\nwith the activations of some INT8 layers in float:\n")
         rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
         print_table(rows, ("layers", "figure", "is", "would be"))
 
@@ -299,6 +277,3 @@ def _document(
         **report.to_dict(),
         **({} if blamed is None else {"attribution": [asdict(entry) for entry in blamed]}),
     }
-
-
-_DEFAULT = click.core.ParameterSource.DEFAULT

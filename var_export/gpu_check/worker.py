@@ -16,16 +16,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
+from engines.cli.common import EXIT_INTERRUPTED
+from engines.cli.interrupts import Interrupts
 from engines.errors import VarExportError
 from var_export.gpu_check.cases import Job
 
 Send = Callable[[dict[str, Any]], None]
 TRACE_LINES = 16  # the end of a traceback, which says most
 GRACE = 30  # seconds from the parent's death to our own
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,11 +34,10 @@ def main(arguments: Sequence[str]) -> int:
     os.set_inheritable(channel, False)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
-    interrupted = _Interrupts()
-    with open(channel, "w", encoding="utf-8", buffering=1) as pipe:
+    with open(channel, "w", encoding="utf-8", buffering=1) as pipe, Interrupts((signal.SIGINT,)) as interrupts:
 
         def send(message: dict[str, Any]) -> None:
-            interrupted.check()
+            interrupts.check()
             pipe.write(json.dumps(message) + "\n")
 
         try:
@@ -84,23 +83,6 @@ class _Notes(logging.Handler):
         if (record.levelno >= logging.WARNING or "CUDA graph" in message) and message not in self._seen:
             self._seen.add(message)
             self._send({"note": message[:500]})
-
-
-class _Interrupts:
-    """SIGINT raises KeyboardInterrupt, and again with the next message: Python drops what is raised in a destructor."""
-
-    def __init__(self) -> None:
-        self._seen = False
-        signal.signal(signal.SIGINT, self._handle)
-
-    def check(self) -> None:
-        """Raise where the signal came."""
-        if self._seen:
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._seen = True
-        raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity.speed import Case, Comparison, Spread
+from engines.fidelity.speed import RANDOM, Case, Comparison, Measured, Spread
+from engines.words import counted, guidance
 from var_export.report.charts import Curve, bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
-from var_export.report.words import counted, duration, guidance, milliseconds, number, size
-
-if TYPE_CHECKING:
-    from var_export.cli.bench import Measured
-
-RANDOM = "random"
+from var_export.report.words import duration, milliseconds, number, size
 
 
-def write_bench(
-    file: Path, bundle: Bundle, measured: Measured, *, reference: str | None, command: Sequence[str]
-) -> int:
+def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequence[str]) -> int:
     """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
     first, race = measured.cases[0], measured.comparison
     charts = [_latency(bundle, first), _throughput(measured.cases)]
     if race is not None:
-        charts.append(_race(race, measured.torch_version or "", reference or ""))
+        charts.append(_race(race, measured.torch_version or "", measured.reference or ""))
     return write_page(
         file,
         "bench",

@@ -13,8 +13,9 @@ from engines.cli.common import version
 from engines.host.environment import installed
 from engines.machine import Machine
 from engines.spec.policy import METHODS
+from engines.words import counted
 from var_export.report.parts import Facts, Table
-from var_export.report.words import counted, listed, size
+from var_export.report.words import listed, size
 
 LOADED = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "onnx", "onnx_ir")
 

@@ -11,12 +11,13 @@ from calib.judge.table import SECONDS, Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.machine import Machine
 from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
+from engines.words import counted
 from var_export.report.charts import drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.layers import effects_of, layers_of, panel, value_of
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
-from var_export.report.words import counted, decibels, number, percent
+from var_export.report.words import decibels, number, percent
 
 UNITS_PER_LAYER = 15
 AROUND = 100  # units of height for axis and legend

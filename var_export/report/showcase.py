@@ -14,8 +14,9 @@ from engines.bundle.labels import ClassNames
 from engines.errors import UsageError
 from engines.fidelity.checks import Runs
 from engines.fidelity.similarity import psnr
+from engines.words import counted, guidance
 from var_export.report.pictures import BUDGET, FINE, amplification, amplified, difference, encode
-from var_export.report.words import counted, decibels, guidance, number, percent
+from var_export.report.words import decibels, number, percent
 
 MOST = 8
 """Images of a page: of more, those that differ most."""

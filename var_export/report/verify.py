@@ -13,6 +13,7 @@ from engines.fidelity.checks import Runs
 from engines.fidelity.reports import FusedReport, Report
 from engines.fidelity.thresholds import AT_MOST, Check
 from engines.machine import Machine
+from engines.words import counted
 from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
 from var_export.report.facts import bundle_facts, command_line, environment_facts
 from var_export.report.page import write_page
@@ -20,7 +21,6 @@ from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.showcase import showcase
 from var_export.report.words import (
     NOTHING,
-    counted,
     decibels,
     duration,
     milliseconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from var_export.cli.common import mebibytes
+from engines.words import mebibytes
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NOTHING = "–"
@@ -81,16 +81,6 @@ def duration(seconds: float) -> str:
 def size(count: int) -> str:
     """Of `count` bytes."""
     return (mebibytes(count) if count >= 2**20 else f"{count / 2**10:.1f} KiB").replace(" ", _GAP)
-
-
-def counted(count: int, what: str, many: str | None = None) -> str:
-    """`1 image`, `4 images`."""
-    return f"{count:,} {what if count == 1 else many or what + 's'}"
-
-
-def guidance(cfg: float) -> str:
-    """Its strength."""
-    return f"guidance {cfg:g}" if cfg else "no guidance"
 
 
 def listed(words: list[str]) -> str:

@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
 import var_run_fake as fake
+from click.testing import CliRunner
 
 from engines.cli import common
+from engines.cli.common import option_group
 from engines.errors import BackendError, CheckFailedError
 
 FAKE = Path(fake.__file__)
@@ -48,6 +51,53 @@ def test_guarded_passes_exit_codes(capsys):
 
     main = common.guarded(group, "x")
     assert (main(["fail"]), main(["succeed"]), main(["--help"])) == (3, 0, 0)
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    tall: bool
+
+
+@click.command()
+@click.argument("name")
+@option_group(
+    "size", Size, click.option("--width", default=1, help="w"), click.option("--tall", is_flag=True, help="t")
+)
+@click.option("--colour", default="red")
+@click.pass_context
+def draw(context, /, name, size, colour):
+    """Draw."""
+    if colour == "none":
+        common.refuse(context, Size, "needs a colour")
+    common.refuse(context, ["tall"] if size.width > 9 else [], "is for narrow ones")
+    click.echo(f"{name} {size} {colour} {common.given(context)}")
+
+
+def test_a_group_of_options_arrives_as_one_object():
+    out = CliRunner().invoke(draw, ["a", "--tall"]).output
+    assert out == "a Size(width=1, tall=True) red {'name': 'name', 'tall': '--tall'}\n"
+    lines = [line.split()[0] for line in CliRunner().invoke(draw, ["--help"]).output.splitlines() if " --" in line]
+    assert lines == ["--width", "--tall", "--colour", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--width", "1", "--colour", "none"], "--width needs a colour"),
+        (["--width", "10", "--tall"], "--tall is for narrow ones"),
+        (["--colour", "none"], ""),
+        (["--width", "10"], ""),
+    ],
+)
+def test_options_are_refused_when_they_were_typed(args, says):
+    result = CliRunner().invoke(draw, ["a", *args])
+    assert (result.exit_code, says in result.output) == (2 if says else 0, True)
+
+
+def test_facts_are_aligned(capsys):
+    common.print_facts({"a": 1, "longer": "x"})
+    assert capsys.readouterr().out == "a:      1\nlonger: x\n"
 
 
 def test_tables_are_aligned(capsys):

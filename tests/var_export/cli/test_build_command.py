@@ -182,10 +182,10 @@ def test_a_signal_that_a_library_swallowed_ends_the_build_at_the_next_stage(call
 
 
 def test_on_a_terminal_one_live_line(monkeypatch, capsys):
-    from var_export.cli.progress import CLEAR, Progress
+    from var_export.cli.progress import CLEAR, StageClock
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with Progress() as progress:
+    with StageClock() as progress:
         progress("first")
         progress("second")
     assert capsys.readouterr().err.replace("    0.0 s  ", "") == f"{CLEAR}first{CLEAR}second{CLEAR}"
@@ -244,9 +244,9 @@ def test_whatever_stops_a_build_the_next_one_works(tiny_checkpoint, tmp_path):
 
 def test_a_signal_while_a_graph_is_traced_waits_for_the_next_stage(capsys):
     """Raised inside of PyTorch's dispatcher, it would abort the process."""
-    from var_export.cli.build import _Interrupts
+    from engines.cli.interrupts import Interrupts
 
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         interrupts.check(holding=True)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)

@@ -284,7 +284,7 @@ def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
 
 
 def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tmp_path, monkeypatch):
-    from var_export.cli.progress import Progress
+    from var_export.cli.progress import StageClock
 
     monkeypatch.setattr("calib.observe.collect.SAVE_EVERY", -1)
     seen = []
@@ -295,14 +295,14 @@ def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tm
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "__call__", stop)
+        patch.setattr(StageClock, "__call__", stop)
         code, out, _ = call(*arguments(tiny_build.path, tmp_path / "tiny-int8"))
     assert (code, out) == (130, "")
     assert names(tmp_path) == [f"{CALIBRATION}.partial"]
 
     seen.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "__call__", lambda progress, line, done=None: seen.append(line))
+        patch.setattr(StageClock, "__call__", lambda progress, line, done=None: seen.append(line))
         assert call(*arguments(tiny_build.path, tmp_path / "tiny-int8"))[0] == 0
     assert [line for line in seen if line.startswith("calibration: sample")] == [
         f"calibration: sample {k} of 4" for k in (3, 4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from calib.judge.table import Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import Runs, verify, verify_fused
-from engines.fidelity.speed import Case, Comparison, Spread
+from engines.fidelity.speed import RANDOM, Case, Comparison, Measured, Spread
 from engines.machine import machine
 from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC
 from tests.bundles import shared_bundle
@@ -92,7 +91,7 @@ def measured() -> Any:
         for batch in (1, 4)
         for cfg in (4.0, 0.0)
     ]  # fmt: skip
-    return SimpleNamespace(
+    return Measured(
         machine=machine(),
         threads=2,
         runtime={
@@ -105,6 +104,7 @@ def measured() -> Any:
         cases=cases,
         peak_memory=1 << 28,
         comparison=Comparison(spread(0.2), spread(0.05), (0.2, 0.25, 0.3), 0.5),
+        reference=RANDOM,
         torch_version="2.0",
     )
 
@@ -144,7 +144,7 @@ def pages(tmp_path, tiny, stepwise, failing, fused, measured, table) -> Pages:
     made = Pages(*(tmp_path / f"{name}.html" for name in Pages.__dataclass_fields__))
     for file, evidence in ((made.verify, stepwise), (made.failed, failing), (made.fused, fused)):
         write_verify(file, evidence)
-    bench.write_bench(made.bench, tiny, measured, reference="random", command=["var-export", "bench"])
+    bench.write_bench(made.bench, tiny, measured, ["var-export", "bench"])
     evidence = sensitivity.Evidence(
         bundle=tiny, table=table, target="onnxruntime", file=tmp_path / "t", machine=machine(), command=["var-export"]
     )

@@ -1,0 +1,126 @@
+"""How `var-export build` makes a bundle: from a checkpoint, and in INT8 from a float bundle."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from engines.cli.interrupts import Interrupts
+from engines.errors import UsageError
+from engines.spec.choices import INT8, ONNXRUNTIME, STEPWISE
+from var_export.cli.common import CheckpointParts, needs_export_packages, torch_threads
+from var_export.cli.int8 import CalibrationOptions, calibration_of
+from var_export.cli.progress import StageClock
+
+if TYPE_CHECKING:
+    from calib.judge.assembly import Built
+    from calib.rewrite.graphs_of_bundle import Int8Options
+
+BUNDLES = Path("bundles")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build, and of what."""
+
+    checkpoint: str | None
+    parts: CheckpointParts
+    precision: str
+    target: str
+    form: str
+    labels: str | None
+    default_cfg: float | None
+    name: str | None
+    out: Path | None
+    max_top_k: int
+    smooth: bool
+    threads: int | None
+    force: bool
+
+
+@dataclass(frozen=True)
+class BundleWork:
+    """One build: what was asked for, where its progress goes, and what interrupts it."""
+
+    options: BuildOptions
+    progress: StageClock
+    interrupts: Interrupts
+
+    def build_float(self, folder: Path = BUNDLES) -> Built:
+        """Build what the options say from their checkpoint, in `folder` unless they say where."""
+
+        def stage(line: str, done: float | None = None) -> None:
+            self.interrupts.check(holding=line.startswith("graph:"))
+            self.progress(line, done)
+
+        options = self.options
+        self.progress("loading PyTorch")
+        with needs_export_packages("building"):
+            from var_export.build import Options, build
+            from var_export.live import DEMO, open_checkpoint
+        from engines import backends
+
+        backends.create(ONNXRUNTIME, threads=options.threads).close()  # what is missing shows now, not in minutes
+        stage("reading the checkpoint")
+        checkpoint = open_checkpoint(
+            options.checkpoint or DEMO,
+            **vars(options.parts),
+            labels=options.labels,
+            default_cfg=options.default_cfg,
+            name=options.name,
+        )
+        name = f"{checkpoint.config.name}-{options.precision}{_suffix(options.form, options.smooth)}"
+        out = options.out or folder / name
+        self.interrupts.message = f"interrupted: nothing half-written is left at {out}"
+        settings = Options(
+            precision=options.precision, form=options.form, max_top_k=options.max_top_k, smooth=options.smooth
+        )
+        with _disk_errors(out), torch_threads(options.threads):
+            return build(
+                checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
+            )
+
+    def build_int8(
+        self, context: click.Context, int8: Int8Options, calibrating: CalibrationOptions, given_base: Path | None
+    ) -> Built:
+        """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
+        from calib.judge.sensitivity import sensitivity_file
+        from calib.quantise import quantize_bundle
+        from engines.bundle.bundle import Bundle
+
+        options = self.options
+        if given_base is None:  # calibration draws with the stepwise form
+            plain = replace(options, precision=int8.base_precision, form=STEPWISE, out=None)
+            folder = options.out.parent if options.out is not None else BUNDLES
+            given_base = replace(self, options=plain).build_float(folder).bundle.path
+        base = Bundle.open(given_base)
+        target = "" if int8.target == ONNXRUNTIME else f"-{int8.target}"
+        out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
+        self.interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
+        shared: Any = {"threads": options.threads, "progress": self.progress}
+        with _disk_errors(out):
+            calibrated, file = calibration_of(context, base, calibrating, out.parent, **shared)
+            sensitivity = sensitivity_file(file, int8.target)
+            return quantize_bundle(base, out, int8, calibrated, sensitivity=sensitivity, force=options.force, **shared)
+
+
+def _suffix(form: str, smooth: bool) -> str:
+    """Of a bundle's default name."""
+    return ("" if form == STEPWISE else f"-{form}") + ("-smooth" if smooth else "")
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise UsageError(f"cannot write {out} ({error.strerror}): make room, or choose another --out") from error
