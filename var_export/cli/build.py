@@ -26,7 +26,6 @@ from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
     checkpoint_options,
-    is_bundle,
     needs_export_packages,
     quality,
 )
@@ -165,7 +164,7 @@ def _int8(
         for group in (LayerOptions, CalibrationOptions):
             refuse(context, group, "needs --precision int8")
         return None
-    with needs_export_packages("quantising", INT8 if is_bundle(options.checkpoint) else "export"):
+    with needs_export_packages("quantising", INT8 if options.is_bundle else "export"):
         return int8_options(context, calibrating, options.target, layers, options.form)
 
 
@@ -177,7 +176,7 @@ def _opened(path: str | Path) -> Bundle:
 
 def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool, no_plans: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
-    if options.checkpoint is None or not is_bundle(options.checkpoint):
+    if options.checkpoint is None or not options.is_bundle:
         return None
     bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS and not quantised:

@@ -76,11 +76,6 @@ def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:
     return click.option("--batch", default=default, show_default=True, metavar="N,M", callback=parse, help=help_text)
 
 
-def is_bundle(path: str | None) -> bool:
-    """Whether a bundle was given where a checkpoint may stand."""
-    return path is not None and (Path(path) / "manifest.json").is_file()
-
-
 def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
     """The named bundle, or the default one, saying which."""
     from engines.bundle.bundle import Bundle, default_bundle
