@@ -132,9 +132,8 @@ def demo_checkpoint():
 
 def demo_reference():
     checkpoint = demo_checkpoint()
-    from var_export.model.reference import Reference
 
-    return Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+    return checkpoint.reference()
 
 
 def settings(count, *, cfg=0.0, temperature=1.0, top_k=0, top_p=0.0):

@@ -11,7 +11,7 @@ import torch
 from engines.draw.pipeline import Pipeline
 from engines.spec.uniforms import uniforms
 from var_export.checkpoint.load import demo_checkpoint
-from var_export.model.reference import Drawn, Reference
+from var_export.model.reference import Drawn
 
 pytestmark = pytest.mark.slow
 IMAGES = 50
@@ -32,7 +32,7 @@ class Race:
 @pytest.fixture(scope="module")
 def race(demo_fp32_bundle) -> Race:
     checkpoint = demo_checkpoint()
-    reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+    reference = checkpoint.reference()
     rng = np.random.default_rng(2024)
     classes = rng.integers(0, 171, IMAGES).tolist()
     seeds = rng.integers(0, 2**63, IMAGES).tolist()

@@ -13,7 +13,6 @@ from engines.fidelity.checks import verify
 from engines.fidelity.reports import Report
 from var_export.checkpoint.load import demo_checkpoint
 from var_export.golden import run_reference
-from var_export.model.reference import Reference
 
 pytestmark = pytest.mark.slow
 IMAGES = 50
@@ -22,7 +21,7 @@ IMAGES = 50
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
     checkpoint = demo_checkpoint()
-    reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+    reference = checkpoint.reference()
     rng = np.random.default_rng(2024)
     classes = rng.integers(0, 171, IMAGES).tolist()
     seeds = rng.integers(0, 2**63, IMAGES).tolist()

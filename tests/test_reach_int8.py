@@ -17,7 +17,6 @@ from engines.fidelity.checks import verify
 from engines.fidelity.reports import Report
 from var_export.checkpoint.load import demo_checkpoint
 from var_export.golden import run_reference
-from var_export.model.reference import Reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 IMAGES, SAMPLES = 16, 12
@@ -27,7 +26,7 @@ NAIVE = Int8Options(level=3, ranges=Ranges(method="minmax"))
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
     checkpoint = demo_checkpoint()
-    reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+    reference = checkpoint.reference()
     rng = np.random.default_rng(2024)
     classes, seeds = rng.integers(0, 171, IMAGES).tolist(), rng.integers(0, 2**63, IMAGES).tolist()
     return run_reference(reference, classes, seeds, checkpoint.sampling, 900)

@@ -118,7 +118,7 @@ def build(
         return Built(existing, True, {})
 
     with BundleWriter(out) as writer:
-        reference = Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+        reference = checkpoint.reference()
         if existing is not None and (existing.golden_key, existing.smooth) == (golden_key, options.smooth):
             progress("golden run: taken from the bundle that is there")
             shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)

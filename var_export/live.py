@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,27 +20,15 @@ from var_export.golden import run_reference
 from var_export.model.reference import Reference
 from var_export.model.sampling import tensors_of
 
-DEMO = "demo"
-"""Stands for the embedded demo checkpoint, where no file has this name."""
-DEMO_FOLDER = Path(__file__).parent / "data" / "demo"
 TOP = 4096  # logits kept per token: the whole vocabulary of the official models
 
 
-def open_checkpoint(model: str, **options: Any) -> Checkpoint:
-    """`load_checkpoint` that knows `demo`."""
-    return load_checkpoint(DEMO_FOLDER if model == DEMO and not Path(model).exists() else model, **options)
+def checkpoint_for(bundle: Bundle, model: str, **parts: Any) -> Checkpoint:
+    """A checkpoint of the bundle's architecture; `parts` are `vae`, `config` and `overrides` of `load_checkpoint`.
 
-
-def checkpoint_for(
-    bundle: Bundle,
-    model: str,
-    *,
-    vae: str | None = None,
-    config: str | None = None,
-    overrides: Mapping[str, str] | None = None,
-) -> Checkpoint:
-    """A checkpoint of the bundle's architecture. Raises `CheckpointError` where it has another."""
-    checkpoint = open_checkpoint(model, vae=vae, config=config, overrides=overrides, name=bundle.config.name)
+    Raises `CheckpointError` where it has another architecture.
+    """
+    checkpoint = load_checkpoint(model, **parts, name=bundle.config.name)
     differing = _differences(checkpoint.config, bundle.config)
     if differing:
         raise CheckpointError(
@@ -55,11 +42,6 @@ def same_weights(bundle: Bundle, checkpoint: Checkpoint) -> bool:
     """Whether the bundle says that it was built from these very files."""
     recorded = bundle.provenance.get("checkpoint")
     return isinstance(recorded, Mapping) and recorded.get("sha256") == checkpoint.sha256
-
-
-def make_reference(checkpoint: Checkpoint) -> Reference:
-    """The reference with the weights of a checkpoint."""
-    return Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
 
 
 def fresh_requests(config: ModelConfig, images: int, seed: int) -> tuple[list[int], list[int]]:

@@ -45,8 +45,11 @@ from var_export.checkpoint.sources import (
     vae_beside,
 )
 from var_export.checkpoint.strictness import Weights, expected_shapes
+from var_export.model.reference import Reference
 
 _DATA = Path(__file__).parents[1] / "data"
+DEMO = "demo"
+"""Stands for the checkpoint that comes with the package, where no file has this name."""
 _IMAGENET_CLASSES = 1000
 _MAX_NAME = 64
 
@@ -68,6 +71,10 @@ class Checkpoint:
     sources: tuple[str, ...]
     """Names of the files that the weights came from, without folders."""
 
+    def reference(self) -> Reference:
+        """The PyTorch reference with these weights, which it uses in place."""
+        return Reference.from_state(self.config, self.var_state, self.vae_state)
+
 
 def load_checkpoint(
     model: str | Path,
@@ -83,7 +90,7 @@ def load_checkpoint(
 
     Args:
         model: the transformer: a file (`torch.save` or safetensors; a flat state dict, or a trainer
-            checkpoint), a folder that holds one, or `hf://owner/repo/path/to/file`.
+            checkpoint), a folder that holds one, `hf://owner/repo/path/to/file`, or `DEMO`.
         vae: the VQ-VAE, likewise. By default the one in the trainer checkpoint, else the one `vae*` file
             beside `model`.
         config: a config.json; by default the one beside `model`, where it can only mean `model`.
@@ -97,6 +104,8 @@ def load_checkpoint(
         CheckpointError: in one line, whatever is wrong.
 
     """
+    if model == DEMO and not Path(model).exists():
+        model = _DATA / DEMO
     settings = parse_overrides(overrides)
     content = read_checkpoint_file(locate_model(model))
     var_weights, vae_weights, vae_file = _pair(content, vae)
@@ -124,7 +133,7 @@ def load_checkpoint(
 
 def demo_checkpoint() -> Checkpoint:
     """The small model that comes with the package: 64 px emoji, 171 classes."""
-    return load_checkpoint(_DATA / "demo")
+    return load_checkpoint(_DATA / DEMO)
 
 
 def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, NamedFile]:

@@ -143,7 +143,7 @@ def _reference(weights: str, vae: str | None, bundle: Bundle, cfg: float, progre
     if weights == RANDOM:
         reference = Reference.random(bundle.config)
     else:
-        reference = live.make_reference(live.checkpoint_for(bundle, weights, vae=vae))
+        reference = live.checkpoint_for(bundle, weights, vae=vae).reference()
     return live.draw_with(reference, bundle, cfg=cfg), torch.__version__
 
 

@@ -184,8 +184,8 @@ def _read_checkpoint(options: EstimateOptions, name: str) -> tuple[Any, Any]:
     if "://" not in name and not Path(name).exists():
         raise UsageError(f"there is no model or file {name!r}; known names are {', '.join(models.NAMES)}")
     with needs_export_packages("a checkpoint"):
-        from var_export.live import open_checkpoint
-    checkpoint = open_checkpoint(name, **vars(options.parts))
+        from var_export.checkpoint.load import load_checkpoint
+    checkpoint = load_checkpoint(name, **vars(options.parts))
     return checkpoint.config, checkpoint.sampling
 
 

@@ -71,12 +71,12 @@ class BundleWork:
         self.progress("loading PyTorch")
         with needs_export_packages("building"):
             from var_export.build import Options, build
-            from var_export.live import DEMO, open_checkpoint
+            from var_export.checkpoint.load import DEMO, load_checkpoint
         from engines import backends
 
         backends.create(ONNXRUNTIME, threads=options.threads).close()  # what is missing shows now, not in minutes
         stage("reading the checkpoint")
-        checkpoint = open_checkpoint(
+        checkpoint = load_checkpoint(
             options.checkpoint or DEMO,
             **vars(options.parts),
             labels=options.labels,

@@ -172,7 +172,7 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
     assert options.checkpoint is not None
     checkpoint = live.checkpoint_for(bundle, options.checkpoint, **vars(options.parts))
     note = None if live.same_weights(bundle, checkpoint) else "it was built from other weights than this checkpoint"
-    reference = live.make_reference(checkpoint)
+    reference = checkpoint.reference()
     del checkpoint
     with torch_threads(options.runtime.threads):
         golden = live.live_run(

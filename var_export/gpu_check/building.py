@@ -106,12 +106,11 @@ def checkpoint_of(model: str) -> Checkpoint:
 
 def reference_of(model: str) -> Reference:
     """The PyTorch reference with the weights of `checkpoint_of`."""
-    from var_export.live import make_reference
     from var_export.model.reference import Reference
 
     if model in RANDOM:
         return Reference.random(RANDOM[model], RANDOM_SEED)
-    return make_reference(checkpoint_of(model))
+    return checkpoint_of(model).reference()
 
 
 def plans(job: Job, tell: Tell) -> dict[str, Any]:

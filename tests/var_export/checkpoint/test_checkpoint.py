@@ -15,7 +15,6 @@ from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
 from engines.spec.sampling import Sampling
 from var_export.checkpoint.load import Checkpoint, demo_checkpoint, load_checkpoint
 from var_export.checkpoint.strictness import expected_shapes
-from var_export.model.reference import Reference
 
 DATA = Path(var_export.__file__).parent / "data"
 DEMO = DATA / "demo"
@@ -74,7 +73,7 @@ class TestDemo:
 
     def test_the_reference_takes_it(self) -> None:
         checkpoint = demo_checkpoint()
-        Reference.from_state(checkpoint.config, checkpoint.var_state, checkpoint.vae_state)
+        checkpoint.reference()
 
     def test_the_file_in_it_means_the_same(self) -> None:
         by_file, by_folder = load_checkpoint(DEMO / "var_demo.safetensors"), demo_checkpoint()
