@@ -25,11 +25,11 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
+from engines.progress import Progress, silent
 from engines.spec import choices, contract, policy
 from engines.storage import digest_of
 
 VERSIONS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
-Progress = Callable[[str, float | None], None]
 
 
 def calibrate(
@@ -39,7 +39,7 @@ def calibrate(
     *,
     reuse_any: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> Calibration:
     """The calibration in `file`, made anew where it does not fit.
 
@@ -75,7 +75,7 @@ def quantize_bundle(
     sensitivity: Path | None = None,
     force: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> Built:
     """Build an INT8 bundle at `out` from a float one.
 

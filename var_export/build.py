@@ -21,11 +21,12 @@ from torch import nn
 
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, Progress, check
+from calib.judge.assembly import Built, check
 from calib.keys import FLOAT_BUNDLE, code_digest
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest, StoredTensor
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
+from engines.progress import Progress, silent
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
 from engines.storage import digest_of
@@ -73,7 +74,7 @@ def build(
     force: bool = False,
     release: bool = False,
     threads: int | None = None,
-    progress: Progress = lambda line: None,
+    progress: Progress = silent,
 ) -> Built:
     """Build a bundle at `out`, or find it there already.
 

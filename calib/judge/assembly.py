@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from calib.graphs.changed import ChangedGraphs
@@ -13,8 +12,6 @@ from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError
 from engines.fidelity.checks import verify, verify_fused
 from engines.fidelity.reports import FusedReport, Report
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ is measured again: what gets better by that was to blame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from calib.judge.variants import Figures, Variants
 from calib.rewrite.relief import find_quantized, relieve
 from engines.bundle.bundle import Bundle
+from engines.progress import Progress, silent
 from engines.spec.contract import DECODER, ENCODER, TRANSFORMER
 
 FIGURES = {TRANSFORMER: "KL", DECODER: "PSNR", ENCODER: "reconstruction loss"}
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def blame(
     *,
     golden: Mapping[str, NDArray[Any]] | None = None,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> list[Blame]:
     """Groups and layers of these parts, worst first within each part: groups, then the layers of the worst one.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from calib.keys import INT8_BUNDLE, code_digest
 from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
+from engines.progress import Progress, silent
 from engines.spec.contract import DECODER, PARTS, TRANSFORMER
 from engines.spec.policy import FLOAT, STATIC, matches
 from engines.storage import digest_of
 
 ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
-Progress = Callable[[str, float | None], None]
 
 
 def sensitivity_file(calibration: Path, target: str) -> Path:
@@ -38,7 +38,7 @@ def measure(
     file: Path | None = None,
     parts: tuple[str, ...] = PARTS,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> Sensitivity:
     """Quantise each layer alone, in every way that `options.target` has, and hold it against the golden run.
 
@@ -126,7 +126,7 @@ def choose_ways(
     *,
     file: Path | None = None,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> dict[str, str]:
     """As many layers in INT8 as keep `options.bounds` on the golden run, most time saved per loss first.
 

@@ -11,7 +11,7 @@ The loop, the sampler and the seeds are those that draw images; what runs in pla
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
 from engines.files.images import load_square
+from engines.progress import Progress, silent
 from engines.spec.config import ModelConfig
 from engines.storage import sha256_of
 
@@ -39,7 +40,6 @@ FIRST_SEED = 1_000_000  # far from the seeds of golden runs and of people
 SAVE_EVERY = 20.0  # seconds
 SMOOTHING_SAMPLES = 8  # that the factors are chosen from, in a pass of their own
 SEARCH = "search"
-Progress = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def collect(
     *,
     resume: Path | None = None,
     threads: int | None = None,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> Calibration:
     """Draw the requested images with a float bundle and gather statistics of every layer's input and output.
 
@@ -187,4 +187,4 @@ def _draw(
 
 
 def _named(progress: Progress, stage: str) -> Progress:
-    return lambda line, done: progress(f"{stage}: {line}", done)
+    return lambda line, done=None: progress(f"{stage}: {line}", done)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from engines.cli.common import version
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
+from engines.progress import Progress
 from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
 from engines.storage import write_json, write_text
 from var_export.gpu_check import isolation, report
@@ -44,7 +44,6 @@ JUDGED = ("bundle", "plans", "verify", "bench")
 TIMED = ("bench", "race")
 CHANGING = ("free_memory", "nvidia_smi")
 """What a probe tells that differs from run to run."""
-Progress = Callable[[str, float | None], None]
 
 
 class Check:

@@ -24,11 +24,10 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.plans import PlanFile, PlanSet, Platform, plan_key
 from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
+from engines.progress import Progress, silent
 from engines.spec.choices import INT8
 from engines.storage import atomic_write
 
-Progress = Callable[[str, float | None], None]
-"""Called with a line for people and the share of the work that is done, where TensorRT tells it."""
 POLL = 0.1  # seconds between looks for Ctrl-C while TensorRT builds in another thread
 
 
@@ -48,7 +47,7 @@ def build_plans(
     options: PlanOptions,
     *,
     device: int = 0,
-    progress: Progress = lambda line, done: None,
+    progress: Progress = silent,
 ) -> BuiltPlans:
     """Build the plans of every graph of the bundle at `path`, or find them there already.
 
