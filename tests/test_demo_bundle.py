@@ -10,7 +10,8 @@ from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.bundle.manifest import MANIFEST, Manifest
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import verify
-from engines.spec.contract import CONTRACT_VERSION, GOLDEN_ARRAYS, GRAPHS, graphs_of
+from engines.spec.contract import CONTRACT_VERSION, GRAPHS, graphs_of
+from engines.spec.golden_run import GOLDEN_ARRAYS
 from engines.storage import digest_of
 from var_export.checkpoint.load import demo_checkpoint
 

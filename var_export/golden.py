@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engines.spec.config import ModelConfig, mixing
-from engines.spec.sampling import MIXED_SCALE, SMOOTH_CHECK, Sampling
+from engines.spec.golden_run import MIXED_SCALE, SMOOTH_CHECK
+from engines.spec.sampling import Sampling
 from engines.spec.uniforms import noise, uniforms
 from var_export.model.reference import Drawn, Reference
 from var_export.model.sampling import mixture, tensors_of
@@ -44,7 +45,7 @@ def run_reference(
     top: int = TOP,
     report: Callable[[int], None] = lambda image: None,
 ) -> dict[str, NDArray[Any]]:
-    """Draw with the reference, image by image, and keep what `engines.spec.contract.GOLDEN_ARRAYS` lists.
+    """Draw with the reference, image by image, and keep what `engines.spec.golden_run.GOLDEN_ARRAYS` lists.
 
     `smooth`: and what `SMOOTH_ARRAYS` does. `report` is called with the number of each image before it is drawn.
     """
@@ -85,7 +86,7 @@ def run_reference(
 
 @torch.inference_mode()
 def _smoothed(reference: Reference, drawn: Drawn, noise: Tensor, sampling: Sampling) -> dict[str, NDArray[Any]]:
-    """`contract.SMOOTH_ARRAYS` of one image, from the logits of its run. `sampling` keeps as many as are sorted."""
+    """`SMOOTH_ARRAYS` of one image, from the logits of its run. `sampling` keeps as many as are sorted."""
     config, quantize = reference.config, reference.vae.quantize
     kept = {name: value for name, value in tensors_of(sampling, 1).items() if name != "cfg"}
     parts = []

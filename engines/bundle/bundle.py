@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, is_bundle
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
 from engines.errors import BundleError
-from engines.spec import contract
+from engines.spec import golden_run
 from engines.storage import sha256_of
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "data" / "demo"
@@ -98,7 +98,7 @@ class Bundle(Manifest):
     def golden(self) -> Mapping[str, NDArray[Any]]:
         """Arrays of the golden run (docs/fidelity.md). Raises `BundleError` where one is missing or unreadable."""
         file = self.path / GOLDEN
-        arrays = contract.GOLDEN_ARRAYS | (contract.SMOOTH_ARRAYS if self.smooth else {})
+        arrays = golden_run.GOLDEN_ARRAYS | (golden_run.SMOOTH_ARRAYS if self.smooth else {})
         try:
             with np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in arrays}

@@ -1,7 +1,7 @@
 """Fidelity of a loaded bundle against a run of the PyTorch reference (DESIGN: no torch needed).
 
 Logits are judged teacher-forced: the reference's tokens are forced at every place, so that one flipped
-draw does not spoil all that follows. The reference run is a set of arrays (`engines.spec.contract.GOLDEN_ARRAYS`): the
+draw does not spoil all that follows. The reference run is a set of arrays (`engines.spec.golden_run`): the
 golden run of the bundle, or a fresh one made by `var_export`.
 """
 
@@ -20,7 +20,8 @@ from engines.draw.pipeline import Pipeline
 from engines.draw.results import OnScale, Result, ScaleView
 from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
 from engines.fidelity.similarity import psnr, ssim
-from engines.spec.sampling import MIXED_SCALE, RECOMMENDED, SMOOTH_CHECK
+from engines.spec.golden_run import MIXED_SCALE, SMOOTH_CHECK
+from engines.spec.sampling import RECOMMENDED
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def verify(
 
     Args:
         pipeline: what to judge.
-        golden: arrays of `contract.GOLDEN_ARRAYS`.
+        golden: arrays of `engines.spec.golden_run.GOLDEN_ARRAYS`.
         precision: whose thresholds to judge by; the bundle's own, unless the pipeline emulates another.
         on_runs: called with what the engine drew, for whoever shows it.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from engines.spec import choices
 from engines.spec.config import ModelConfig, num_phi
-from engines.spec.sampling import OPTIONS, RECOMMENDED
+from engines.spec.sampling import OPTIONS
 
 CONTRACT_VERSION = 1
 """Changes when a bundle written before can no longer be run by this code."""
@@ -185,30 +185,8 @@ COMMON_GRAPHS = ("decode", "encode", "accumulate")
 PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
 PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
 """Which part of the model a graph with trained layers belongs to."""
-
-
 SMOOTHING = (*(option.name for option in OPTIONS if option.opt_in), "noise", "mixing", "mixed")
 """Inputs and outputs that only the graphs of a bundle that was built with smoothing have."""
-
-# A run of the PyTorch reference over G images, which a bundle carries to check its engines against.
-GOLDEN_ARRAYS = {
-    "classes": "int64 (G,)",
-    "seeds": "uint64 (G,)",
-    **{option.name: f"{option.dtype} (G,)" for option in RECOMMENDED},
-    "tokens": "int64 (G, T), drawn by the reference with the uniforms of its seeds",
-    "f_hat": "float32 (G, Z, S, S), after the last scale",
-    "image": "uint8 (G, h, w, 3)",
-    "top_index": "int32 (G, T, K), the K most likely tokens by the guided logits",
-    "top_logit": "float32 (G, T, K), their logits",
-    "log_sum_exp": "float64 (G, T), over the whole vocabulary",
-    "encoded": "int64 (G, T), the tokens the reference's encoder gives for `image`",
-}
-# A bundle built with smoothing has these too: what smoothing makes of the same logits, with the noise of the seeds.
-SMOOTH_ARRAYS = {
-    "heaviest": "int64 (G, T), the entries of the codebook that weigh most",
-    "mixed": "float32 (G, T, Z), the entries mixed",
-    "smooth_image": "uint8 (G, h, w, 3), mixed at scale 1 alone, with the tokens of the others",
-}
 
 
 def storage(dtype: str) -> np.dtype[Any]:
@@ -225,8 +203,14 @@ def graphs_of(form: str) -> tuple[str, ...]:
     return (*(graph for name in forms for graph in _GRAPHS_OF[name]), *COMMON_GRAPHS)
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    return {
+def resolve(
+    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
+) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
+
+    `smooth`: whether the bundle was built with smoothing.
+    """
+    sizes = {
         "T": config.num_tokens,
         "L0": config.scale_lengths[0],
         "C": config.transformer.width,
@@ -239,30 +223,17 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
         "SS": config.latent_size**2,
         "R": config.image_size,
     }
-
-
-def resolve(
-    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
-) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
-
-    `smooth`: whether the bundle was built with smoothing.
-    """
-    sizes = _sizes(config)
+    absent = (*(() if num_phi(config) else ("phi_index",)), *(() if smooth else SMOOTHING))
 
     def expand(specs: tuple[TensorSpec, ...]) -> tuple[TensorInfo, ...]:
         infos = []
         for spec in specs:
-            if spec.name == "phi_index" and num_phi(config) == 0:
+            if spec.name in absent:
                 continue
-            if spec.name in SMOOTHING and not smooth:
-                continue
-            names = [spec.name]
-            if "{i}" in spec.name:
-                names = [spec.name.format(i=i) for i in range(config.transformer.depth)]
+            blocks = range(config.transformer.depth if "{i}" in spec.name else 1)
             dtype = CACHE_DTYPES[precision] if spec.dtype == CACHE else spec.dtype
             shape = tuple(int(dim) if dim.isdigit() else sizes.get(dim, dim) for dim in spec.dims)
-            infos += [TensorInfo(name, dtype, shape, spec.meaning) for name in names]
+            infos += [TensorInfo(spec.name.format(i=i), dtype, shape, spec.meaning) for i in blocks]
         return tuple(infos)
 
     return expand(graph.inputs), expand(graph.outputs)

@@ -121,9 +121,3 @@ class SamplingOptions(TypedDict, total=False):
     top_k: PerImage
     top_p: PerImage
     smooth: PerImageFlag
-
-
-# How the golden run smooths. As many entries are kept as the bundle sorts, so that many are mixed, whatever sampling
-# the bundle recommends; at MIXED_SCALE alone, so that one coarse map of mixed entries is seen in the image.
-SMOOTH_CHECK: dict[str, Any] = {"temperature": 2.0, "top_p": 0.0}
-MIXED_SCALE = 1

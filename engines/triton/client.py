@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,6 +17,11 @@ from engines.errors import BackendError, UsageError, VarExportError
 from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.wire import INPUTS, full_inputs
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from engines.spec.sampling import SamplingOptions
+
 SCHEME = "triton"
 GRPC_PORT = 8001
 _TYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
@@ -26,7 +31,7 @@ _YOURS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
 class RemotePipeline:
     """The models of a repository that `var-export triton` wrote, over gRPC.
 
-    `generate` and `stream` take and give what those of `Pipeline` do; `manifest` has the facts of its bundle.
+    An `engines.draw.results.ImageSource`, as a `Pipeline` is; `manifest` has the facts of its bundle.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,33 +52,23 @@ class RemotePipeline:
         self._stream_model = config.parameters["stream_model"].string_value
         self.manifest = unpack_facts(config.parameters[FACTS].string_value, url)
 
-    def generate(
-        self,
-        classes: Sequence[int],
-        *,
-        seeds: Sequence[int],
-        **sampling: Any,
-    ) -> Result:
+    def generate(self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]) -> Result:
         """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them."""
+        given = full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling))
         parts = []
         for start in range(0, len(classes), self.max_batch):
-            part = slice(start, start + self.max_batch)
-            inputs = self._inputs(classes[part], seeds[part], sampling)
+            inputs = self._tensors({name: array[start : start + self.max_batch] for name, array in given.items()})
             parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
         images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
         return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), Timings())
 
     def stream(
-        self,
-        classes: Sequence[int],
-        *,
-        seeds: Sequence[int],
-        **sampling: Any,
+        self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]
     ) -> Iterator[Preview]:
         """The images after each scale. Raises as `generate`, and for more images than the server takes at once."""
         if len(classes) > self.max_batch:
             raise UsageError(f"{len(classes)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
-        inputs = self._inputs(classes, seeds, sampling)
+        inputs = self._tensors(full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling)))
         arrived: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         self._client.start_stream(lambda result, error: arrived.put((result, error)))
         finished = False
@@ -106,9 +101,6 @@ class RemotePipeline:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _inputs(self, classes: Sequence[int], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[Any]:
-        return self._tensors(full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling)))
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []

@@ -165,3 +165,12 @@ def test_the_asyncio_example(folder, local):
         finally:
             process.terminate()
         assert "stopped" in process.stderr.read(), "a client that has gone stops the engine"
+
+
+def test_options_per_image_reach_more_images_than_a_request_holds(server, local):
+    count = 11
+    options = {"cfg": [0.5 * k for k in range(count)], "top_k": list(range(1, count + 1))}
+    with RemotePipeline(f"triton://{server.grpc}") as remote:
+        assert remote.max_batch < count
+        drawn = remote.generate([3] * count, seeds=list(range(count)), **options)
+    np.testing.assert_array_equal(drawn.tokens, local.generate([3] * count, seeds=list(range(count)), **options).tokens)
