@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import BackendError, BundleError, VarExportError
-from engines.machine import Machine
+from engines.machine import Machine, machine
 
 if TYPE_CHECKING:
     from engines.fidelity.reports import Report
@@ -147,6 +147,45 @@ def demo_state(path: Path) -> DemoState:
     except BundleError as error:
         return DemoState(path, True, False, str(error))
     return DemoState(path, True, True, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What was found here without running anything."""
+
+    machine: Machine
+    packages: dict[str, str | None]
+    """Versions, None where a package is not installed."""
+    providers: tuple[str, ...]
+    """What ONNX Runtime can compute on, by its own names."""
+    capabilities: list[Capability]
+    warnings: list[str]
+    demo: DemoState
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether a demo image can be drawn, to see that it works."""
+        return self.demo.verified and any(c.usable for c in self.capabilities if c.what == RUN_ON_CPU)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        document = asdict(self) | {"providers": list(self.providers)}
+        document["demo"]["path"] = str(self.demo.path)
+        return document
+
+
+def diagnose(demo: Path) -> Diagnosis:
+    """Look at this machine, at what is installed, and at the demo bundle at `demo`."""
+    here, packages = machine(), installed()
+    available, problem = providers()
+    return Diagnosis(
+        machine=here,
+        packages=packages,
+        providers=tuple(available),
+        capabilities=capabilities(packages, available, problem),
+        warnings=warnings(packages, here),
+        demo=demo_state(demo),
+    )
 
 
 def self_test(path: Path, *, threads: int | None = None) -> SelfTest:

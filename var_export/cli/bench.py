@@ -21,6 +21,7 @@ from engines.cli.common import (
     runtime_options,
     show,
 )
+from engines.cli.progress import StageClock
 from engines.spec.choices import FORMS
 from engines.words import counted, guidance, mebibytes
 from var_export.cli.common import (
@@ -33,7 +34,6 @@ from var_export.cli.common import (
     tell_page,
     torch_threads,
 )
-from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle

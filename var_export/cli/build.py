@@ -11,6 +11,7 @@ import click
 
 from engines.cli.common import POSITIVE, json_option, json_out, refuse, show, threads_option
 from engines.cli.interrupts import Interrupts
+from engines.cli.progress import StageClock
 from engines.errors import UsageError
 from engines.spec.choices import (
     BACKENDS,
@@ -37,7 +38,6 @@ from var_export.cli.int8 import (
     layer_options,
 )
 from var_export.cli.make_bundle import BuildOptions, BundleWork
-from var_export.cli.progress import StageClock
 from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans, plans_document, print_plans
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import click
 
 from engines.cli.common import Command, option_group, tell
 from engines.errors import BackendError, UsageError
+from engines.spec.choices import LEVELS
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -29,6 +30,8 @@ REPORT_PACKAGES = ("matplotlib", "jinja2")
 FOLDER = click.Path(file_okay=False, path_type=Path)
 # Plain strings: a Path would squeeze the slashes of hf://owner/repo.
 CHECKPOINT = click.Path(path_type=str)
+FILE = click.Path(dir_okay=False, path_type=Path)
+LEVEL = click.IntRange(LEVELS[0], LEVELS[-1])
 
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)
 
@@ -111,8 +114,7 @@ def report_option(flag: str, suffixes: Sequence[str], help_text: str) -> Callabl
             _check_report(parameter.opts[0], file, suffixes)
         return file
 
-    path = click.Path(dir_okay=False, path_type=Path)
-    return click.option(flag, type=path, metavar="FILE", callback=check, help=help_text)
+    return click.option(flag, type=FILE, metavar="FILE", callback=check, help=help_text)
 
 
 html_option = report_option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,32 +10,18 @@ import click
 from engines.cli.common import POSITIVE, Figure, json_option, json_out, print_table, show
 from engines.errors import UsageError
 from engines.spec import policy
-from engines.spec.choices import DEFAULT_LEVEL, FORMS, INT8, LEVELS, ONNXRUNTIME, PRECISIONS, TENSORRT
+from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, TENSORRT
 from engines.words import counted, mebibytes
-from var_export.cli.common import CHECKPOINT, CheckpointParts, checkpoint_options, needs_export_packages
+from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, checkpoint_options, needs_export_packages
 
 if TYPE_CHECKING:
+    from engines.bundle.bundle import Bundle
     from engines.sizing.devices import Device
     from engines.sizing.estimate import Estimate, Workload
     from engines.sizing.roofline import Bound
 
 TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit any more
 MIB = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateOptions:
-    """What is to run, as typed; None where the model decides."""
-
-    model: str | None
-    parts: CheckpointParts
-    precision: str | None
-    level: int | None
-    batch: int
-    cfg: float | None
-    no_guidance: bool
-    form: str | None
-    tokens_only: bool
 
 
 @click.command(short_help="Tell whether a model fits a device, and its top speed there.")
@@ -53,11 +38,7 @@ class EstimateOptions:
     help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
-@click.option(
-    "--level",
-    type=click.IntRange(LEVELS[0], LEVELS[-1]),
-    help="Of int8, as for build. [default: of the bundle, else 2]",
-)
+@click.option("--level", type=LEVEL, help="Of int8, as for build. [default: of the bundle, else 2]")
 @click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
@@ -77,16 +58,13 @@ def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **value
     if list_devices:
         _list_devices(as_json)
         return
-    options = EstimateOptions(**values)
     from engines.sizing.devices import CPU, devices, find
     from engines.sizing.estimate import Estimate
 
-    if options.no_guidance and options.cfg:
-        raise click.UsageError("--no-guidance and --cfg contradict each other")
     chosen = {found.name: found for found in map(find, device)}
     if CPU in chosen and len(chosen) > 1:
         raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
-    workload = _workload(options, CPU in chosen)
+    workload = _workload(CPU in chosen, **values)
     if not chosen:
         chosen = {CPU: find(CPU)} if workload.target == ONNXRUNTIME else dict(devices())
     estimates = [Estimate(workload.on(each), each) for each in chosen.values()]
@@ -135,49 +113,60 @@ def _titled(device: Device) -> str:
     return f"{device.title}, {device.mode}" if device.mode else device.title
 
 
-def _workload(options: EstimateOptions, on_cpu: bool) -> Workload:
-    """What the options ask for, of a name, a bundle or a checkpoint."""
+def _workload(
+    on_cpu: bool,
+    *,
+    model: str | None,
+    parts: CheckpointParts,
+    precision: str | None,
+    level: int | None,
+    batch: int,
+    cfg: float | None,
+    no_guidance: bool,
+    form: str | None,
+    tokens_only: bool,
+) -> Workload:
+    """What the options ask for, of a name, a bundle or a checkpoint; None is what that says, or the usual."""
     from engines.bundle.bundle import Bundle
-    from engines.bundle.inspection import quantised_layers
     from engines.bundle.manifest import is_bundle
     from engines.sizing import models
     from engines.sizing.estimate import Workload
     from engines.spec.sampling import Sampling
 
-    name = options.model
-    if name is None:
+    if no_guidance and cfg:
+        raise click.UsageError("--no-guidance and --cfg contradict each other")
+    if model is None:
         raise click.UsageError(f"say which model: --model {', '.join(models.NAMES)}, a checkpoint or a bundle")
-    precision, target, sampling = "fp32" if on_cpu else "fp16", ONNXRUNTIME if on_cpu else TENSORRT, Sampling()
-    own: dict[str, Any] = {}
-    if name in models.NAMES and not Path(name).exists():
-        config = models.official(name)
-    elif is_bundle(Path(name)):
-        bundle = Bundle.open(name, verify=False)
-        config, precision, sampling = bundle.config, bundle.precision, bundle.sampling
-        own = {"form": bundle.forms[0], "smooth": bundle.smooth, "max_top_k": bundle.max_top_k}
-        if precision == INT8 and options.precision in (None, INT8) and options.level is None:
-            target, own["ways"] = bundle.target, {layer.name: layer.way for layer in quantised_layers(bundle)}
+    usual: dict[str, Any] = {"precision": "fp32" if on_cpu else "fp16", "target": ONNXRUNTIME if on_cpu else TENSORRT}
+    sampling = Sampling()
+    if model in models.NAMES and not Path(model).exists():
+        usual["config"] = models.official(model)
+    elif is_bundle(Path(model)):
+        as_it_is = precision in (None, INT8) and level is None
+        bundle = Bundle.open(model, verify=False)
+        usual, sampling = usual | _of_bundle(bundle, as_it_is), bundle.sampling
     else:
-        config, sampling = _read_checkpoint(options, name)
-    precision = options.precision or precision
-    if options.level is not None and precision != INT8:
+        usual["config"], sampling = _read_checkpoint(model, parts)
+    asked = {"precision": precision, "level": level, "form": form}
+    usual |= {name: value for name, value in asked.items() if value is not None}
+    if level is not None and usual["precision"] != INT8:
         raise UsageError("--level needs --precision int8")
-    if options.form is not None:
-        own["form"] = options.form
-    guided = sampling.cfg > 0 if options.cfg is None else options.cfg > 0
-    return Workload(
-        config=config,
-        precision=precision,
-        level=options.level or DEFAULT_LEVEL,
-        target=target,
-        images=options.batch,
-        guidance=guided and not options.no_guidance,
-        tokens_only=options.tokens_only,
-        **own,
-    )
+    guided = (sampling.cfg if cfg is None else cfg) > 0 and not no_guidance
+    return Workload(**usual, images=batch, guidance=guided, tokens_only=tokens_only)
 
 
-def _read_checkpoint(options: EstimateOptions, name: str) -> tuple[Any, Any]:
+def _of_bundle(bundle: Bundle, as_it_is: bool) -> dict[str, Any]:
+    """What a bundle says of a workload; `as_it_is`: its INT8 layers too."""
+    from engines.bundle.inspection import quantised_layers
+
+    shared = {name: getattr(bundle, name) for name in ("config", "precision", "smooth", "max_top_k")}
+    shared["form"] = bundle.forms[0]
+    if bundle.precision == INT8 and as_it_is:
+        shared |= {"target": bundle.target, "ways": {layer.name: layer.way for layer in quantised_layers(bundle)}}
+    return shared
+
+
+def _read_checkpoint(name: str, parts: CheckpointParts) -> tuple[Any, Any]:
     """Configuration and recommended sampling. Nothing is loaded for a name that cannot be a checkpoint."""
     from engines.sizing import models
 
@@ -185,7 +174,7 @@ def _read_checkpoint(options: EstimateOptions, name: str) -> tuple[Any, Any]:
         raise UsageError(f"there is no model or file {name!r}; known names are {', '.join(models.NAMES)}")
     with needs_export_packages("a checkpoint"):
         from var_export.checkpoint.load import load_checkpoint
-    checkpoint = load_checkpoint(name, **vars(options.parts))
+    checkpoint = load_checkpoint(name, **vars(parts))
     return checkpoint.config, checkpoint.sampling
 
 
@@ -212,8 +201,8 @@ def _print(estimate: Estimate) -> None:
     figures = "this machine"
     if not device.is_cpu:
         kinds = dict.fromkeys((load.precision, load.high, "fp32"))
-        units = {"int8": "TOP/s"}
-        peaks = ", ".join(f"{_tera(device.peak(kind))} {units.get(kind, 'TFLOP/s')} {kind}" for kind in kinds)
+        units = {kind: "TOP/s" if kind == INT8 else "TFLOP/s" for kind in kinds}
+        peaks = ", ".join(f"{_tera(device.peak(kind))} {units[kind]} {kind}" for kind in kinds)
         figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
     show(f"on {_titled(device)}: {figures}; runs {', '.join(device.targets)}\n")
     print_table([(what, Figure(size / MIB, ".1f")) for what, size in _memory_rows(estimate)], ("memory", "MiB"))
@@ -227,7 +216,7 @@ def _print(estimate: Estimate) -> None:
     print_table([*calls, total], ("call", "map", "GFLOP", "MiB moved", "least ms", "bound by"))
     show(
         f"\nat most {estimate.images_per_s:.3g} images/s, bound by {estimate.bound_by}\n"
-        "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks",
+        "a bound, not a prediction: no run of these graphs, one batch after another, is faster at the rated clocks"
     )
     exact = device.peaks[load.high]
     if device.peak(load.high) > exact:
@@ -293,18 +282,10 @@ def _compare(load: Workload, estimates: list[Estimate]) -> None:
     for estimate in estimates:
         device = estimate.device
         able = device.supports(load.precision)
-        rows.append(
-            (
-                device.name,
-                mebibytes(estimate.usable_bytes),
-                ("yes" if estimate.fits else "no") if able else f"no {load.precision}",
-                estimate.largest_batch,
-                Figure(estimate.images_per_s, ".3g") if able else "-",
-                Figure(estimate.seconds * 1e3, ".1f") if able else "-",
-                estimate.bound_by if able else "-",
-                ", ".join(device.targets),
-            )
-        )
+        fits = ("yes" if estimate.fits else "no") if able else f"no {load.precision}"
+        speed = (Figure(estimate.images_per_s, ".3g"), Figure(estimate.seconds * 1e3, ".1f"), estimate.bound_by)
+        first = (device.name, mebibytes(estimate.usable_bytes), fits, estimate.largest_batch)
+        rows.append((*first, *(speed if able else "---"), ", ".join(device.targets)))
     headers = ("device", "usable", "fits", "largest batch", "images/s at most", "least ms", "bound by", "targets")
     print_table(rows, headers)
     show("\nbounds, not predictions: nothing is faster at the rated clocks. --device NAME shows the parts.")

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from engines.cli.common import POSITIVE, json_option, json_out, show
+from engines.cli.progress import StageClock
 from engines.errors import CheckFailedError
 from engines.spec.choices import FLOAT_PRECISIONS, FORMS
 from var_export.cli.common import FOLDER, sizes_option
-from var_export.cli.progress import StageClock
 from var_export.gpu_check.cases import CHECKED_BACKENDS, MODELS
 
 

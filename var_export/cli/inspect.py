@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_option, json_out, print_table, show
+from engines.cli.common import json_option, json_out, print_facts, print_table, show
 from engines.words import mebibytes
 from var_export.cli.common import bundle_argument, open_bundle
 
@@ -74,8 +74,7 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
         "built with": ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown",
         "build key": bundle.build_key[:SHORT_HASH],
     }
-    for name, text in lines.items():
-        show(f"{name + ':':<13}{text}")
+    print_facts(lines)
     show()
     rows = [(name, e.size, e.sha256[:SHORT_HASH], states[name]) for name, e in bundle.files.items()]
     print_table(rows, ("file", "bytes", "SHA-256", "state"))

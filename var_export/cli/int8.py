@@ -12,7 +12,8 @@ import click
 
 from engines.cli.common import POSITIVE, given, option_group
 from engines.errors import UsageError
-from engines.spec.choices import DEFAULT_LEVEL, LEVELS, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
+from engines.spec.choices import DEFAULT_LEVEL, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
+from var_export.cli.common import FILE, FOLDER, LEVEL
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
@@ -66,7 +67,7 @@ layer_options = option_group(
     LayerOptions,
     click.option(
         "--level",
-        type=click.IntRange(LEVELS[0], LEVELS[-1]),
+        type=LEVEL,
         default=DEFAULT_LEVEL,
         show_default=True,
         help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
@@ -105,13 +106,13 @@ calibration_options = option_group(
     click.option("--classes", multiple=True, metavar="CLASS", help="To draw, as in var-run. [default: spread out]"),
     click.option(
         "--images",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=FOLDER,
         metavar="DIR",
         help="Pictures to calibrate the encoder with. [default: the drawn ones]",
     ),
     click.option(
         "--calibration",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=FILE,
         metavar="FILE",
         help="Where the calibration is kept; taken from there if it exists. [default: beside the bundle]",
     ),

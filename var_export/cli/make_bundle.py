@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.interrupts import Interrupts
+from engines.cli.progress import StageClock
 from engines.errors import UsageError
 from engines.spec.choices import INT8, ONNXRUNTIME, STEPWISE
 from var_export.cli.common import CheckpointParts, needs_export_packages, torch_threads
 from var_export.cli.int8 import CalibrationOptions, calibration_of
-from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from calib.judge.assembly import Built

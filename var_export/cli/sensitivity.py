@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engines.cli.common import Figure, command_line, json_option, json_out, print_table, show, tell, threads_option
+from engines.cli.progress import StageClock
 from engines.machine import machine
 from engines.spec.choices import GRAPH_TARGETS, INT8
 from var_export.cli.common import (
@@ -20,7 +21,6 @@ from var_export.cli.common import (
     tell_page,
 )
 from var_export.cli.int8 import CalibrationOptions, calibration_of, calibration_options, int8_options
-from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from calib.judge.table import Effect, Sensitivity

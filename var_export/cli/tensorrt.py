@@ -12,7 +12,7 @@ from engines.cli.common import POSITIVE, option_group, show
 from engines.errors import CheckFailedError
 from engines.spec.choices import HARDWARE_COMPATIBILITY, STEPWISE
 from engines.words import mebibytes
-from var_export.cli.common import quality
+from var_export.cli.common import FILE, quality
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from engines.bundle.plans import PlanSet
     from engines.fidelity.reports import FusedReport, Report
     from engines.progress import Progress
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ builder_options = option_group(
     click.option(
         "--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT searches. [default: TensorRT's, 3]"
     ),
-    click.option("--timing-cache", type=_FILE, metavar="FILE", help="Kernel timings to keep between builds; tensorrt."),
+    click.option("--timing-cache", type=FILE, metavar="FILE", help="Kernel timings to keep between builds; tensorrt."),
     click.option(
         "--compute-capability",
         multiple=True,
@@ -83,7 +81,7 @@ builder_options = option_group(
     ),
     click.option("--weight-streaming", is_flag=True, help="Keep weights in host memory where the GPU's is too small."),
     click.option(
-        "--builder-config", type=_FILE, metavar="FILE", help="More builder settings, in the [tensorrt] table of a TOML."
+        "--builder-config", type=FILE, metavar="FILE", help="More builder settings, in the [tensorrt] table of a TOML."
     ),
     click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU builds."),
 )

@@ -23,6 +23,7 @@ from engines.cli.common import (
     show,
     tell,
 )
+from engines.cli.progress import StageClock
 from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
 from engines.spec.choices import INT8
@@ -38,7 +39,6 @@ from var_export.cli.common import (
     tell_page,
     torch_threads,
 )
-from var_export.cli.progress import StageClock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -182,7 +182,7 @@ def test_a_signal_that_a_library_swallowed_ends_the_build_at_the_next_stage(call
 
 
 def test_on_a_terminal_one_live_line(monkeypatch, capsys):
-    from var_export.cli.progress import CLEAR, StageClock
+    from engines.cli.progress import CLEAR, StageClock
 
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with StageClock() as progress:

@@ -284,7 +284,7 @@ def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
 
 
 def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tmp_path, monkeypatch):
-    from var_export.cli.progress import StageClock
+    from engines.cli.progress import StageClock
 
     monkeypatch.setattr("calib.observe.collect.SAVE_EVERY", -1)
     seen = []
