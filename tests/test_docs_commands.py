@@ -20,11 +20,6 @@ from engines.cli.run import run
 from var_export.cli.main import group
 from var_export.cli.main import main as var_export
 
-# Stands in for the model that a page is about: the demo's bundles, under the names that the pages use.
-STAND_INS = {
-    "bundles/var-d16-256-both": "demo_both_bundle",
-    "bundles/var-d16-256-fp16": "demo_fp16_bundle",
-}
 # Appended to a command that repeats itself for good figures, which nobody reads here.
 SHORTER = {"bench": ["--runs", "1", "--batch", "1", "--warmup", "0"]}
 
@@ -60,10 +55,12 @@ ELSEWHERE = {
     ],
     "it needs a GPU, or NVIDIA's builder: tests/engines/backends/tensorrt has that one and an emulation": [
         "var-export build * --target tensorrt*",
-        "var-export triton * --stock tensorrt *",
         "var-* --backend tensorrt*",
         "var-run * --provider cuda",
         "make gpu-check*",
+    ],
+    "it needs a bundle with the fused form: tests/engines/triton/test_triton_repository.py serves one so": [
+        "var-export triton * --stock *",
     ],
     "it needs a Triton server: tests/engines/tritonserver has one": [
         "tritonserver *",
@@ -145,11 +142,10 @@ def test_commands_are_understood(shown, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory, request) -> Path:
-    """A folder to work in, with bundles under the names of the pages."""
+def desk(tmp_path_factory, demo_fp16_bundle) -> Path:
+    """A folder to work in. The demo stands in for the model that the pages are about, under that one's name."""
     folder = tmp_path_factory.mktemp("desk")
-    for name, fixture in STAND_INS.items():
-        shutil.copytree(request.getfixturevalue(fixture), folder / name)
+    shutil.copytree(demo_fp16_bundle, folder / "bundles/var-d16-256-fp16")
     return folder
 
 
