@@ -59,7 +59,7 @@ ELSEWHERE = {
         "var-run * --provider cuda",
         "make gpu-check*",
     ],
-    "it needs a bundle with the fused form: tests/engines/triton/test_triton_repository.py serves one so": [
+    "it needs a bundle with the fused form: tests/engines/tritonserver/test_triton_repository.py serves one so": [
         "var-export triton * --stock *",
     ],
     "it needs a Triton server: tests/engines/tritonserver has one": [
