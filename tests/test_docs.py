@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -88,6 +89,14 @@ def test_links_lead_somewhere(page):
 def slug(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"CHANGELOG.md"}))
+def test_code_that_a_page_names_is_there(page):
+    named = re.findall(r"(?<![\w./-])((?:engines|calib|var_export|tests|examples)/[\w./*-]*\w)", text_of(page))
+    assert [path for path in named if not list(ROOT.glob(path))] == []
+    for name in re.findall(r"`((?:engines|calib|var_export)(?:\.\w+)+)[`(]", text_of(page)):
+        pkgutil.resolve_name(name)
 
 
 def test_every_picture_is_shown():
