@@ -40,7 +40,7 @@ def read_boxes(
     classes: Sequence[str] = (),
     score: float | None = None,
 ) -> list[Box]:
-    """Boxes of a picture from a file of detections, in pixels.
+    """Read the boxes of one picture, in its pixels, from a file of detections.
 
     Args:
         path: a JSON file of COCO or Ultralytics.
@@ -110,7 +110,7 @@ def _detections(path: Path) -> list[_Detection]:
 
 
 def _ultralytics(item: dict[str, Any]) -> _Detection:
-    """`Results.to_json`: corners x1, y1, x2, y2; those of a turned box go on to x4, y4."""
+    """Read an entry of Ultralytics' `Results.to_json`: corners x1, y1, x2, y2; a turned box goes on to x4, y4."""
     corners = item["box"]
     count = len(corners) // 2
     xs, ys = ([float(corners[f"{axis}{i + 1}"]) for i in range(count)] for axis in "xy")

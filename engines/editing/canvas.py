@@ -27,7 +27,7 @@ class Canvas:
     width: int
     height: int
     size: int
-    """Side of the model's images."""
+    """Side of the model's images, in pixels."""
     fit: str
 
     @property
@@ -57,11 +57,11 @@ class Canvas:
         return f"{size}: all of it is edited, {how}, {scaled}"
 
     def to_square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(height, width, 3) uint8 -> (size, size, 3) uint8."""
+        """What the model sees of a picture: (height, width, 3) uint8 -> (size, size, 3) uint8."""
         return resized(self._cut(picture, mode="edge"), self.size, self.size)
 
     def grid_of_boxes(self, boxes: Sequence[Box], side: int) -> Mask:
-        """Cells (side, side) inside of boxes, which are in pixels of the picture.
+        """The cells of a grid, bool (side, side), that lie inside of boxes in pixels of the picture.
 
         Raises `UsageError` for a box of which the square shows nothing.
         """
@@ -79,7 +79,7 @@ class Canvas:
         return boxes_to_grid(squares, side)
 
     def grid_of_mask(self, mask: Mask, side: int) -> Mask:
-        """Cells (side, side) that a mask bool (h, w) of the picture's proportions covers by half.
+        """The cells of a grid, bool (side, side), half of which a mask covers, bool (h, w) of the picture's shape.
 
         Raises `UsageError` for other proportions.
         """
@@ -94,7 +94,7 @@ class Canvas:
         return pixels_to_grid(resized(self._cut(whole, mode="constant"), self.size, self.size) >= 128, side)
 
     def lay_over(self, picture: NDArray[np.uint8], square: NDArray[np.uint8], redrawn: Mask) -> NDArray[np.uint8]:
-        """The picture with what was redrawn in place, (height, width, 3) uint8.
+        """Lay what was redrawn over the picture; gives (height, width, 3) uint8.
 
         Args:
             picture: (height, width, 3) uint8.
@@ -123,7 +123,7 @@ class Canvas:
         return result
 
     def _cut(self, picture: NDArray[np.uint8], mode: Any) -> NDArray[np.uint8]:
-        """The window of (height, width, ...); where it reaches beyond the picture, padded as `np.pad` does."""
+        """Cut the window out of (height, width, ...); where it reaches beyond the picture, pad as `np.pad` does."""
         left, top, width, height = self.window
         x, y = max(left, 0), max(top, 0)
         part = picture[y : min(top + height, self.height), x : min(left + width, self.width)]

@@ -200,7 +200,7 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits to 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
+    """A grey picture of 16 or 32 bits in 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
     import numpy as np
     from PIL import Image
 

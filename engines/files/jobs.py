@@ -45,14 +45,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Made:
-    """What a batch of items became."""
+    """The images, tokens and previews that a batch of items became."""
 
     images: NDArray[np.uint8]
-    """(B, h, w, 3) uint8."""
+    """The pictures, (B, h, w, 3) uint8."""
     tokens: NDArray[np.int64] | None = None
-    """(B, tokens of an image) int64."""
+    """The token maps of all scales, (B, tokens of an image) int64, where asked for."""
     previews: Sequence[NDArray[np.uint8]] = ()
-    """One (B, h, w, 3) uint8 per scale, where asked for."""
+    """The pictures after each scale, each (B, h, w, 3) uint8, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Job:
 
 
 class Sink(Protocol):
-    """Where the images of a job go."""
+    """A place that stores the images of a job, and knows which it has."""
 
     def has(self, item: Item) -> bool:
         """Whether this image is stored already, whole and made by the same settings."""
 
     def write(self, items: Sequence[Item], made: Made) -> None:
-        """Store a batch."""
+        """Store the images of a batch of items."""
 
     def finish(self) -> None:
         """Complete the output; all items are stored when this is called."""

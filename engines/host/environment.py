@@ -168,7 +168,7 @@ class Diagnosis:
         return self.demo.verified and any(c.usable for c in self.capabilities if c.what == RUN_ON_CPU)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The diagnosis as plain JSON types."""
         document = asdict(self) | {"providers": list(self.providers)}
         document["demo"]["path"] = str(self.demo.path)
         return document
@@ -207,7 +207,7 @@ def self_test(path: Path, *, threads: int | None = None) -> SelfTest:
 
 @dataclass(frozen=True)
 class _Gpu:
-    """What `gpu` says, and the command where it is only a package that is missing."""
+    """The GPU that was found, or why there is none and which command helps where only a package is missing."""
 
     name: str | None
     problem: str
@@ -294,7 +294,7 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` as (2, 13, 0)."""
+    """The numbers of a version: `2.13.0+cpu` gives (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
 

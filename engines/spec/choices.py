@@ -20,11 +20,11 @@ HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")
 """Other GPUs that a TensorRT plan may run on."""
 
 HIGH_PRECISIONS = {ONNXRUNTIME: "fp32", TENSORRT: "fp16"}
-"""By the runtime that an INT8 bundle's graphs are made for, the precision of what is not quantised."""
+"""The precision of what an INT8 bundle does not quantise, by the runtime that its graphs are made for."""
 GRAPH_TARGETS = tuple(HIGH_PRECISIONS)
 """Runtimes that graphs are made for; those of `tensorrt` serve `tensorrt-rtx` too."""
 LEVELS = (1, 2, 3)
-"""How much of a model is INT8: convolutions; also qkv, proj and fc1; also fc2 and head."""
+"""How much of a model is in INT8. 1: convolutions; 2: also qkv, proj and fc1; 3: also fc2 and head."""
 DEFAULT_LEVEL = 2
 RANGES = ("minmax", "percentile", "entropy", "mse")
 """How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""

@@ -152,7 +152,7 @@ class ModelConfig:
 
     @property
     def image_size(self) -> int:
-        """Side of the image in pixels."""
+        """Side of a finished image in pixels."""
         return self.latent_size * self.vae.downsample
 
     @cached_property
@@ -181,13 +181,13 @@ class ModelConfig:
         return slice(start, start + self.scale_lengths[scale])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is the inverse."""
+        """The configuration as plain JSON types; `from_dict` is the inverse."""
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ModelConfig:
-        """Build from `to_dict`'s output. Raises `UsageError` on unknown or missing keys."""
+        """Build a configuration from `to_dict`'s output. Raises `UsageError` on unknown or missing keys."""
         try:
             return cls(
                 name=value["name"],

@@ -61,7 +61,7 @@ class TensorInfo:
 
 
 def _spec(text: str) -> tuple[TensorSpec, ...]:
-    """`name dtype (dims) meaning`, a line each."""
+    """Read tensors from text, a line `name dtype (dims) meaning` for each."""
     specs = []
     for line in filter(str.strip, text.splitlines()):
         head, _, rest = line.strip().partition("(")
@@ -198,7 +198,7 @@ def storage(dtype: str) -> np.dtype[Any]:
 
 
 def graphs_of(form: str) -> tuple[str, ...]:
-    """Graphs of a bundle of this form, one of `engines.spec.choices.BUNDLE_FORMS`."""
+    """Names of the graphs in a bundle of this form, one of `engines.spec.choices.BUNDLE_FORMS`."""
     forms = choices.FORMS if form == choices.BOTH else (form,)
     return (*(graph for name in forms for graph in _GRAPHS_OF[name]), *COMMON_GRAPHS)
 
