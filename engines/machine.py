@@ -39,9 +39,9 @@ class Machine:
 
 def machine() -> Machine:
     """This machine, from what Linux says about it; plainer elsewhere."""
-    processors = _processors(_read("/proc/cpuinfo"))
+    processors = _processors(system_file("/proc/cpuinfo"))
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE))
+    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", system_file("/proc/meminfo"), re.MULTILINE))
     places = {
         (p.get("physical id"), p.get("core id")) for n, p in processors.items() if n in allowed and "core id" in p
     }
@@ -49,7 +49,7 @@ def machine() -> Machine:
         cpu=_cpu_name(processors),
         cores=len(allowed),
         physical_cores=len(places) or len(allowed),
-        quota=_quota(_read("/sys/fs/cgroup/cpu.max")),
+        quota=_quota(system_file("/sys/fs/cgroup/cpu.max")),
         memory=int(memory.get("MemTotal", 0)) * 1024,
         available=int(memory.get("MemAvailable", 0)) * 1024,
         system=f"{platform.system()} {platform.machine()}",
@@ -73,7 +73,7 @@ def _cpu_name(processors: dict[int, dict[str, str]]) -> str:
     for processor in processors.values():
         if "model name" in processor:
             return " ".join(processor["model name"].split())
-    board = _read("/proc/device-tree/model").strip("\0\n ")
+    board = system_file("/proc/device-tree/model").strip("\0\n ")
     return board or platform.processor() or platform.machine() or "unknown CPU"
 
 
@@ -83,7 +83,8 @@ def _quota(cpu_max: str) -> float | None:
     return int(match[1]) / int(match[2]) if match and int(match[2]) else None
 
 
-def _read(path: str) -> str:
+def system_file(path: str) -> str:
+    """The text of a file of `/proc`, `/sys` or `/etc`; empty where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,18 +69,18 @@ def live_run(
 
 
 def draw_with(reference: Reference, bundle: Bundle, *, cfg: float) -> Draw:
-    """One image of the reference from class and seed to pixels, with the bundle's sampling defaults."""
+    """Images of the reference from classes and seeds to pixels, with the bundle's sampling defaults."""
     sampling = dataclasses.replace(bundle.sampling.fitted(bundle.max_top_k), cfg=cfg)
 
-    def draw(label: int, seed: int) -> NDArray[np.int64]:
+    def draw(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
         drawn = reference.generate(
-            torch.tensor([label]),
-            torch.from_numpy(uniforms([seed], bundle.config.num_tokens)),
+            torch.tensor(classes),
+            torch.from_numpy(uniforms(seeds, bundle.config.num_tokens)),
             max_top_k=bundle.max_top_k,
-            **tensors_of(sampling, 1),
+            **tensors_of(sampling, len(classes)),
         )
         drawn.image.numpy()
-        tokens: NDArray[np.int64] = drawn.tokens[0].numpy()
+        tokens: NDArray[np.int64] = drawn.tokens.numpy()
         return tokens
 
     return draw

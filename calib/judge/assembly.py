@@ -10,8 +10,8 @@ from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError
-from engines.fidelity.checks import verify, verify_fused
-from engines.fidelity.reports import FusedReport, Report
+from engines.fidelity.checks import verify
+from engines.fidelity.reports import Report
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Built:
 
     bundle: Bundle
     reused: bool
-    reports: dict[str, Report | FusedReport]
+    reports: dict[str, Report]
     """The check of each form against the golden run; empty where a finished bundle was found."""
 
 
-def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport]:
+def check(bundle: Bundle, threads: int | None) -> dict[str, Report]:
     """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic."""
-    reports: dict[str, Report | FusedReport] = {}
+    reports: dict[str, Report] = {}
     with contextlib.ExitStack() as stack:
         sessions = None
         if bundle.for_gpus:
@@ -34,11 +34,10 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report | FusedReport
         for form in bundle.forms:
             backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
             with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-                judge = verify if form == "stepwise" else verify_fused
-                reports[form] = judge(pipeline, bundle.golden)
-            report = reports[form]
+                report = reports[form] = verify(pipeline, bundle.golden)
             if not report.passed:
-                parts = report.failed_parts if isinstance(report, Report) else ()
                 failures = "; ".join(report.failures)
-                raise CheckFailedError(f"the exported {form} engines miss the reference: {failures}", parts)
+                raise CheckFailedError(
+                    f"the exported {form} engines miss the reference: {failures}", report.failed_parts
+                )
     return reports

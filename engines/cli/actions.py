@@ -19,6 +19,7 @@ from engines.cli.execute import Execution
 from engines.cli.outputs import Naming, Target, class_naming, resolve
 from engines.draw.request import check_tokens, make_request
 from engines.errors import UsageError
+from engines.fidelity.similarity import psnr
 from engines.files.images import check_grid, load_square
 from engines.files.jobs import Item, Job, Made, Sink, hash_of, make_job
 from engines.files.npz import NpzRows
@@ -114,7 +115,8 @@ def reconstruct(options: Options, path: Path) -> None:
 
     def produce(_: Sequence[Item]) -> Made:
         images = execution.pipeline.reconstruct(image[None])
-        execution.extra["psnr_db"] = _psnr(images[0], image)
+        similarity = psnr(images[0], image)
+        execution.extra["psnr_db"] = similarity if math.isfinite(similarity) else None  # of equal images: none
         return Made(images)
 
     execution = Execution(options, bundle, job, produce)
@@ -290,9 +292,3 @@ def _load_tokens(path: Path, bundle: Manifest) -> dict[str, NDArray[Any]]:
 def literal(name: str) -> str:
     """`name` as a part of a pattern."""
     return name.replace("{", "{{").replace("}", "}}")
-
-
-def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
-    """Peak signal-to-noise ratio in dB; None where the images are equal."""
-    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / mse) if mse else None

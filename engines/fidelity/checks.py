@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from engines.backends.base import Array
 from engines.draw.pipeline import Pipeline
-from engines.draw.results import OnScale, Result, ScaleView
-from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
+from engines.draw.results import Result, ScaleView
+from engines.fidelity.reports import Agreement, Report, mean_agreement
 from engines.fidelity.similarity import psnr, ssim
+from engines.spec.choices import STEPWISE
 from engines.spec.golden_run import MIXED_SCALE, SMOOTH_CHECK
 from engines.spec.sampling import RECOMMENDED
 
@@ -34,83 +35,13 @@ class Runs:
     """From the same uniform numbers alone."""
 
 
-def verify_fused(
-    pipeline: Pipeline,
-    golden: Mapping[str, Array],
-    precision: str | None = None,
-    on_runs: Callable[[Runs], None] = lambda runs: None,
-) -> FusedReport:
-    """Hold a fused pipeline against a reference run, as `verify` does."""
-    forced, free = _both_runs(pipeline, golden)
-    on_runs(Runs(forced, free))
-    same = free.tokens == golden["tokens"]
-    report = FusedReport(
-        precision=precision or pipeline.bundle.precision,
-        images=len(same),
-        draws=float((forced.drawn == golden["tokens"]).mean()),
-        free_tokens=float(same.mean()),
-        free_identical=int(same.all(axis=1).sum()),
-        image_psnr=psnr(forced.images, golden["image"]),
-        image_ssim=ssim(forced.images, golden["image"]),
-        smoothing=_smoothing(pipeline, golden),
-    )
-    report.failures = _missed(report)
-    return report
-
-
-def _missed(report: Report | FusedReport) -> list[str]:
-    """One line per figure that misses its threshold."""
-    return [str(check) for check in report.checks() if not check.kept]
-
-
-def _both_runs(
-    pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None = None
-) -> tuple[Result, Result]:
-    """Draw the images of a reference run with its tokens forced, and freely."""
-    return _forced_run(pipeline, golden, on_scale), _run(pipeline, golden)
-
-
-def _forced_run(pipeline: Pipeline, golden: Mapping[str, Array], on_scale: OnScale | None) -> Result:
-    return _run(pipeline, golden, forced=golden["tokens"], on_scale=on_scale)
-
-
-def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> Smoothing | None:
-    """With the reference's tokens forced, so that each scale mixes from the same logits; then without, at one scale."""
-    if not pipeline.bundle.smooth:
-        return None
-    config = pipeline.config
-    squares = np.zeros((config.num_scales, 2))  # of the differences, and of what is wanted
-
-    def compare(view: ScaleView) -> None:
-        wanted = golden["mixed"][view.images, config.scale_slice(view.scale)].astype(np.float64)
-        squares[view.scale] += np.square(view.read_mixed() - wanted).sum(), np.square(wanted).sum()
-
-    stepwise = pipeline.form == "stepwise"
-    settings = {"smooth": True, "top_k": pipeline.bundle.max_top_k, **SMOOTH_CHECK}
-    run = _run(pipeline, golden, forced=golden["tokens"], on_scale=compare if stepwise else None, **settings)
-    mask = np.ones(golden["tokens"].shape, bool)
-    mask[:, config.scale_slice(MIXED_SCALE)] = False
-    images = _run(pipeline, golden, forced=(golden["tokens"], mask), **settings).images
-    close = [psnr(image, wanted) for image, wanted in zip(images, golden["smooth_image"], strict=True)]
-    return Smoothing(
-        heaviest=float((run.drawn == golden["heaviest"]).mean()),
-        image_psnr=float(np.median(close)),
-        errors=np.sqrt(squares[:, 0] / squares[:, 1]).tolist() if stepwise else None,
-    )
-
-
-def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
-    settings: dict[str, Any] = {option.name: golden[option.name] for option in RECOMMENDED} | options
-    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings)
-
-
 def verify(
     pipeline: Pipeline,
     golden: Mapping[str, Array],
     precision: str | None = None,
     on_runs: Callable[[Runs], None] = lambda runs: None,
 ) -> Report:
-    """Hold a stepwise pipeline against a reference run.
+    """Hold a pipeline against a reference run: of either form its draws and images, of the stepwise one each stage.
 
     Args:
         pipeline: what to judge.
@@ -119,38 +50,77 @@ def verify(
         on_runs: called with what the engine drew, for whoever shows it.
 
     """
-    config = pipeline.config
-    comparison = _Comparison(pipeline, golden)
-    forced, free = _both_runs(pipeline, golden, comparison)
-    on_runs(Runs(forced, free))
-    tokens = golden["tokens"]
-    decoded = pipeline.decode_features(golden["f_hat"])
-    encoded = pipeline.encode(golden["image"])
-
-    scales = comparison.scales()
-    for scale, agreement in enumerate(scales):
-        here = config.scale_slice(scale)
-        agreement.draws = float((forced.drawn[:, here] == tokens[:, here]).mean())
-    same = free.tokens == tokens
-    differing = [s for s in range(config.num_scales) if not same[:, config.scale_slice(s)].all()]
-    report = Report(
+    config, tokens, image = pipeline.config, golden["tokens"], golden["image"]
+    comparison = _LogitComparison(pipeline, golden) if pipeline.form == STEPWISE else None
+    runs = Runs(_run(pipeline, golden, forced=tokens, on_scale=comparison), _run(pipeline, golden))
+    on_runs(runs)
+    same = runs.free.tokens == tokens
+    differing = [scale for scale in range(config.num_scales) if not same[:, config.scale_slice(scale)].all()]
+    return Report(
         precision=precision or pipeline.bundle.precision,
         images=len(tokens),
-        scales=scales,
-        total=mean_agreement(scales),
+        draws=float((runs.forced.drawn == tokens).mean()),
+        image_psnr=psnr(runs.forced.images, image),
+        image_ssim=ssim(runs.forced.images, image),
         free_tokens=float(same.mean()),
         free_identical=int(same.all(axis=1).sum()),
         first_difference=differing[0] if differing else None,
-        decoder_psnr=psnr(decoded, golden["image"]),
-        decoder_ssim=ssim(decoded, golden["image"]),
-        image_psnr=psnr(forced.images, golden["image"]),
-        image_ssim=ssim(forced.images, golden["image"]),
-        encoder_tokens=float((encoded == golden["encoded"]).mean()),
-        reconstruction_loss=reconstruction_loss(pipeline, golden, encoded),
-        smoothing=_smoothing(pipeline, golden),
+        **({} if comparison is None else _stages(pipeline, golden, comparison.scales(runs.forced.drawn == tokens))),
+        **_smoothing(pipeline, golden),
     )
-    report.failures = _missed(report)
-    return report
+
+
+def _stages(pipeline: Pipeline, golden: Mapping[str, Array], scales: list[Agreement]) -> dict[str, Any]:
+    """The figures of a `Report` that need logits, the decoder alone or the encoder: of the stepwise form."""
+    total = mean_agreement(scales)
+    decoded, encoded = pipeline.decode_features(golden["f_hat"]), pipeline.encode(golden["image"])
+    return {
+        "scales": tuple(scales),
+        "max_logit_error": total.max_abs,
+        "kl": total.kl,
+        "top1": total.top1,
+        "decoder_psnr": psnr(decoded, golden["image"]),
+        "decoder_ssim": ssim(decoded, golden["image"]),
+        "encoder_tokens": float((encoded == golden["encoded"]).mean()),
+        "reconstruction_loss": reconstruction_loss(pipeline, golden, encoded),
+    }
+
+
+def _smoothing(pipeline: Pipeline, golden: Mapping[str, Array]) -> dict[str, Any]:
+    """The figures of a `Report` about smoothing; none of a bundle that was built without it.
+
+    First with the reference's tokens forced, so that each scale mixes from the same logits; then without, at one scale.
+    """
+    if not pipeline.bundle.smooth:
+        return {}
+    config = pipeline.config
+    squares = np.zeros((config.num_scales, 2))  # of the differences, and of what is wanted
+
+    def compare(view: ScaleView) -> None:
+        wanted = golden["mixed"][view.images, config.scale_slice(view.scale)].astype(np.float64)
+        squares[view.scale] += np.square(view.read_mixed() - wanted).sum(), np.square(wanted).sum()
+
+    stepwise = pipeline.form == STEPWISE
+    settings = {"smooth": True, "top_k": pipeline.bundle.max_top_k, **SMOOTH_CHECK}
+    run = _run(pipeline, golden, forced=golden["tokens"], on_scale=compare if stepwise else None, **settings)
+    mask = np.ones(golden["tokens"].shape, bool)
+    mask[:, config.scale_slice(MIXED_SCALE)] = False
+    images = _run(pipeline, golden, forced=(golden["tokens"], mask), **settings).images
+    close = [psnr(image, wanted) for image, wanted in zip(images, golden["smooth_image"], strict=True)]
+    figures: dict[str, Any] = {
+        "heaviest": float((run.drawn == golden["heaviest"]).mean()),
+        "smooth_psnr": float(np.median(close)),
+    }
+    if stepwise:
+        errors = np.sqrt(squares[:, 0] / squares[:, 1])
+        figures |= {"mixing_error": float(np.median(errors)), "mixing_errors": tuple(errors.tolist())}
+    return figures
+
+
+def _run(pipeline: Pipeline, golden: Mapping[str, Array], **options: Any) -> Result:
+    """Draw the images of a reference run again."""
+    settings: dict[str, Any] = {option.name: golden[option.name] for option in RECOMMENDED} | options
+    return pipeline.generate(golden["classes"].tolist(), seeds=golden["seeds"].tolist(), **settings)
 
 
 def logits_agreement(pipeline: Pipeline, golden: Mapping[str, Array]) -> list[Agreement]:
@@ -158,7 +128,7 @@ def logits_agreement(pipeline: Pipeline, golden: Mapping[str, Array]) -> list[Ag
 
     The images are not decoded.
     """
-    comparison, last = _Comparison(pipeline, golden), pipeline.config.num_scales - 1
+    comparison, last = _LogitComparison(pipeline, golden), pipeline.config.num_scales - 1
 
     def compare(view: ScaleView) -> None:
         comparison(view)
@@ -169,7 +139,7 @@ def logits_agreement(pipeline: Pipeline, golden: Mapping[str, Array]) -> list[Ag
         part = {name: array[start : start + pipeline.max_batch] for name, array in golden.items()}
         comparison.golden = part
         with contextlib.suppress(_Seen):
-            _forced_run(pipeline, part, compare)
+            _run(pipeline, part, forced=part["tokens"], on_scale=compare)
     return comparison.scales()
 
 
@@ -177,7 +147,7 @@ class _Seen(Exception):  # noqa: N818
     """Ends a run before its decoder."""
 
 
-class _Comparison:
+class _LogitComparison:
     """Sees the logits of each scale of a run with the reference's tokens forced."""
 
     def __init__(self, pipeline: Pipeline, golden: Mapping[str, Array]) -> None:
@@ -191,8 +161,13 @@ class _Comparison:
         reference = {name: self.golden[name][view.images, here] for name in names}
         self._parts[view.scale].append(_agreement(reference, view.read_logits()))
 
-    def scales(self) -> list[Agreement]:
-        return [mean_agreement(parts) for parts in self._parts]
+    def scales(self, drawn_alike: NDArray[np.bool_] | None = None) -> list[Agreement]:
+        """One agreement per scale; with its share of draws alike where they are given, (B, T)."""
+        found = [mean_agreement(parts) for parts in self._parts]
+        if drawn_alike is not None:
+            for scale, agreement in enumerate(found):
+                agreement.draws = float(drawn_alike[:, self._config.scale_slice(scale)].mean())
+        return found
 
 
 def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded: NDArray[np.int64]) -> float:
@@ -231,13 +206,3 @@ def _log_sum_exp(logits: Array) -> NDArray[np.float64]:
     high = logits.max(-1, keepdims=True).astype(np.float64)
     total: NDArray[np.float64] = np.log(np.exp(logits - high).sum(-1)) + high[..., 0]
     return total
-
-
-def mean_agreement(parts: list[Agreement]) -> Agreement:
-    """Of several sets of tokens: means by their number, the largest of the errors."""
-    weights = np.array([part.tokens for part in parts], np.float64)
-    means = {
-        name: float(np.average([getattr(part, name) for part in parts], weights=weights))
-        for name in ("cosine", "kl", "top1", "draws")
-    }
-    return Agreement(tokens=int(weights.sum()), max_abs=float(np.max([part.max_abs for part in parts])), **means)

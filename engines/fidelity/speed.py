@@ -8,7 +8,7 @@ of few classes runs out of new ones: its `cond` shrinks to the cached figure.)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +22,8 @@ from engines.machine import Machine
 from engines.progress import Progress, silent
 from engines.words import guidance
 
-Draw = Callable[[int, int], NDArray[np.int64]]
-"""Class and seed -> tokens (T,): one image, all the way to its pixels."""
+Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.int64]]
+"""Classes and seeds, one of each per image -> tokens (B, T), with images drawn all the way to pixels on the host."""
 RANDOM = "random"  # weights of the same shapes as a bundle's, where no checkpoint is at hand
 
 CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at batch 8 takes a minute a run
@@ -63,6 +63,14 @@ class Case:
     """What the engines did not take: uniforms, copies, the host's loop."""
     total: Spread
 
+    def stages(self, sides: Sequence[int], scale_name: str = "scale {} ({}x{})") -> list[tuple[str, Spread]]:
+        """Each stage by its name, in order, the total last; `scale_name` is given the scale and twice its side."""
+        names = ["cond", *(scale_name.format(scale, side, side) for scale, side in enumerate(sides)), "decode"]
+        spreads = [self.cond, *self.scales, self.decode]
+        if len(self.scales) == 1:
+            names, spreads = ["fused graph"], list(self.scales)
+        return [*zip(names, spreads, strict=True), ("outside the engines", self.outside), ("total", self.total)]
+
     @property
     def images_per_second(self) -> float:
         """At the median."""
@@ -74,15 +82,15 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Reference and engine in turns, A B A B, one image at a time."""
+class Race:
+    """Reference and engine in turns, A B A B, with the same work."""
 
     reference: Spread
     engine: Spread
     ratios: tuple[float, ...]
     """Seconds of the engine for one of the reference, pair by pair."""
     tokens_alike: float
-    """Share of tokens that both drew alike; tells whether they did the same work."""
+    """Share of tokens that both drew alike: whether they did the same work. FP16 leaves draws near an edge open."""
 
     @property
     def ratio(self) -> Spread:
@@ -106,7 +114,7 @@ class Measured:
     cases: list[Case]
     peak_memory: int
     """Bytes that the process held at most, before a reference was loaded."""
-    comparison: Comparison | None = None
+    comparison: Race | None = None
     reference: str | None = None
     """Weights of the PyTorch reference in `comparison`: a checkpoint, or `RANDOM`."""
     torch_version: str | None = None
@@ -145,25 +153,20 @@ class Bench:
                 cases.append(_case(batch, cfg, _samples(partial(self._run, batch, cfg), runs, limit)))
         return cases
 
-    def compare(self, reference: Draw, *, cfg: float, pairs: int) -> Comparison:
-        """Race the engine against `reference`: the same class, uniform numbers and guidance in every pair."""
+    def race(self, reference: Draw, *, cfg: float, pairs: int) -> Race:
+        """Race the engine against `reference`, image by image: the same class, seed and guidance in every pair."""
 
-        def engine(label: int, seed: int) -> NDArray[np.int64]:
-            tokens: NDArray[np.int64] = self._pipeline.generate([label], seeds=[seed], cfg=cfg).tokens[0]
-            return tokens
+        def engine(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
+            return self._pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
 
-        slow, fast, alike = [], [], []
-        for turn in range(-self._warmup, pairs):
-            self._progress(f"reference and engine, {f'pair {turn + 1} of {pairs}' if turn >= 0 else 'warm-up'}")
-            (label,), (seed,) = self._fresh(1)
-            wanted, reference_seconds = _timed(reference, label, seed)
-            drawn, engine_seconds = _timed(engine, label, seed)
-            if turn >= 0:
-                slow.append(reference_seconds)
-                fast.append(engine_seconds)
-                alike.append(float((wanted == drawn).mean()))
-        ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
-        return Comparison(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
+        def requests(count: int, name: str) -> Iterator[tuple[list[int], list[int]]]:
+            for turn in range(count):
+                self._progress(f"reference and engine, {name.format(turn + 1)}")
+                yield self._fresh(1)
+
+        for _ in range(self._warmup):
+            race(reference, engine, requests(1, "warm-up"), rest=REST)
+        return race(reference, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST)
 
     def _run(self, batch: int, cfg: float) -> _Sample:
         classes, seeds = self._fresh(batch)
@@ -178,10 +181,33 @@ class Bench:
         return [seed % self._pipeline.config.transformer.num_classes for seed in seeds], seeds
 
 
-def _timed(draw: Draw, label: int, seed: int) -> tuple[NDArray[np.int64], float]:
-    time.sleep(REST)
+def race(
+    reference: Draw, engine: Draw, requests: Iterable[tuple[Sequence[int], Sequence[int]]], *, rest: float = 0.0
+) -> Race:
+    """Time both on the same classes and seeds, in turns.
+
+    Args:
+        reference: runs first in every pair.
+        engine: runs after it.
+        requests: classes and seeds of each pair; at least one.
+        rest: seconds of sleep before each run.
+
+    """
+    slow, fast, alike = [], [], []
+    for classes, seeds in requests:
+        wanted, reference_seconds = _timed(reference, classes, seeds, rest)
+        drawn, engine_seconds = _timed(engine, classes, seeds, rest)
+        slow.append(reference_seconds)
+        fast.append(engine_seconds)
+        alike.append(float((wanted == drawn).mean()))
+    ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
+    return Race(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
+
+
+def _timed(draw: Draw, classes: Sequence[int], seeds: Sequence[int], rest: float) -> tuple[NDArray[np.int64], float]:
+    time.sleep(rest)
     start = time.perf_counter()
-    tokens = draw(label, seed)
+    tokens = draw(classes, seeds)
     return tokens, time.perf_counter() - start
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-AT_MOST, AT_LEAST = "<=", ">="
-
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Of one precision. `max_logit_error` is in logits, KL in nats, PSNR in dB."""
+    """What bundles of one precision must reach: logit error in logits, KL in nats, PSNR and loss in dB, shares of 1."""
 
     max_logit_error: float
     kl: float
@@ -38,27 +36,3 @@ THRESHOLDS = {
     "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 30.0, 30.0, 0.0, 0.5, 0.9, 30.0, 0.15),
     "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 28.0, 28.0, 0.0, 1.5, 0.85, 28.0, 0.25),
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    """One figure of a report, beside its threshold; as text, what to say where it misses."""
-
-    figure: str
-    """The field of `Thresholds`."""
-    part: str
-    """Of the model, one of `engines.spec.contract.PARTS`."""
-    what: str
-    """For people."""
-    value: float
-    sign: str
-    """`AT_MOST` or `AT_LEAST`."""
-    bound: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether the figure keeps its threshold; NaN never does."""
-        return self.value <= self.bound if self.sign == AT_MOST else self.value >= self.bound
-
-    def __str__(self) -> str:
-        return f"{self.what} is {self.value:.6g}, must be {self.sign} {self.bound:g}"

@@ -8,15 +8,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import BackendError, BundleError, VarExportError
 from engines.machine import Machine, machine
-
-if TYPE_CHECKING:
-    from engines.fidelity.reports import Report
 
 PROJECT = "var-export"
 PACKAGES = (
@@ -198,8 +195,7 @@ def self_test(path: Path, *, threads: int | None = None) -> SelfTest:
     try:
         with Pipeline.load(path, threads=threads, form="stepwise", max_batch=1) as pipeline:
             golden = {name: array[:1] for name, array in pipeline.bundle.golden.items()}
-            report: Report = verify(pipeline, golden)
-            failures = tuple(report.failures)
+            failures = tuple(verify(pipeline, golden).failures)
     except VarExportError as error:
         failures = (str(error),)
     return SelfTest(not failures, time.perf_counter() - start, failures)

@@ -12,7 +12,7 @@ ARM = "".join(f"processor\t: {n}\nBogoMIPS\t: 62.50\nCPU implementer\t: 0x41\n\n
 
 
 def on(monkeypatch, files, allowed):
-    monkeypatch.setattr(module, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(module, "system_file", lambda path: files.get(path, ""))
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(allowed))
     return machine()
 

@@ -115,7 +115,7 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
         if options.reference is not None:
             draw, torch_version = _reference(options.reference, options.vae, bundle, strength, progress)
             with torch_threads(threads):
-                comparison = timer.compare(draw, cfg=strength, pairs=options.runs)
+                comparison = timer.race(draw, cfg=strength, pairs=options.runs)
         ran_by = pipeline.describe_runtime() | {"threads": threads}
     return Measured(
         machine=here,
@@ -175,16 +175,7 @@ def _latency(bundle: Bundle, case: Case) -> list[tuple[object, ...]]:
         values = (spread.p50, spread.p90, spread.p99, spread.min)
         return (name, *(Figure(1e3 * value, ".2f") for value in values))
 
-    if len(case.scales) == 1:
-        return [row("fused graph", case.scales[0]), row("outside the engine", case.outside), row("total", case.total)]
-    sides = bundle.config.patch_nums
-    return [
-        row("cond", case.cond),
-        *(row(f"scale {s} ({sides[s]}x{sides[s]})", spread) for s, spread in enumerate(case.scales)),
-        row("decode", case.decode),
-        row("outside the engines", case.outside),
-        row("total", case.total),
-    ]
+    return [row(name, spread) for name, spread in case.stages(bundle.config.patch_nums)]
 
 
 def _print_comparison(measured: Measured) -> None:

@@ -28,7 +28,6 @@ from var_export.cli.common import (
     FOLDER,
     checkpoint_options,
     needs_export_packages,
-    quality,
 )
 from var_export.cli.int8 import (
     CalibrationOptions,
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from calib.judge.assembly import Built
     from calib.rewrite.graphs_of_bundle import Int8Options
     from engines.bundle.bundle import Bundle
-    from engines.fidelity.reports import FusedReport, Report
 
 EXAMPLE_CLASS = 88
 _OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth")
@@ -203,22 +201,8 @@ def _summary(built: Built, seconds: float) -> None:
         show(f"{bundle.path} ({size}, built in {seconds:.1f} s)")
     how = ", rounding emulated" if bundle.for_gpus else ""
     for form, report in built.reports.items():
-        show(f"check of the {form} form against PyTorch{how}: passed; {_figures(report)}")
+        show(f"check of the {form} form against PyTorch{how}: passed; {report.summary()}")
     show(f"next: {_next_command(bundle)}")
-
-
-def _figures(report: Report | FusedReport) -> str:
-    """The figures of a check that tell most, on one line."""
-    from engines.fidelity.reports import Report
-
-    images = f"images: {quality(report.image_psnr)}"
-    if not isinstance(report, Report):
-        return f"draws alike {report.draws:.2%}, {images}"
-    total = report.total
-    return (
-        f"largest logit error {total.max_abs:.2g}, KL {total.kl:.1e}, top-1 {total.top1:.2%}, "
-        f"draws alike {total.draws:.2%}, {images}"
-    )
 
 
 def _next_command(bundle: Bundle) -> str:

@@ -6,7 +6,6 @@ Nothing here imports more than click: `--help` must not wait for numpy or torch.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,12 +154,3 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def quality(psnr: float, ssim: float | None = None) -> str:
-    """How close two sets of images are, for people."""
-    if math.isinf(psnr):
-        return "identical pixels"
-    if math.isnan(psnr):
-        return "nothing to compare"
-    return f"PSNR {psnr:.1f} dB" + ("" if ssim is None else f", SSIM {ssim:.6f}")

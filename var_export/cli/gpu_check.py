@@ -59,11 +59,11 @@ def gpu_check(out: Path, resume: bool, as_json: bool, batch: tuple[int, ...], no
     The exit code is 1 where a build, a check or a timing failed, 2 where there is no GPU to check.
     """
     from var_export.gpu_check.cases import Settings
-    from var_export.gpu_check.steps import PAGE, Check
+    from var_export.gpu_check.steps import PAGE, GpuCheck
 
     settings = Settings(batches=batch, torch=not no_torch, **values)
     with StageClock() as progress:
-        document = Check(settings, out.absolute(), resume=resume, progress=progress).run()
+        document = GpuCheck(settings, out.absolute(), resume=resume, progress=progress).run()
     verdict, page = document["verdict"], out / PAGE
     if as_json:
         json_out(document)

@@ -10,15 +10,15 @@ import click
 
 from engines.cli.common import POSITIVE, option_group, show
 from engines.errors import CheckFailedError
-from engines.spec.choices import HARDWARE_COMPATIBILITY, STEPWISE
+from engines.spec.choices import HARDWARE_COMPATIBILITY
 from engines.words import mebibytes
-from var_export.cli.common import FILE, quality
+from var_export.cli.common import FILE
 
 if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
     from engines.backends.tensorrt.options import PlanOptions
     from engines.bundle.plans import PlanSet
-    from engines.fidelity.reports import FusedReport, Report
+    from engines.fidelity.reports import Report
     from engines.progress import Progress
 
 
@@ -89,7 +89,7 @@ builder_options = option_group(
 
 def make_plans(
     bundle: Path, target: str, options: PlanOptions, device: int, progress: Progress
-) -> tuple[BuiltPlans, dict[str, Report | FusedReport], str | None]:
+) -> tuple[BuiltPlans, dict[str, Report], str | None]:
     """Build the plans of `bundle` and check them on the GPU; a set that misses the reference is taken out again.
 
     Returns what was built, a report per form, and why it was not checked, if it was not.
@@ -112,19 +112,19 @@ def make_plans(
 
 def _check(
     path: Path, target: str, device: int, plans: PlanSet, progress: Progress
-) -> tuple[dict[str, Report | FusedReport], str | None]:
+) -> tuple[dict[str, Report], str | None]:
     from engines.backends.tensorrt.runner import TensorRTBackend
     from engines.bundle.bundle import Bundle
     from engines.draw.pipeline import Pipeline
     from engines.errors import BackendError
-    from engines.fidelity.checks import verify, verify_fused
+    from engines.fidelity.checks import verify
 
     bundle = Bundle.open(path, verify=False)
     try:
         TensorRTBackend(target, device=device).close()
     except BackendError as error:
         return {}, str(error)
-    reports: dict[str, Report | FusedReport] = {}
+    reports: dict[str, Report] = {}
     for form in bundle.forms:
         backend = TensorRTBackend(target, device=device)
         problems = [plans.why_not(backend.here, bundle.files, graph) for graph in bundle.graphs]
@@ -133,12 +133,11 @@ def _check(
             return {}, f"{backend.here} cannot run them: {next(filter(None, problems))}"
         progress(f"check: {form} plans against the golden run")
         with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-            judge = verify if form == STEPWISE else verify_fused
-            reports[form] = judge(pipeline, bundle.golden)
+            reports[form] = verify(pipeline, bundle.golden)
     return reports, None
 
 
-def print_plans(built: BuiltPlans, reports: dict[str, Report | FusedReport], why_not: str | None) -> None:
+def print_plans(built: BuiltPlans, reports: dict[str, Report], why_not: str | None) -> None:
     """The outcome, for people."""
     plans = built.plans
     size = mebibytes(sum(plan.size for plan in plans.graphs.values()))
@@ -150,12 +149,12 @@ def print_plans(built: BuiltPlans, reports: dict[str, Report | FusedReport], why
     for name in built.superseded:
         show(f"they take the place of {name}")
     for form, report in reports.items():
-        show(f"check of the {form} plans against PyTorch: passed; images: {quality(report.image_psnr)}")
+        show(f"check of the {form} plans against PyTorch: passed; {report.summary()}")
     if why_not is not None:
         show(f"built, not run: {why_not}")
 
 
-def plans_document(built: BuiltPlans, reports: dict[str, Report | FusedReport], why_not: str | None) -> dict[str, Any]:
+def plans_document(built: BuiltPlans, reports: dict[str, Report], why_not: str | None) -> dict[str, Any]:
     """The outcome as plain JSON types."""
     return {
         **built.plans.to_dict(),

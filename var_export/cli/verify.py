@@ -35,7 +35,6 @@ from var_export.cli.common import (
     html_option,
     needs_export_packages,
     open_bundle,
-    quality,
     tell_page,
     torch_threads,
 )
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from calib.judge.attribution import Blame
     from engines.bundle.bundle import Bundle
     from engines.fidelity.checks import Runs
-    from engines.fidelity.reports import Agreement, FusedReport, Report, Smoothing
+    from engines.fidelity.reports import Agreement, Report
     from engines.progress import Progress
     from engines.spec.config import ModelConfig
 
@@ -69,7 +68,7 @@ class VerifyOptions:
 class Checked:
     """What a check found, and what it was found by."""
 
-    report: Report | FusedReport
+    report: Report
     runs: Runs
     runtime: dict[str, Any]
 
@@ -115,9 +114,9 @@ def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as
     else:
         _print(options, opened, report, blamed)
     if html is not None:
-        from var_export.report.verify import Evidence, write_verify
+        from var_export.report.verify import Verified, write_verify
 
-        evidence = Evidence(
+        verified = Verified(
             bundle=opened,
             golden=golden,
             against="the run of the PyTorch reference stored in the bundle"
@@ -132,7 +131,7 @@ def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as
             command=command_line(context),
         )
         try:
-            tell_page(html, write_verify(html, evidence))
+            tell_page(html, write_verify(html, verified))
         except UsageError as error:
             if report.passed:
                 raise
@@ -146,13 +145,11 @@ def _blame(
     options: VerifyOptions,
     bundle: Bundle,
     golden: Mapping[str, NDArray[Any]],
-    report: Report | FusedReport,
+    report: Report,
     progress: Progress,
 ) -> list[Blame] | None:
     """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
-    from engines.fidelity.reports import Report
-
-    if bundle.precision != INT8 or not isinstance(report, Report) or not report.failed_parts:
+    if bundle.precision != INT8 or not report.failed_parts:
         return None
     try:
         with needs_export_packages("telling which layers are to blame", INT8):
@@ -187,43 +184,28 @@ def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[M
 
 def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]) -> Checked:
     from engines.draw.pipeline import Pipeline
-    from engines.fidelity import checks as fidelity
+    from engines.fidelity import checks
 
     with Pipeline(bundle, options.runtime.open(bundle), max_batch=1) as pipeline:
-        judge = fidelity.verify if "stepwise" in bundle.forms else fidelity.verify_fused
         runs: list[Runs] = []
-        report = judge(pipeline, golden, on_runs=runs.append)
+        report = checks.verify(pipeline, golden, on_runs=runs.append)
         return Checked(report=report, runs=runs[0], runtime=pipeline.describe_runtime())
 
 
-def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport, blamed: list[Blame] | None) -> None:
-    from engines.fidelity.reports import Report
-
+def _print(options: VerifyOptions, bundle: Bundle, report: Report, blamed: list[Blame] | None) -> None:
     show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images")
     show()
-    free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
-    if isinstance(report, Report):
+    if report.scales:
         rows = [_row(str(s), _side(bundle.config, s), part) for s, part in enumerate(report.scales)]
         print_table([*rows, _row("all", "", report.total)], _HEADERS)
         show()
-        first = report.first_difference
-        lines = {
-            "drawn freely": free + ("" if first is None else f", first difference at scale {first}"),
-            "decoder alone": quality(report.decoder_psnr, report.decoder_ssim),
-            "image, tokens forced": quality(report.image_psnr, report.image_ssim),
-            "encoder": f"{report.encoder_tokens:.2%} of the tokens alike, "
-            f"reconstruction {0 - report.reconstruction_loss:+.2f} dB",
-        }
-    else:
-        lines = {
-            "draws, tokens forced": f"{report.draws:.2%} of the tokens alike",
-            "drawn freely": free,
-            "image, tokens forced": quality(report.image_psnr, report.image_ssim),
-        }
-    if report.smoothing is not None:
-        lines["smoothed"] = _smoothing_line(report.smoothing)
-    for what, text in lines.items():
-        show(f"{what + ':':<22}{text}")
+    figures = [(figure.kind.title, figure.shown, figure.wanted, figure.margin) for figure in report.figures()]
+    print_table(figures, ("figure", "measured", "must be", "margin"))
+    free = f"{report.free_tokens:.2%} of the tokens alike, {report.free_identical} of {report.images} images identical"
+    first = "" if report.first_difference is None else f", first difference at scale {report.first_difference}"
+    decoder = "" if report.decoder_ssim is None else f"decoder alone {report.decoder_ssim:.6f}, "
+    show(f"\ndrawn freely: {free}{first}")
+    show(f"SSIM: {decoder}image {report.image_ssim:.6f}")
     show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED")
     for failure in report.failures:
         show(f"  {failure}")
@@ -231,11 +213,6 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report | FusedReport,
         show("\nwith the activations of some INT8 layers in float:\n")
         rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
         print_table(rows, ("layers", "figure", "is", "would be"))
-
-
-def _smoothing_line(smoothing: Smoothing) -> str:
-    alike = f"{smoothing.heaviest:.2%} of the heaviest entries alike"
-    return alike if smoothing.errors is None else f"{alike}, error of the mixed ones {smoothing.error:.1e}"
 
 
 def _against(options: VerifyOptions) -> str:
@@ -265,7 +242,7 @@ def _side(config: ModelConfig, scale: int) -> str:
 def _document(
     options: VerifyOptions,
     bundle: Bundle,
-    report: Report | FusedReport,
+    report: Report,
     runtime: dict[str, Any],
     blamed: list[Blame] | None,
 ) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
 from engines.storage import digest_of, link_or_copy
-from var_export.gpu_check.cases import Job, bundle_folder, plans_folder
-from var_export.gpu_check.hardware import Tell
+from var_export.gpu_check.cases import StepJob, Tell, bundle_folder, plans_folder
 
 if TYPE_CHECKING:
     from var_export.checkpoint.load import Checkpoint
@@ -31,7 +30,7 @@ RANDOM = {"d16": ModelConfig(name="var-d16-256-random")}
 RANDOM_SEED = 0
 
 
-def bundle(job: Job, tell: Tell) -> dict[str, Any]:
+def bundle(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Build the bundle of a model in one precision, both forms, or find it there.
 
     Where PyTorch is missing, as on many a Jetson, a bundle that was copied here serves.
@@ -61,7 +60,7 @@ def bundle(job: Job, tell: Tell) -> dict[str, Any]:
     }
 
 
-def _of_step(found: Bundle, job: Job) -> Bundle:
+def _of_step(found: Bundle, job: StepJob) -> Bundle:
     """`found`, if it is one that the step could have built. Raises `BundleError`."""
     sizes = RANDOM.get(job.step.model)
     if (found.precision, found.form) != (job.step.precision, BOTH):
@@ -113,7 +112,7 @@ def reference_of(model: str) -> Reference:
     return checkpoint_of(model).reference()
 
 
-def plans(job: Job, tell: Tell) -> dict[str, Any]:
+def plans(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Build the plans of a bundle, or of a part of it, or find them there."""
     folder = plans_folder(job.out, job.step)
     if job.step.form != BOTH:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,10 @@ PROBES = ("gpu", *CHECKED_BACKENDS, "torch")
 STATIC = ("d16", "fp16", "1")
 """Model, precision and batch of the one set of plans that is built for a single batch too, to compare sizes."""
 BF16_SINCE = 8.0  # compute capability
+
+
+Tell = Callable[..., None]
+"""Called with a line for people, and the share of the work that is done, None or left out where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class CheckStep:
     """One thing to do, in a process of its own."""
 
     kind: str
@@ -74,10 +78,10 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StepJob:
     """A step with all that its process needs to know."""
 
-    step: Step
+    step: CheckStep
     out: Path
     """Folder of the check."""
     folder: Path | None = None
@@ -88,21 +92,14 @@ class Job:
 
     def to_json(self) -> str:
         """`from_json` is the inverse."""
-        paths = {"out": str(self.out), "folder": self.folder and str(self.folder)}
-        return json.dumps(asdict(self) | paths)
+        return json.dumps(asdict(self), default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> StepJob:
         """See `to_json`."""
         value = json.loads(text)
-        return cls(
-            step=Step(**value["step"]),
-            out=Path(value["out"]),
-            folder=Path(value["folder"]) if value["folder"] else None,
-            device=value["device"],
-            batches=tuple(value["batches"]),
-            runs=value["runs"],
-        )
+        paths = {name: value[name] and Path(value[name]) for name in ("out", "folder")}
+        return cls(**value | paths | {"step": CheckStep(**value["step"]), "batches": tuple(value["batches"])})
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,12 @@ class Skipped:
     reason: str
 
 
-def bundle_folder(out: Path, step: Step) -> Path:
+def bundle_folder(out: Path, step: CheckStep) -> Path:
     """Of the bundle, in both forms, that a step's engines come from."""
     return out / "bundles" / f"{step.model}-{step.precision}"
 
 
-def plans_folder(out: Path, step: Step) -> Path:
+def plans_folder(out: Path, step: CheckStep) -> Path:
     """Of the bundle that a step's plans join: the one with both forms, or a part of it."""
     whole = bundle_folder(out, step)
     if step.form == BOTH:
@@ -146,7 +143,7 @@ def why_not(backend: str, precision: str, capability: str) -> str | None:
 
 def plan_steps(
     settings: Settings, problems: Mapping[str, str | None], capability: str
-) -> tuple[list[Step], list[Skipped]]:
+) -> tuple[list[CheckStep], list[Skipped]]:
     """All steps after the probes, in their order, and what is left out.
 
     Everything is built, verified and timed first; races with PyTorch, which take longest, come last.
@@ -159,8 +156,8 @@ def plan_steps(
     """
     skipped = [Skipped(name, problems[name] or "") for name in settings.backends if problems[name]]
     usable = [name for name in settings.backends if not problems[name]]
-    steps: list[Step] = []
-    raced: list[Step] = []
+    steps: list[CheckStep] = []
+    raced: list[CheckStep] = []
     for model in settings.models:
         for precision in settings.precisions:
             able = []
@@ -171,7 +168,7 @@ def plan_steps(
                 else:
                     skipped.append(Skipped(f"{model} {precision} {backend}", reason))
             if able:
-                steps.append(Step(kind="bundle", model=model, precision=precision, form=BOTH))
+                steps.append(CheckStep(kind="bundle", model=model, precision=precision, form=BOTH))
             for backend in able:
                 mine = _of_backend(settings, model, precision, backend)
                 steps += mine
@@ -186,14 +183,14 @@ def plan_steps(
     return steps, skipped
 
 
-def _of_backend(settings: Settings, model: str, precision: str, backend: str) -> list[Step]:
+def _of_backend(settings: Settings, model: str, precision: str, backend: str) -> list[CheckStep]:
     """Plans where the backend needs any, then a check and a timing of each form."""
     planned = backend != ONNXRUNTIME
     batch = settings.batch_range if planned else ""
     steps = []
 
     def add(kind: str, form: str, batch: str) -> None:
-        steps.append(Step(kind=kind, model=model, precision=precision, backend=backend, form=form, batch=batch))
+        steps.append(CheckStep(kind=kind, model=model, precision=precision, backend=backend, form=form, batch=batch))
 
     if planned:
         add("plans", BOTH if len(settings.forms) > 1 else settings.forms[0], batch)
@@ -206,5 +203,5 @@ def _of_backend(settings: Settings, model: str, precision: str, backend: str) ->
     return steps
 
 
-def _static(step: Step) -> bool:
+def _static(step: CheckStep) -> bool:
     return step.batch == STATIC[2]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from engines import backends
 from engines.backends.cuda import Cuda
+from engines.bundle.bundle import Bundle
+from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
+from engines.machine import system_file
 from engines.spec.choices import ONNXRUNTIME
-from var_export.gpu_check.cases import Job
-
-Tell = Callable[..., None]
-"""Called with a line, and the share of the work that is done where that is known."""
+from var_export.gpu_check.cases import StepJob, Tell
 
 FIELDS = (
     *("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"),
@@ -24,9 +23,10 @@ FIELDS = (
 )
 """Of nvidia-smi; one that it does not know makes the whole query fail, so these are old ones."""
 PATIENCE = 20  # seconds
+WARMUP = 3  # runs: the first is direct, the second recorded as a CUDA graph, the third the first launch of that
 
 
-def probe(job: Job, tell: Tell) -> dict[str, Any]:
+def probe(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Whether something that the check needs is here, and which version. Raises `BackendError` where it is not."""
     what = job.step.backend
     tell(f"looking for {what}")
@@ -64,6 +64,13 @@ def backend(name: str, device: int) -> backends.Backend:
     return backends.create(name, provider="cuda" if name == ONNXRUNTIME else "cpu", device=device)
 
 
+def open_pipeline(job: StepJob, *, max_batch: int) -> Pipeline:
+    """The engines of a step, on the GPU and on nothing else."""
+    assert job.folder is not None
+    opened = Bundle.open(job.folder)
+    return Pipeline(opened, backend(job.step.backend, job.device), form=job.step.form, max_batch=max_batch)
+
+
 @contextlib.contextmanager
 def gauge(device: int) -> Iterator[Cuda]:
     """The GPU, to ask for its memory. Raises `BackendError` where there is none."""
@@ -87,25 +94,18 @@ def system() -> dict[str, Any]:
     return {
         "driver": found[0]["driver_version"] if found else _kernel_module(),
         "nvidia_smi": found,
-        "jetson": _first_line(_read("/etc/nv_tegra_release")),
+        "jetson": _first_line(system_file("/etc/nv_tegra_release")),
         "power_mode": _first_line(_run("nvpmodel", "-q")),
     }
 
 
 def _kernel_module() -> str | None:
-    match = re.search(r"Kernel Module\s.*?(\d+\.\d+(\.\d+)?)", _read("/proc/driver/nvidia/version"))
+    match = re.search(r"Kernel Module\s.*?(\d+\.\d+(\.\d+)?)", system_file("/proc/driver/nvidia/version"))
     return match[1] if match else None
 
 
 def _first_line(text: str) -> str | None:
     return text.strip().partition("\n")[0] or None
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _run(*command: str) -> str:

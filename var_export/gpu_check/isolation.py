@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from var_export.gpu_check.cases import Job
+from var_export.gpu_check.cases import StepJob, Tell
 
 WORKER: tuple[str, ...] = (sys.executable, "-X", "faulthandler", "-m", "var_export.gpu_check.worker")
 LIMITS = {"probe": 300, "bundle": 3600, "plans": 4 * 3600, "verify": 1800, "bench": 1800, "race": 3600}
@@ -28,8 +28,6 @@ GRACE = 60  # seconds from the polite signal to the other one; TensorRT's builde
 POLL = 0.2
 LOG_LINES = 12
 MAX_NOTES = 12
-
-Tell = Callable[[str, float | None], None]
 
 
 @dataclass
@@ -54,11 +52,7 @@ class Outcome:
             self.error, self.trace = message["error"], message["trace"]
 
 
-class _TooLongError(Exception):
-    pass
-
-
-def run(job: Job, *, log: Path, tell: Tell) -> Outcome:
+def run(job: StepJob, *, log: Path, tell: Tell) -> Outcome:
     """Run a job in a process of its own and wait for it.
 
     Args:
@@ -71,43 +65,35 @@ def run(job: Job, *, log: Path, tell: Tell) -> Outcome:
     """
     outcome, limit = Outcome(), LIMITS[job.step.kind]
     log.parent.mkdir(parents=True, exist_ok=True)
-    reading, writing = os.pipe()
+    with log.open("wb") as printed:
+        process = subprocess.Popen(
+            [*WORKER, job.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            start_new_session=True,  # Ctrl-C comes to us alone, and we pass it on once
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
     try:
-        with log.open("wb") as printed:
-            process = subprocess.Popen(
-                [*WORKER, str(writing), job.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                pass_fds=(writing,),
-                start_new_session=True,  # Ctrl-C comes to us alone, and we pass it on once
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-        os.close(writing)
-        writing = -1
-        try:
-            for line in _lines(reading, process, time.monotonic() + limit):
-                with contextlib.suppress(ValueError, KeyError):  # half a line of a process that was killed
-                    outcome.take(json.loads(line), tell)
-                if outcome.result is not None or outcome.error is not None:
-                    break
-            if not _wait(process, GRACE):
-                outcome.notes.append("its process did not end after its work, and was stopped")
-        except _TooLongError:
-            outcome.error = f"it took longer than {limit} s and was stopped"
-        finally:
-            _end(process)
+        for line in _lines(process, time.monotonic() + limit):
+            with contextlib.suppress(ValueError, KeyError):  # half a line of a process that was killed
+                outcome.take(json.loads(line), tell)
+            if outcome.result is not None or outcome.error is not None:
+                break
+        if not _wait(process, GRACE):
+            outcome.notes.append("its process did not end after its work, and was stopped")
+    except TimeoutError:
+        outcome.error = f"it took longer than {limit} s and was stopped"
     finally:
-        os.close(reading)
-        if writing >= 0:
-            os.close(writing)
+        _end(process)
     _judge_end(outcome, process.returncode, log)
     return outcome
 
 
-def _lines(pipe: int, process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
-    """Lines from the pipe until it closes, or the process has ended: a grandchild may hold the pipe open."""
-    rest = b""
+def _lines(process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
+    """What the process sends, until it closes the pipe or has ended: a grandchild may hold the pipe open."""
+    assert process.stdout is not None
+    pipe, rest = process.stdout.fileno(), b""
     while True:
         ended = _has_ended(process)
         ready, _, _ = select.select([pipe], [], [], 0 if ended else POLL)
@@ -120,7 +106,7 @@ def _lines(pipe: int, process: subprocess.Popen[bytes], deadline: float) -> Iter
         elif ended:
             return
         if time.monotonic() > deadline:
-            raise _TooLongError
+            raise TimeoutError
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
@@ -147,8 +133,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     finally:  # a second Ctrl-C leads here at once
         _signal(process, signal.SIGKILL)
         process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            pipe.close()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -13,9 +13,10 @@ All sample the whole batch at once, and let cuDNN choose its convolutions by tri
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines.bundle.bundle import Bundle
-from engines.draw.pipeline import Pipeline
 from engines.errors import OutOfMemoryError
-from engines.fidelity.speed import Spread
+from engines.fidelity.speed import race
 from engines.spec.sampling import Sampling
 from engines.spec.uniforms import uniforms
-from var_export.gpu_check import building, work
-from var_export.gpu_check.cases import Job
-from var_export.gpu_check.hardware import Tell
+from var_export.gpu_check import building, hardware
+from var_export.gpu_check.cases import StepJob, Tell
 from var_export.model.reference import Reference
 from var_export.model.sampling import sample, tensors_of
 
@@ -77,7 +76,7 @@ class Rival(Reference):
             self.var.forward = compiler(self.var.forward, **options)  # type: ignore[method-assign]
             self.vae.decode = compiler(self.vae.decode, **options)  # type: ignore[method-assign]
 
-    def draw(self, classes: list[int], seeds: list[int], cfg: float) -> NDArray[np.int64]:
+    def draw(self, classes: Sequence[int], seeds: Sequence[int], cfg: float) -> NDArray[np.int64]:
         """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
         sampling = tensors_of(replace(self.sampling, cfg=cfg), len(classes))
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
@@ -95,52 +94,20 @@ class Rival(Reference):
 
     def warm_up(self, batch: int, cfg: float) -> float:
         """Run until nothing is compiled or recorded any more; the seconds of the first run."""
-        classes = [k % self.config.transformer.num_classes for k in range(batch)]
+        seeds = range(batch)
         start = time.perf_counter()
-        self.draw(classes, classes, cfg)
+        self.draw(self.classes(seeds), seeds, cfg)
         first = time.perf_counter() - start
         for _ in range(WARMUP - 1):
-            self.draw(classes, classes, cfg)
+            self.draw(self.classes(seeds), seeds, cfg)
         return first
 
-
-@dataclass(frozen=True)
-class Race:
-    """Seconds of rival and engine, pair by pair."""
-
-    rival: Spread
-    engine: Spread
-    ratios: tuple[float, ...]
-    """Seconds of the engine for one of the rival."""
-    tokens_alike: float
-    """Share; random weights and FP16 leave draws near an edge to chance."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self) | {"ratio": asdict(Spread.of(self.ratios))}
+    def classes(self, seeds: Sequence[int]) -> list[int]:
+        """A class for each seed."""
+        return [seed % self.config.transformer.num_classes for seed in seeds]
 
 
-def run_pairs(rival: Rival, pipeline: Pipeline, *, batch: int, cfg: float, pairs: int) -> Race:
-    """Race them in turns; both are warm, and both give images and tokens to the host."""
-    classes_known = pipeline.config.transformer.num_classes
-    slow, fast, alike = [], [], []
-    for turn in range(pairs):
-        seeds = list(range(turn * batch, (turn + 1) * batch))
-        classes = [seed % classes_known for seed in seeds]
-        synchronize(rival.device)
-        start = time.perf_counter()
-        wanted = rival.draw(classes, seeds, cfg)
-        middle = time.perf_counter()
-        drawn = pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
-        end = time.perf_counter()
-        slow.append(middle - start)
-        fast.append(end - middle)
-        alike.append(float((wanted == drawn).mean()))
-    ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
-    return Race(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
-
-
-def race(job: Job, tell: Tell) -> dict[str, Any]:
+def race_on_gpu(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Race one rival with one engine, at every batch size, with the bundle's guidance."""
     device = torch.device("cuda", job.device)
     torch.cuda.set_device(device)
@@ -149,14 +116,14 @@ def race(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def race_on(
-    job: Job,
+    job: StepJob,
     tell: Tell,
     *,
     device: torch.device,
     dtype: torch.dtype,
     compiler: Callable[..., Any] = torch.compile,
 ) -> dict[str, Any]:
-    """As `race`, on any device of PyTorch's."""
+    """As `race_on_gpu`, on any device of PyTorch's."""
     assert job.folder is not None
     tell("loading the PyTorch reference")
     bundle = Bundle.open(job.folder, verify=False)
@@ -172,18 +139,22 @@ def race_on(
             dtype=dtype,
             compiler=compiler,
         )
-        with work.open_pipeline(job, max_batch=max(job.batches)) as pipeline:
+        with hardware.open_pipeline(job, max_batch=max(job.batches)) as pipeline:
             for batch in job.batches:
                 row: dict[str, Any] = {"batch": batch, "cfg": cfg, "pairs": job.runs, "problem": None}
                 rows.append(row)
                 try:
                     tell(f"batch {batch}: warm-up")
                     first = rival.warm_up(batch, cfg)
-                    for _ in range(work.WARMUP):
+                    for _ in range(hardware.WARMUP):
                         pipeline.generate([0] * batch, seeds=0, cfg=cfg)
                     tell(f"batch {batch}: {job.runs} pairs")
                     forget_peak(device)
-                    measured = run_pairs(rival, pipeline, batch=batch, cfg=cfg, pairs=job.runs)
+                    measured = race(
+                        functools.partial(rival.draw, cfg=cfg),
+                        lambda classes, seeds: pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens,
+                        ((rival.classes(seeds), seeds) for seeds in _seeds(batch, job.runs)),
+                    )
                     row |= measured.to_dict() | {"first_run_seconds": first, "torch_memory": peak(device)}
                 except (torch.OutOfMemoryError, OutOfMemoryError) as error:
                     row["problem"] = " ".join(str(error).split())[:300]
@@ -197,6 +168,11 @@ def race_on(
             }
 
 
+def _seeds(batch: int, pairs: int) -> Iterator[Sequence[int]]:
+    """Those of each pair: none comes twice."""
+    return (range(pair * batch, (pair + 1) * batch) for pair in range(pairs))
+
+
 def _all_shapes() -> contextlib.AbstractContextManager[Any]:
     """Every scale is compiled, or it is an error: beyond 8 shapes PyTorch would go on without compiling them."""
     from torch._dynamo import config
@@ -205,12 +181,6 @@ def _all_shapes() -> contextlib.AbstractContextManager[Any]:
         recompile_limit=SHAPES, fail_on_recompile_limit_hit=True
     )
     return patched
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what PyTorch has started."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def forget_peak(device: torch.device) -> None:

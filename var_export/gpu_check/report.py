@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from var_export.gpu_check.cases import RIVALS, Step
+from engines.fidelity.figures import KINDS, judged_figures
+from var_export.gpu_check.cases import RIVALS, CheckStep
 from var_export.gpu_check.markdown import guidance, mib, ms, section, table
 
 Entry = Mapping[str, Any]
 VERDICTS = {"running": "RUNNING", "interrupted": "INTERRUPTED"}
-FIDELITY = (
-    # heading, where it is, its threshold's name, sign, format
-    ("largest logit error", "max_abs", "max_logit_error", "<=", ".2g"),
-    ("KL", "kl", "kl", "<=", ".1e"),
-    ("top-1", "top1", "top1", ">=", ".2%"),
-    ("draws", "draws", "draws", ">=", ".2%"),
-    ("decoder PSNR, dB", "decoder_psnr", "decoder_psnr", ">=", ".1f"),
-    ("image PSNR, dB", "image_psnr", "image_psnr", ">=", ".1f"),
-    ("encoder tokens", "encoder_tokens", "encoder_tokens", ">=", ".2%"),
-    ("loss of the encoder, dB", "reconstruction_loss", "reconstruction_loss", "<=", ".2f"),
-    ("smoothing, heaviest", "heaviest", "heaviest", ">=", ".2%"),
-    ("smoothed image PSNR, dB", "smooth_psnr", "smooth_psnr", ">=", ".1f"),
-    ("mixing error", "mixing_error", "mixing_error", "<=", ".1e"),
-)
 
 
 def page(document: Entry) -> str:
@@ -48,7 +36,7 @@ def page(document: Entry) -> str:
 
 def case_of(entry: Entry) -> str:
     """What a step is about, for people."""
-    return Step(**entry["step"]).case
+    return CheckStep(**entry["step"]).case
 
 
 def _of(steps: Sequence[Entry], kind: str) -> list[Entry]:
@@ -147,30 +135,14 @@ def _fidelity(steps: Sequence[Entry]) -> str:
     rows = []
     for entry in _of(steps, "verify"):
         result = entry["result"]
-        limits, flat = result["thresholds"], {**result, **result.get("total", {}), **_smoothing(result)}
-        cells = [
-            _judged(where, flat[where], limits[limit], sign, style) if where in flat else "-"
-            for _, where, limit, sign, style in FIDELITY
-        ]
+        # JSON has no number for what is not finite: null stands for it, as in the PSNR of equal images.
+        found = {kind.name: result[kind.name] for kind in KINDS if kind.name in result}
+        values = {name: math.inf if value is None else value for name, value in found.items()}
+        figures = {figure.kind: figure for figure in judged_figures(values, result["thresholds"])}
+        cells = [f"{figures[kind].shown} ({figures[kind].wanted})" if kind in figures else "-" for kind in KINDS]
         free = f"{result['free_tokens']:.2%}, {result['free_identical']} of {result['images']} images"
         rows.append((case_of(entry), "yes" if result["passed"] else "**NO**", *cells, free))
-    return table(("case", "passed", *(heading for heading, *_ in FIDELITY), "tokens drawn freely"), rows)
-
-
-def _smoothing(result: Entry) -> Entry:
-    """Figures that only a bundle with smoothing has; of the fused form not all."""
-    found = result.get("smoothing")
-    if found is None:
-        return {}
-    flat = {"heaviest": found["heaviest"], "smooth_psnr": found["image_psnr"]}
-    return flat if found["errors"] is None else flat | {"mixing_error": found["error"]}
-
-
-def _judged(what: str, value: float | None, limit: float, sign: str, style: str) -> str:
-    if value is None and "psnr" in what:  # infinite
-        return "equal images"
-    shown = "not finite" if value is None else format(value, style)
-    return f"{shown} ({sign} {format(limit, style)})"
+    return table(("case", "passed", *(kind.title for kind in KINDS), "tokens drawn freely"), rows)
 
 
 _SPEED_NOTE = (
@@ -257,7 +229,7 @@ def _races(steps: Sequence[Entry]) -> str:
             ratio = row["ratio"]
             spread = f"**{ratio['p50']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}, {row['pairs']} pairs)"
             memory = "-" if row["torch_memory"] is None else mib(row["torch_memory"])
-            times = (ms(row["rival"]["p50"]), ms(row["engine"]["p50"]), spread)
+            times = (ms(row["reference"]["p50"]), ms(row["engine"]["p50"]), spread)
             rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
     headers = (
         "case",
@@ -274,7 +246,7 @@ def _races(steps: Sequence[Entry]) -> str:
 
 
 def _notes(steps: Sequence[Entry]) -> list[str]:
-    rows = [(Step(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
+    rows = [(CheckStep(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
     return section("Notes", "", table(("step", "note"), rows))
 
 
@@ -283,5 +255,5 @@ def _failures(steps: Sequence[Entry]) -> list[str]:
     for entry in steps:
         if entry["error"] is not None:
             trace = "\n".join(f"    {line}" for line in entry["trace"])
-            parts += [f"### {Step(**entry['step']).name}", " ".join(entry["error"].split()), trace]
+            parts += [f"### {CheckStep(**entry['step']).name}", " ".join(entry["error"].split()), trace]
     return ["## Failures", *parts] if parts else []

@@ -20,17 +20,17 @@ from engines.cli.common import version
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
-from engines.progress import Progress
 from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
 from engines.storage import write_json, write_text
 from var_export.gpu_check import isolation, report
 from var_export.gpu_check.cases import (
     PROBES,
     STATIC,
-    Job,
+    CheckStep,
     Settings,
     Skipped,
-    Step,
+    StepJob,
+    Tell,
     bundle_folder,
     plan_steps,
     plans_folder,
@@ -46,7 +46,7 @@ CHANGING = ("free_memory", "nvidia_smi")
 """What a probe tells that differs from run to run."""
 
 
-class Check:
+class GpuCheck:
     """One run of the check.
 
     Args:
@@ -57,14 +57,14 @@ class Check:
 
     """
 
-    def __init__(self, settings: Settings, out: Path, *, resume: bool = True, progress: Progress) -> None:
+    def __init__(self, settings: Settings, out: Path, *, resume: bool = True, progress: Tell) -> None:
         self.settings, self.out = settings, out
         self._resume, self._progress = resume, progress
         self._store = Store(out / "results")
         self._probes: dict[str, Record] = {}
         self._records: list[Record] = []
         self._skipped: list[Skipped] = []
-        self._folders: dict[Step, Path] = {}
+        self._folders: dict[CheckStep, Path] = {}
         """Where the engines of a set of plans lie, by a step without kind and rival."""
         self._keys: dict[tuple[str, str], str] = {}
         """Build key of each bundle, by model and precision."""
@@ -105,7 +105,7 @@ class Check:
             no_torch = not self.settings.torch or (name == "torch" and self._probes["gpu"].error is not None)
             if left_out or (name == "torch" and no_torch):
                 continue
-            self._probes[name] = self._do(Step(kind="probe", backend=name), None, "")
+            self._probes[name] = self._do(CheckStep(kind="probe", backend=name), None, "")
         gpu = self._probes["gpu"]
         reasons = {name: self._probes[name].error for name in self.settings.backends}
         if gpu.error or all(reasons.values()):
@@ -117,7 +117,7 @@ class Check:
         assert gpu.result is not None
         return str(gpu.result["compute_capability"])
 
-    def _take(self, step: Step, count: str) -> None:
+    def _take(self, step: CheckStep, count: str) -> None:
         """One step, unless what it builds upon failed."""
         if step.kind == "bundle":
             record = self._do(step, None, count)
@@ -134,7 +134,7 @@ class Check:
             else:
                 self._do(step, folder, count)
 
-    def _plan(self, step: Step, count: str) -> None:
+    def _plan(self, step: CheckStep, count: str) -> None:
         """Plans of all forms at once; where that fails, each form alone, until one works."""
         if self._try_plans(step, count) or step.form != BOTH:
             return
@@ -142,7 +142,7 @@ class Check:
             if self._try_plans(replace(step, form=form), count):
                 return
 
-    def _try_plans(self, step: Step, count: str) -> bool:
+    def _try_plans(self, step: CheckStep, count: str) -> bool:
         record = self._do(step, None, count)
         if record.status != DONE:
             return False
@@ -150,20 +150,20 @@ class Check:
             self._folders[_engines(replace(step, form=form))] = plans_folder(self.out, step)
         return True
 
-    def _folder_of(self, step: Step) -> Path | None:
+    def _folder_of(self, step: CheckStep) -> Path | None:
         if step.backend == ONNXRUNTIME:
             return bundle_folder(self.out, step)
         return self._folders.get(_engines(step))
 
-    def _skip(self, step: Step, reason: str) -> None:
+    def _skip(self, step: CheckStep, reason: str) -> None:
         skipped = Skipped(step.case, reason)
         if skipped not in self._skipped:
             self._skipped.append(skipped)
 
-    def _do(self, step: Step, folder: Path | None, count: str) -> Record:
+    def _do(self, step: CheckStep, folder: Path | None, count: str) -> Record:
         """Run a step, or take its outcome from an earlier run; either way it is on disk when this returns."""
         timed = step.kind in TIMED
-        job = Job(
+        job = StepJob(
             step=step,
             out=self.out,
             folder=folder,
@@ -185,25 +185,15 @@ class Check:
 
         started, start = _now(), time.monotonic()
         outcome = isolation.run(job, log=self.out / "logs" / f"{step.slug}.log", tell=tell)
-        missed = step.kind == "verify" and outcome.result is not None and not outcome.result["passed"]
-        record = Record(
-            step=step,
-            key=key,
-            status=FAILED if outcome.error is not None else MISSED if missed else DONE,
-            started=started,
-            seconds=round(time.monotonic() - start, 1),
-            result=outcome.result,
-            error=outcome.error,
-            trace=outcome.trace,
-            notes=outcome.notes,
-        )
+        seconds = round(time.monotonic() - start, 1)
+        record = Record(step=step, key=key, started=started, seconds=seconds, **vars(outcome))
         if not probe:
             self._records.append(record)
             self._store.save(record)
             self._write()
         return record
 
-    def _surroundings(self, step: Step) -> dict[str, Any]:
+    def _surroundings(self, step: CheckStep) -> dict[str, Any]:
         """What decides the outcome of a step beside itself."""
         if step.kind == "probe":
             return {}
@@ -271,7 +261,7 @@ def verdict(records: list[Record], state: str) -> dict[str, Any]:
     }
 
 
-def _engines(step: Step) -> Step:
+def _engines(step: CheckStep) -> CheckStep:
     return replace(step, kind="plans", rival="")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
 from engines.storage import digest_of, read_json, write_json
-from var_export.gpu_check.cases import Job, Step
+from var_export.gpu_check.cases import CheckStep, StepJob
 
 DONE, MISSED, FAILED = "done", "missed", "failed"
 ROOM = "make room, or choose another --out; the same command continues with what is there"
@@ -21,10 +21,8 @@ EXPORTERS = ("torch", "onnx", "onnxscript", "numpy", "onnxruntime", "onnxruntime
 class Record:
     """What came of one step."""
 
-    step: Step
+    step: CheckStep
     key: str
-    status: str
-    """`done`; `missed`: a verification came to its end and misses a threshold; `failed`: it came to no end."""
     started: str
     """Date and time."""
     seconds: float
@@ -33,15 +31,22 @@ class Record:
     trace: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def status(self) -> str:
+        """`done`; `missed`: a verification came to its end and misses a threshold; `failed`: it came to no end."""
+        if self.error is not None or self.result is None:
+            return FAILED
+        return DONE if self.result.get("passed", True) else MISSED
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `from_dict` is the inverse."""
-        return {"name": self.step.name, **asdict(self)}
+        return {"name": self.step.name, "status": self.status, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Record:
         """See `to_dict`. Raises `TypeError` and `KeyError` on what is none."""
-        fields = {name: item for name, item in value.items() if name != "name"}
-        return cls(**fields | {"step": Step(**fields["step"])})
+        fields = {name: item for name, item in value.items() if name not in ("name", "status")}
+        return cls(**fields | {"step": CheckStep(**fields["step"])})
 
 
 class Store:
@@ -50,7 +55,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, step: Step, key: str) -> Record | None:
+    def load(self, step: CheckStep, key: str) -> Record | None:
         """The record of a step that went through under this key, whose outcome is still there."""
         try:
             record = Record.from_dict(read_json(self._file(step, key)))
@@ -62,7 +67,7 @@ class Store:
         """Whole or not at all."""
         write_json(self._file(record.step, record.key), record.to_dict(), allow_nan=False, remedy=ROOM)
 
-    def _file(self, step: Step, key: str) -> Path:
+    def _file(self, step: CheckStep, key: str) -> Path:
         return self._folder / f"{step.slug}-{key[:12]}.json"
 
 
@@ -83,7 +88,7 @@ def _still_there(record: Record) -> bool:
     )
 
 
-def key_of(job: Job, surroundings: Mapping[str, Any]) -> str:
+def key_of(job: StepJob, surroundings: Mapping[str, Any]) -> str:
     """SHA-256 over a job without its folders, and whatever else decides its outcome."""
     value = {
         "step": asdict(job.step),

@@ -1,73 +1,49 @@
-"""What the steps do, each in a process of its own: here checks and timings. Every result is plain JSON types."""
+"""The steps that check and time engines. Every result is plain JSON types."""
 
 from __future__ import annotations
 
 import gc
 import time
-from dataclasses import asdict
 from typing import Any
 
-from engines.bundle.bundle import Bundle
 from engines.cli.common import peak_memory
 from engines.draw.pipeline import Pipeline
 from engines.errors import OutOfMemoryError
-from engines.fidelity import checks as fidelity
+from engines.fidelity import checks
 from engines.fidelity.speed import Bench, Case
-from engines.fidelity.thresholds import THRESHOLDS
 from engines.spec.choices import ONNXRUNTIME
-from var_export.gpu_check import building, hardware
-from var_export.gpu_check.cases import Job
-from var_export.gpu_check.hardware import Tell
+from var_export.gpu_check import hardware
+from var_export.gpu_check.cases import StepJob, Tell
 
-WARMUP = 3  # runs: the first is direct, the second recorded as a CUDA graph, the third the first launch of that
 LONGEST = 60.0  # seconds, about, for one batch size beyond the first
 FEWEST = 3  # runs of it, whatever they take
 
 
-def do(job: Job, tell: Tell) -> dict[str, Any]:
-    """The work of a job. Raises whatever goes wrong."""
-    if job.step.kind == "race":  # alone needs PyTorch
-        from var_export.gpu_check.race import race
-
-        return race(job, tell)
-    kinds = {
-        "probe": hardware.probe,
-        "bundle": building.bundle,
-        "plans": building.plans,
-        "verify": verify,
-        "bench": bench,
-    }
-    return kinds[job.step.kind](job, tell)
-
-
-def verify(job: Job, tell: Tell) -> dict[str, Any]:
+def verify(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Hold the engines against the golden run of their bundle."""
     tell("loading the engines")
     start = time.perf_counter()
-    with open_pipeline(job, max_batch=1) as pipeline:
+    with hardware.open_pipeline(job, max_batch=1) as pipeline:
         pipeline.generate([0], seeds=[0])
         first_seconds = time.perf_counter() - start
         tell("against the golden run")
-        judge = fidelity.verify if job.step.form == "stepwise" else fidelity.verify_fused
-        report = judge(pipeline, pipeline.bundle.golden)
-        return report.to_dict() | {
-            "thresholds": asdict(THRESHOLDS[report.precision]),
+        return checks.verify(pipeline, pipeline.bundle.golden).to_dict() | {
             "runtime": pipeline.describe_runtime(),
             "first_image_seconds": first_seconds,
         }
 
 
-def bench(job: Job, tell: Tell) -> dict[str, Any]:
+def bench(job: StepJob, tell: Tell) -> dict[str, Any]:
     """Latency per scale, throughput, memory of the GPU."""
     with hardware.gauge(job.device) as gauge:
         before = gauge.free_memory()
         tell("loading the engines")
         start = time.perf_counter()
-        with open_pipeline(job, max_batch=max(job.batches)) as pipeline:
+        with hardware.open_pipeline(job, max_batch=max(job.batches)) as pipeline:
             loaded = before - gauge.free_memory()
             pipeline.generate([0], seeds=[0])
             first_seconds = time.perf_counter() - start
-            timer = Bench(pipeline, warmup=WARMUP, progress=tell)
+            timer = Bench(pipeline, warmup=hardware.WARMUP, progress=tell)
             cases, problems = _timed_cases(job, pipeline, timer)
             return {
                 "runtime": pipeline.describe_runtime(),
@@ -82,7 +58,7 @@ def bench(job: Job, tell: Tell) -> dict[str, Any]:
             }
 
 
-def _timed_cases(job: Job, pipeline: Pipeline, timer: Bench) -> tuple[list[Case], list[dict[str, Any]]]:
+def _timed_cases(job: StepJob, pipeline: Pipeline, timer: Bench) -> tuple[list[Case], list[dict[str, Any]]]:
     """Every batch size with and without guidance; one that the GPU has no memory for is a finding, not a failure."""
     strength = pipeline.sampling.cfg
     cases: list[Case] = []
@@ -109,10 +85,3 @@ def count_graphs() -> dict[str, int]:
 
     alive = [type(item) for item in gc.get_objects()]
     return {"calls": alive.count(TensorRTCall), "graphs": alive.count(Graph)}
-
-
-def open_pipeline(job: Job, *, max_batch: int) -> Pipeline:
-    """The engines of a step, on the GPU and on nothing else."""
-    assert job.folder is not None
-    opened = Bundle.open(job.folder)
-    return Pipeline(opened, hardware.backend(job.step.backend, job.device), form=job.step.form, max_batch=max_batch)

@@ -1,8 +1,8 @@
-"""The process of one step: `python -m var_export.gpu_check.worker FD JOB`.
+"""The process of one step: `python -m var_export.gpu_check.worker JOB`.
 
-It writes JSON lines to the pipe FD: {"say": ..., "done": ...} while it works, {"note": ...} for what a reader of the
+It writes JSON lines to stdout: {"say": ..., "done": ...} while it works, {"note": ...} for what a reader of the
 page should know, and at the end {"result": ...} or {"error": ..., "trace": [...]}. Whatever it or a library prints
-goes to the log of the step.
+goes to stderr, the log of the step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from engines.cli.common import EXIT_INTERRUPTED
 from engines.cli.interrupts import Interrupts
 from engines.errors import VarExportError
-from var_export.gpu_check.cases import Job
+from var_export.gpu_check.cases import StepJob, Tell
 
 Send = Callable[[dict[str, Any]], None]
 TRACE_LINES = 16  # the end of a traceback, which says most
@@ -30,11 +30,11 @@ GRACE = 30  # seconds from the parent's death to our own
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job and send its outcome."""
-    channel, job = int(arguments[0]), Job.from_json(arguments[1])
-    os.set_inheritable(channel, False)
+    job, channel = StepJob.from_json(arguments[0]), os.dup(1)
+    os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s: %(message)s")
-    with open(channel, "w", encoding="utf-8", buffering=1) as pipe, Interrupts((signal.SIGINT,)) as interrupts:
+    with os.fdopen(channel, "w", encoding="utf-8", buffering=1) as pipe, Interrupts((signal.SIGINT,)) as interrupts:
 
         def send(message: dict[str, Any]) -> None:
             interrupts.check()
@@ -47,17 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def perform(job: Job, send: Send) -> None:
+def perform(job: StepJob, send: Send) -> None:
     """Do the job here; whatever comes of it is sent."""
-    from var_export.gpu_check import work
-
     notes = _Notes(send)
     logger = logging.getLogger("engines")
     level = logger.level
     logger.addHandler(notes)
     logger.setLevel(logging.INFO)
     try:
-        result = work.do(job, lambda line, done=None: send({"say": line, "done": done}))
+        result = _work_of(job.step.kind)(job, lambda line, done=None: send({"say": line, "done": done}))
         json.dumps(result, allow_nan=False)
         send({"result": result})
     except Exception as error:
@@ -68,6 +66,24 @@ def perform(job: Job, send: Send) -> None:
     finally:
         logger.removeHandler(notes)
         logger.setLevel(level)
+
+
+def _work_of(kind: str) -> Callable[[StepJob, Tell], dict[str, Any]]:
+    """What does a kind of step."""
+    if kind == "race":  # alone needs PyTorch
+        from var_export.gpu_check.race import race_on_gpu
+
+        return race_on_gpu
+    from var_export.gpu_check import building, hardware, work
+
+    kinds = {
+        "probe": hardware.probe,
+        "bundle": building.bundle,
+        "plans": building.plans,
+        "verify": work.verify,
+        "bench": work.bench,
+    }
+    return kinds[kind]
 
 
 class _Notes(logging.Handler):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity.speed import RANDOM, Case, Comparison, Measured, Spread
+from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
 from engines.words import counted, guidance
 from var_export.report.charts import Curve, bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, command_line, environment_facts
@@ -57,13 +57,8 @@ def _tiles(measured: Measured) -> list[Tile]:
 
 
 def _latency(bundle: Bundle, case: Case) -> Chart:
-    sides = bundle.config.patch_nums
-    stages = [(f"{side}×{side}", spread) for side, spread in zip(sides, case.scales, strict=False)]
-    if len(case.scales) == 1:
-        stages = [("fused graph", case.scales[0]), ("outside", case.outside)]
-    else:
-        stages = [("cond", case.cond), *stages, ("decode", case.decode), ("outside", case.outside)]
-    names, spreads = [name for name, _ in stages], [spread for _, spread in stages]
+    stages = case.stages(bundle.config.patch_nums, "{1}×{2}")
+    names, spreads = [name for name, _ in stages[:-1]], [spread for _, spread in stages[:-1]]
     labels = [milliseconds(spread.p50) for spread in spreads]
     svg = drawn(
         "latency",
@@ -74,8 +69,8 @@ def _latency(bundle: Bundle, case: Case) -> Chart:
         height=bars_height(len(names)),
     )
     headers = ("stage", "p50", "p90", "p99", "min")
-    table = Table("Latency in ms", headers, [_row(*stage) for stage in [*stages, ("total", case.total)]],
-                  emphasised=len(stages))  # fmt: skip
+    table = Table("Latency in ms", headers, [_row(*stage) for stage in stages],
+                  emphasised=len(stages) - 1)  # fmt: skip
     note = f"Batch {case.batch}, {guidance(case.cfg)}, median of {counted(case.runs, 'run')}; the whisker ends at p90."
     return Chart("Latency per scale", svg, table, note)
 
@@ -107,7 +102,7 @@ def _throughput(cases: Sequence[Case]) -> Chart:
     return Chart("Throughput", drawn("throughput", f"Images per second. {said}.", plot), table)
 
 
-def _race(race: Comparison, version: str, weights: str) -> Chart:
+def _race(race: Race, version: str, weights: str) -> Chart:
     sides = (("PyTorch", race.reference), ("engine", race.engine))
     spreads = [spread for _, spread in sides]
     labels = [duration(spread.p50) for spread in spreads]

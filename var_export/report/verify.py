@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from engines.bundle.bundle import Bundle
 from engines.fidelity.checks import Runs
-from engines.fidelity.reports import FusedReport, Report
-from engines.fidelity.thresholds import AT_MOST, Check
+from engines.fidelity.figures import AT_LEAST, AT_MOST, PSNR, SHARE, JudgedFigure
+from engines.fidelity.reports import Report
+from engines.fidelity.thresholds import THRESHOLDS
 from engines.machine import Machine
 from engines.words import counted
 from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
@@ -37,31 +38,18 @@ if TYPE_CHECKING:
 
     from calib.judge.attribution import Blame
 
-NAMES = {
-    "max_logit_error": "Largest logit error",
-    "kl": "KL divergence, nats",
-    "top1": "Top-1 agreement",
-    "draws": "Draws alike",
-    "heaviest": "Smoothing's heaviest entries alike",
-    "smooth_psnr": "Smoothed image, PSNR",
-    "mixing_error": "Smoothing's mixing error",
-    "decoder_psnr": "Decoder alone, PSNR",
-    "image_psnr": "Image, PSNR",
-    "encoder_tokens": "Encoder tokens alike",
-    "reconstruction_loss": "Encoder's loss, dB",
-}
-SHARES = ("top1", "draws", "heaviest", "encoder_tokens")
+SIGNS = {AT_MOST: "≤", AT_LEAST: "≥"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Verified:
     """Everything that the page shows."""
 
     bundle: Bundle
     golden: Mapping[str, NDArray[Any]]
     against: str
     """What the engine was compared with, in words."""
-    report: Report | FusedReport
+    report: Report
     runs: Runs
     runtime: Mapping[str, Any]
     machine: Machine
@@ -71,11 +59,12 @@ class Evidence:
     command: Sequence[str]
 
 
-def write_verify(file: Path, evidence: Evidence) -> int:
+def write_verify(file: Path, verified: Verified) -> int:
     """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
-    report, bundle = evidence.report, evidence.bundle
-    judged = [check for check in report.checks() if _judged(check)]
-    missed = [check for check in judged if not check.kept]
+    report, bundle = verified.report, verified.bundle
+    figures = report.figures()
+    judged = [figure for figure in figures if figure.judged]
+    missed = [figure for figure in judged if not figure.kept]
     return write_page(
         file,
         "verify",
@@ -83,26 +72,21 @@ def write_verify(file: Path, evidence: Evidence) -> int:
         precision=report.precision.upper(),
         passed=report.passed,
         verdict=_verdict(report.precision, judged, missed),
-        failures=[_sentence(check) for check in missed],
-        compared=_compared(evidence),
-        tiles=_tiles(evidence),
-        showcase=showcase(bundle, evidence.golden, evidence.runs),
-        thresholds=_thresholds(report.checks()),
-        blamed=_blamed(evidence.blamed),
-        charts=_fidelity_charts(evidence),
-        speed=_speed_chart(evidence),
-        costs=_costs(evidence),
-        facts=[bundle_facts(bundle), environment_facts(evidence.machine, evidence.runtime)],
-        command=command_line(evidence.command),
+        failures=[_sentence(figure) for figure in missed],
+        compared=_compared(verified),
+        tiles=_tiles(verified),
+        showcase=showcase(bundle, verified.golden, verified.runs),
+        thresholds=_thresholds(figures),
+        blamed=_blamed(verified.blamed),
+        charts=_fidelity_charts(verified),
+        speed=_speed_chart(verified),
+        costs=_costs(verified),
+        facts=[bundle_facts(bundle), environment_facts(verified.machine, verified.runtime)],
+        command=command_line(verified.command),
     )
 
 
-def _judged(check: Check) -> bool:
-    """Some precisions have no threshold for some figures."""
-    return check.sign == AT_MOST or check.bound > 0
-
-
-def _verdict(precision: str, judged: Sequence[Check], missed: Sequence[Check]) -> str:
+def _verdict(precision: str, judged: Sequence[JudgedFigure], missed: Sequence[JudgedFigure]) -> str:
     if not missed:
         return (
             f"{'both' if len(judged) == 2 else f'all {len(judged)}'} figures keep the thresholds of {precision.upper()}"
@@ -110,89 +94,64 @@ def _verdict(precision: str, judged: Sequence[Check], missed: Sequence[Check]) -
     return f"{len(missed)} of {len(judged)} figures miss the thresholds of {precision.upper()}"
 
 
-def _sentence(check: Check) -> str:
-    must = "at most" if check.sign == AT_MOST else "at least"
-    where = check.what.partition(" (")[2]
-    name, _, unit = NAMES[check.figure].partition(", ")
-    value = _value(check, check.value) + (f" {unit}" if check.sign == AT_MOST and unit else "")
-    subject = f"{unit} of the {name.lower()}" if unit == "PSNR" else name
-    return f"{subject[0].upper()}{subject[1:]} is {value}, must be {must} {_bound(check)}" + (
-        f" ({where}" if where else ""
-    )
+def _sentence(figure: JudgedFigure) -> str:
+    must = "at most" if figure.kind.sign == AT_MOST else "at least"
+    return f"{figure.what[0].upper()}{figure.what[1:]} is {_value(figure)}, must be {must} {_bound(figure)}"
 
 
-def _value(check: Check, value: float) -> str:
-    if check.figure in SHARES:
-        return percent(value)
-    return decibels(value) if check.figure.endswith("psnr") else number(value)
+def _value(figure: JudgedFigure) -> str:
+    return {SHARE: percent, PSNR: decibels}.get(figure.kind.measure, number)(figure.value)
 
 
-def _bound(check: Check) -> str:
+def _bound(figure: JudgedFigure) -> str:
     """As it was chosen, without digits that mean nothing."""
-    if check.figure in SHARES:
-        return percent_of(check.bound)
-    return f"{check.bound:g}\N{NO-BREAK SPACE}dB" if check.figure.endswith("psnr") else rounded(check.bound)
+    if figure.kind.measure == SHARE:
+        return percent_of(figure.bound)
+    return f"{figure.bound:g}\N{NO-BREAK SPACE}dB" if figure.kind.measure == PSNR else rounded(figure.bound)
 
 
-def _margin(check: Check) -> str:
-    """How far a figure is from its threshold, in the measure that tells most."""
-    room = check.value - check.bound
-    if not math.isfinite(room):
-        return NOTHING
-    if check.figure in SHARES:
-        return f"{100 * room:+.2f} points"
-    if check.figure.endswith("psnr"):
-        return f"{room:+.1f} dB"
-    if check.figure == "reconstruction_loss":
-        return f"{0 - room:+.2f} dB"
-    if check.value <= 0:
-        return "exact"
-    if check.kept:
-        return f"{number(check.bound / check.value, 2)} × smaller"
-    return f"{number(check.value / check.bound, 2)} × too large" if check.bound > 0 else "too large"
-
-
-def _thresholds(checks: Sequence[Check]) -> Table:
+def _thresholds(figures: Sequence[JudgedFigure]) -> Table:
     rows = [
         (
-            NAMES[check.figure],
-            _value(check, check.value),
-            f"{'≤' if check.sign == AT_MOST else '≥'}\N{NO-BREAK SPACE}{_bound(check)}"
-            if _judged(check)
-            else "not judged",
-            _margin(check) if _judged(check) else NOTHING,
+            figure.kind.title,
+            _value(figure),
+            f"{SIGNS[figure.kind.sign]}\N{NO-BREAK SPACE}{_bound(figure)}" if figure.judged else "not judged",
+            figure.margin or NOTHING,
         )
-        for check in checks
+        for figure in figures
     ]
-    misses = frozenset(row for row, check in enumerate(checks) if not check.kept)
+    misses = frozenset(row for row, figure in enumerate(figures) if not figure.kept)
     return Table("Every figure beside its threshold", ("figure", "measured", "must be", "margin"), rows, misses=misses)
 
 
-def _compared(evidence: Evidence) -> str:
-    images, tokens = evidence.golden["tokens"].shape
+def _compared(verified: Verified) -> str:
+    images, tokens = verified.golden["tokens"].shape
     return (
-        f"{counted(images, 'image')} and {counted(images * tokens, 'token')} by {evidence.runtime['provider']}, "
-        f"{evidence.runtime['form']}, against {evidence.against}"
+        f"{counted(images, 'image')} and {counted(images * tokens, 'token')} by {verified.runtime['provider']}, "
+        f"{verified.runtime['form']}, against {verified.against}"
     )
 
 
-def _tiles(evidence: Evidence) -> list[Tile]:
-    report, images = evidence.report, len(evidence.golden["tokens"])
-    missed = {check.figure for check in report.checks() if not check.kept}
-    tiles = []
-    if isinstance(report, Report):
-        tiles = [
-            Tile("KL divergence", number(report.total.kl), "nats, mean over tokens", "kl" in missed),
-            Tile("Top-1 agreement", percent(report.total.top1), "most likely token the same", "top1" in missed),
-        ]
-    else:
-        tiles = [Tile("Draws alike", percent(report.draws), "with the reference's tokens forced", "draws" in missed)]
-    psnr = decibels(report.image_psnr)
-    tiles += [
-        Tile("Image PSNR", psnr, f"SSIM {similarity(report.image_ssim)}", "image_psnr" in missed),
-        Tile("Time per image", duration(evidence.runs.free.timings.total / images), "drawn freely, one at a time"),
+def _tiles(verified: Verified) -> list[Tile]:
+    report, runs = verified.report, verified.runs
+    notes = {"draws": "with the reference's tokens forced"}
+    if report.scales:
+        notes = {"kl": "nats, mean over tokens", "top1": "most likely token the same"}
+    notes["image_psnr"] = f"SSIM {similarity(report.image_ssim)}"
+    tiles = [
+        Tile(
+            figure.kind.title.removesuffix(", nats").replace(",", ""),
+            _value(figure),
+            notes[figure.kind.name],
+            not figure.kept,
+        )
+        for figure in report.figures()
+        if figure.kind.name in notes
     ]
-    return tiles
+    return [
+        *tiles,
+        Tile("Time per image", duration(runs.free.timings.total / report.images), "drawn freely, one at a time"),
+    ]
 
 
 def _blamed(blamed: Sequence[Blame]) -> Table | None:
@@ -202,17 +161,17 @@ def _blamed(blamed: Sequence[Blame]) -> Table | None:
     return Table("Layers to blame", ("layers", "figure", "is", "would be"), rows, words=2)
 
 
-def _fidelity_charts(evidence: Evidence) -> list[Chart]:
-    report, config, tokens = evidence.report, evidence.bundle.config, evidence.golden["tokens"]
+def _fidelity_charts(verified: Verified) -> list[Chart]:
+    report, config, tokens = verified.report, verified.bundle.config, verified.golden["tokens"]
     sides = [str(side) for side in config.patch_nums]
     slices = [config.scale_slice(scale) for scale in range(config.num_scales)]
-    drawn_alike, free = evidence.runs.forced.drawn == tokens, evidence.runs.free.tokens == tokens
+    drawn_alike, free = verified.runs.forced.drawn == tokens, verified.runs.free.tokens == tokens
     draws = [float(drawn_alike[:, here].mean()) for here in slices]
     freely = [float(free[:, here].mean()) for here in slices]
     x = "side of the token map"
     charts = []
     shares = [Curve("draws alike", draws), Curve("tokens alike, drawn freely", freely)]
-    if isinstance(report, Report):
+    if report.scales:
         charts.append(_kl_chart(report, sides, x))
         shares.insert(0, Curve("top-1", [scale.top1 for scale in report.scales]))
     lowest = min((value for share in shares for value in share.values if math.isfinite(value)), default=1.0)
@@ -237,7 +196,7 @@ def _fidelity_charts(evidence: Evidence) -> list[Chart]:
 
 
 def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
-    limit = next(check.bound for check in report.checks() if check.figure == "kl")
+    limit = THRESHOLDS[report.precision].kl
     values = [scale.kl for scale in report.scales]
     worst = max(range(len(values)), key=lambda scale: values[scale])
     line = Limit(f"limit of all tokens: {rounded(limit)}", limit)
@@ -258,9 +217,9 @@ def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
     return Chart("KL divergence", svg, Table("Logits per scale", headers, rows, emphasised=len(rows) - 1))
 
 
-def _speed_chart(evidence: Evidence) -> Chart:
-    images, sides = len(evidence.golden["tokens"]), evidence.bundle.config.patch_nums
-    free, forced = evidence.runs.free.timings, evidence.runs.forced.timings
+def _speed_chart(verified: Verified) -> Chart:
+    images, sides = len(verified.golden["tokens"]), verified.bundle.config.patch_nums
+    free, forced = verified.runs.free.timings, verified.runs.forced.timings
     stepwise = len(free.scales) == len(sides)
     names = ["cond", *(f"{side}×{side}" for side in sides), "decode"] if stepwise else ["fused graph"]
     warm, cold = (
@@ -289,15 +248,15 @@ def _speed_chart(evidence: Evidence) -> Chart:
     return Chart("Latency per scale", svg, table, note)
 
 
-def _costs(evidence: Evidence) -> Facts:
-    images, runs = len(evidence.golden["tokens"]), evidence.runs
+def _costs(verified: Verified) -> Facts:
+    images, runs = len(verified.golden["tokens"]), verified.runs
     free = duration(runs.free.timings.total / images)
     cold = duration((runs.forced.timings.total - runs.forced.timings.outside) / images)
-    total = sum(entry.size for entry in evidence.bundle.files.values())
+    total = sum(entry.size for entry in verified.bundle.files.values())
     pairs = [
         ("drawn freely", f"{free} an image, the mean of {images}, one at a time"),
         ("first run", f"{cold} an image in the engines, with forced tokens"),
-        ("peak memory", f"{size(evidence.peak_memory)} of the whole check"),
+        ("peak memory", f"{size(verified.peak_memory)} of the whole check"),
         ("bundle", size(total)),
     ]
     return Facts("Whole images, memory", pairs)

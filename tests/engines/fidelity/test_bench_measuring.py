@@ -75,15 +75,15 @@ def test_long_cases_of_further_batch_sizes_end_early(pipeline, monkeypatch):
 def test_rivals_take_turns_with_the_same_work(pipeline, clock):
     order = []
 
-    def reference(label, seed):
-        order.append(("reference", label, seed))
+    def reference(classes, seeds):
+        order.append(("reference", *classes, *seeds))
         clock.now += 0.4
-        return np.full(3, label)
+        return np.full((1, 3), classes[0])
 
     timer = Bench(pipeline)
     timer.measure(batches=(2,), cfgs=(2.0,), runs=1)
     before = len(pipeline.calls)
-    race = timer.compare(reference, cfg=2.0, pairs=3)
+    race = timer.race(reference, cfg=2.0, pairs=3)
     assert [call[1:] for call in order] == [(call[0][0], call[1][0]) for call in pipeline.calls[before:]]
     assert [call[2] for call in pipeline.calls[before:]] == [2.0] * 4
     assert {label for _, label, _ in order}.isdisjoint(pipeline.calls[0][0] + pipeline.calls[1][0])
@@ -94,11 +94,11 @@ def test_rivals_take_turns_with_the_same_work(pipeline, clock):
 
 
 def test_other_tokens_show(pipeline, clock):
-    def reference(label, seed):
+    def reference(classes, seeds):
         clock.now += 0.1
-        return np.array([label, -1, -1])
+        return np.array([[classes[0], -1, -1]])
 
-    assert Bench(pipeline).compare(reference, cfg=1.0, pairs=1).tokens_alike == pytest.approx(1 / 3)
+    assert Bench(pipeline).race(reference, cfg=1.0, pairs=1).tokens_alike == pytest.approx(1 / 3)
 
 
 def test_percentiles():

@@ -12,7 +12,9 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import ScaleView
 from engines.errors import VarExportError
-from engines.fidelity.checks import verify, verify_fused
+from engines.fidelity.checks import verify
+from engines.fidelity.figures import KINDS, judged_figures
+from engines.fidelity.reports import Report
 from engines.fidelity.similarity import psnr, ssim
 from engines.fidelity.thresholds import THRESHOLDS, Thresholds
 from tests.bundles import shared_bundle
@@ -37,7 +39,7 @@ def folder(tiny, tmp_path):
 
 def checked(folder, form="stepwise", **options):
     with Pipeline.load(folder, form=form, threads=1, **options) as pipeline:
-        return (verify if form == "stepwise" else verify_fused)(pipeline, pipeline.bundle.golden)
+        return verify(pipeline, pipeline.bundle.golden)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -61,6 +63,8 @@ def test_the_two_forms_pass(tiny):
     report = checked(tiny, "fused")
     assert report.passed
     assert report.draws >= 0.99
+    assert [figure.kind.name for figure in report.figures()] == ["draws", "image_psnr"]
+    assert report.failed_parts == report.scales == ()
 
 
 @pytest.mark.parametrize("form", ["stepwise", "fused"])
@@ -68,7 +72,7 @@ def test_what_the_engine_drew_is_shown(form, tiny):
     shown = []
     with Pipeline.load(tiny, form=form, threads=1) as pipeline:
         golden = pipeline.bundle.golden
-        (verify if form == "stepwise" else verify_fused)(pipeline, golden, on_runs=shown.append)
+        verify(pipeline, golden, on_runs=shown.append)
     (runs,) = shown
     assert np.array_equal(runs.forced.tokens, golden["tokens"])
     assert runs.forced.images.shape == runs.free.images.shape == golden["image"].shape
@@ -76,14 +80,16 @@ def test_what_the_engine_drew_is_shown(form, tiny):
 
 
 def test_every_threshold_is_checked(tiny_smooth):
-    checks = checked(tiny_smooth).checks()
-    assert [check.figure for check in checks] == [field.name for field in dataclasses.fields(Thresholds)]
-    assert all(check.kept and check.bound == getattr(THRESHOLDS["fp32"], check.figure) for check in checks)
-    for check in checks:
-        worse = check.bound + 1 if check.sign == "<=" else check.bound - 1
-        assert not dataclasses.replace(check, value=worse).kept
-        assert not dataclasses.replace(check, value=math.nan).kept
-        assert dataclasses.replace(check, value=check.bound).kept
+    figures = checked(tiny_smooth).figures()
+    names = [field.name for field in dataclasses.fields(Thresholds)]
+    assert [figure.kind.name for figure in figures] == [kind.name for kind in KINDS] == names
+    assert set(names) <= {field.name for field in dataclasses.fields(Report)}
+    assert all(figure.kept and figure.bound == getattr(THRESHOLDS["fp32"], figure.kind.name) for figure in figures)
+    for figure in figures:
+        worse = figure.bound + 1 if figure.kind.sign == "<=" else figure.bound - 1
+        assert not dataclasses.replace(figure, value=worse).kept
+        assert not dataclasses.replace(figure, value=math.nan).kept
+        assert dataclasses.replace(figure, value=figure.bound).kept
 
 
 def test_figures_do_not_depend_on_the_batch(tiny):
@@ -184,7 +190,7 @@ IMAGES, V = 3, 64
 class Engine:
     """A pipeline whose logits are given."""
 
-    config = CONFIG
+    config, form = CONFIG, "stepwise"
     bundle = SimpleNamespace(smooth=False, precision="fp32")
 
     def __init__(self, golden, logits):
@@ -305,6 +311,27 @@ def test_the_encoder_is_judged_by_what_its_tokens_look_like(monkeypatch):
     assert report.reconstruction_loss == pytest.approx(wanted[0] - wanted[1])
     assert (report.encoder_tokens, report.passed) == (0, False)
     assert any("encoder's reconstruction" in failure for failure in report.failures)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound", "texts"),
+    [
+        ("max_logit_error", 4.2e-5, 0.005, ("4.2e-05", "<= 0.005", "120 × smaller")),
+        ("max_logit_error", 9.0, 0.005, ("9", "<= 0.005", "1,800 × too large")),
+        ("max_logit_error", 0.0, 0.005, ("0", "<= 0.005", "exact")),
+        ("max_logit_error", math.inf, 2.0, ("not finite", "<= 2", "")),
+        ("mixing_error", 1.0, 0.0, ("1", "<= 0", "too large")),
+        ("kl", 3e-7, 1e-6, ("3e-07", "<= 1e-06", "3.3 × smaller")),
+        ("top1", 0.9935, 0.98, ("99.35%", ">= 98%", "+1.35 points")),
+        ("encoder_tokens", 0.2, 0.0, ("20.00%", "not judged", "")),
+        ("image_psnr", 12.0, 60.0, ("12.0 dB", ">= 60 dB", "-48.0 dB")),
+        ("decoder_psnr", math.inf, 60.0, ("identical pixels", ">= 60 dB", "")),
+        ("reconstruction_loss", 0.3, 0.2, ("0.30", "<= 0.2", "-0.10 dB")),
+    ],
+)
+def test_a_figure_in_plain_characters(name, value, bound, texts):
+    (figure,) = judged_figures({name: value}, {name: bound})
+    assert (figure.shown, figure.wanted, figure.margin) == texts
 
 
 def test_thresholds_of_fp32_are_the_stricter():

@@ -1,11 +1,13 @@
 """`var-export verify`: figures, verdict, exit code; against the stored run and against a new one."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from engines.bundle.manifest import WEIGHTS
+from engines.fidelity.figures import KINDS, SMOOTHING
 
 
 def spoil(path):
@@ -28,8 +30,12 @@ def test_a_good_bundle_passes(call, tiny_build):
         ["all", "84", *rows[3][2:3]],
     ]
     assert all(row[-2:] == ["100.00", "100.00"] for row in rows)
-    for what in ("drawn freely:", "decoder alone:", "image, tokens forced:", "encoder:"):
-        assert any(line.startswith(what) for line in lines)
+    assert lines[8].split() == ["figure", "measured", "must", "be", "margin"]
+    titles = [kind.title for kind in KINDS if kind.part != SMOOTHING]
+    assert [line.partition("  ")[0] for line in lines[9 : 9 + len(titles)]] == titles
+    assert re.fullmatch(r"Draws alike +100\.00% +>= 99% +\+1\.00 points", lines[12])
+    assert lines[18] == "drawn freely: 100.00% of the tokens alike, 4 of 4 images identical"
+    assert re.fullmatch(r"SSIM: decoder alone [01]\.\d{6}, image [01]\.\d{6}", lines[19])
     assert lines[-1] == "passed: within every threshold of fp32"
 
 

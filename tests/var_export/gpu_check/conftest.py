@@ -15,7 +15,7 @@ from tests.support import tiny_config
 from var_export.cli.common import torch_threads
 from var_export.cli.main import main
 from var_export.gpu_check import building, hardware, isolation, race, steps, worker
-from var_export.gpu_check.cases import Job, Step
+from var_export.gpu_check.cases import CheckStep, StepJob
 
 # Little to trace; heads of 64 channels, as the cache's alignment wants.
 VAE = {"ch_mult": (1,), "using_sa": False, "using_mid_sa": False}
@@ -30,8 +30,8 @@ def bundles(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, torch_threads(1):
         patch.setattr(building, "RANDOM", {"d16": TINY})
         for precision in ("fp32", "fp16"):
-            step = Step(kind="bundle", model="d16", precision=precision, form="both")
-            building.bundle(Job(step=step, out=out), lambda line, done=None: None)
+            step = CheckStep(kind="bundle", model="d16", precision=precision, form="both")
+            building.bundle(StepJob(step=step, out=out), lambda line, done=None: None)
     return out / "bundles"
 
 
@@ -62,7 +62,7 @@ def in_process(monkeypatch):
         def send(message):
             outcome.take(json.loads(json.dumps(message)), tell)
 
-        worker.perform(Job.from_json(job.to_json()), send)
+        worker.perform(StepJob.from_json(job.to_json()), send)
         return outcome
 
     run.steps, run.before = [], lambda job: None
@@ -78,7 +78,7 @@ def torch_on_cpu(monkeypatch):
         compiler = functools.partial(torch.compile, backend="eager")
         return race.race_on(job, tell, device=torch.device("cpu"), dtype=torch.bfloat16, compiler=compiler)
 
-    monkeypatch.setattr(race, "race", raced)
+    monkeypatch.setattr(race, "race_on_gpu", raced)
     monkeypatch.setattr(hardware, "_probe_torch", lambda device: {"torch": "2.13.0", "cuda": "13.0"})
     with torch_threads(1):
         yield

@@ -10,7 +10,16 @@ from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
 from engines.spec.choices import BACKENDS, FLOAT_PRECISIONS, FORMS
 from var_export.gpu_check import building, hardware
-from var_export.gpu_check.cases import CHECKED_BACKENDS, MODELS, PROBES, RIVALS, Job, Settings, Step, plan_steps
+from var_export.gpu_check.cases import (
+    CHECKED_BACKENDS,
+    MODELS,
+    PROBES,
+    RIVALS,
+    CheckStep,
+    Settings,
+    StepJob,
+    plan_steps,
+)
 from var_export.gpu_check.report import case_of
 from var_export.gpu_check.store import Record, Store
 
@@ -81,14 +90,14 @@ def test_one_batch_alone_is_not_built_twice():
 
 
 def test_a_job_travels():
-    job = Job(step=Step(kind="bench", model="d16"), out=Path("a"), folder=Path("b"), batches=(1, 8), runs=3)
-    assert Job.from_json(job.to_json()) == job
-    assert Job.from_json(replace(job, folder=None).to_json()).folder is None
+    job = StepJob(step=CheckStep(kind="bench", model="d16"), out=Path("a"), folder=Path("b"), batches=(1, 8), runs=3)
+    assert StepJob.from_json(job.to_json()) == job
+    assert StepJob.from_json(replace(job, folder=None).to_json()).folder is None
 
 
 def test_a_damaged_record_is_no_record(tmp_path):
-    store, step = Store(tmp_path), Step(kind="bench", model="d16")
-    record = Record(step=step, key="k" * 64, status="done", started="now", seconds=1.0, result={})
+    store, step = Store(tmp_path), CheckStep(kind="bench", model="d16")
+    record = Record(step=step, key="k" * 64, started="now", seconds=1.0, result={})
     store.save(record)
     assert store.load(step, record.key) == record
     assert store.load(step, "k" * 12 + "x" * 52) is None
@@ -116,7 +125,7 @@ def test_a_part_of_a_bundle(bundles, tmp_path):
 
 def test_without_pytorch_a_bundle_that_was_copied_serves(out, monkeypatch, emulated):
     monkeypatch.setitem(__import__("sys").modules, "var_export.build", None)
-    job = Job(step=Step(kind="bundle", model="d16", precision="fp16", form="both"), out=out)
+    job = StepJob(step=CheckStep(kind="bundle", model="d16", precision="fp16", form="both"), out=out)
     done = building.bundle(job, lambda line, done=None: None)
     assert (done["reused"], done["name"]) == (True, "var-d16-256-random")
     bf16 = replace(job, step=replace(job.step, precision="bf16"))
@@ -153,7 +162,7 @@ def test_without_nvidia_smi(monkeypatch, error):
         "/etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081\nmore",
     }
     monkeypatch.setattr(subprocess, "run", missing)
-    monkeypatch.setattr(hardware, "_read", lambda path: says.get(path, ""))
+    monkeypatch.setattr(hardware, "system_file", lambda path: says.get(path, ""))
     assert hardware.system() == {
         "driver": "535.104.05",
         "nvidia_smi": [],
@@ -164,5 +173,5 @@ def test_without_nvidia_smi(monkeypatch, error):
 
 def test_a_driver_module_that_is_open_or_of_a_jetson(monkeypatch):
     says = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build"
-    monkeypatch.setattr(hardware, "_read", lambda path: says)
+    monkeypatch.setattr(hardware, "system_file", lambda path: says)
     assert hardware._kernel_module() == "540.4.0"

@@ -83,7 +83,7 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     assert {"driver", "nvidia_smi", "jetson", "power_mode", "cuda", "gpu_memory"} <= set(gpu)
     for entry in document["steps"]:
         assert list(entry) == [
-            *("name", "step", "key", "status", "started", "seconds", "result", "error", "trace", "notes")
+            *("name", "status", "step", "key", "started", "seconds", "result", "error", "trace", "notes")
         ]
         assert list(entry["step"]) == ["kind", "model", "precision", "backend", "form", "batch", "rival"]
     keys = {kind: set(steps_of(document, kind)[0]["result"]) for kind in ("bundle", "plans", "verify", "bench", "race")}
@@ -110,7 +110,7 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     assert race["mode"] == "reduce-overhead"
     assert [row["batch"] for row in race["rows"]] == [1, 2]
     assert set(race["rows"][0]) == {
-        *("batch", "cfg", "pairs", "problem", "rival", "engine", "ratios", "ratio", "tokens_alike"),
+        *("batch", "cfg", "pairs", "problem", "reference", "engine", "ratios", "ratio", "tokens_alike"),
         *("first_run_seconds", "torch_memory"),
     }
     assert len(race["rows"][0]["ratios"]) == 2
@@ -120,11 +120,11 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     # What this emulation never does: memory that ends, figures that are none, pixels that are equal.
     document["steps"][-1]["result"]["rows"][0]["problem"] = "CUDA out of memory | 2 GiB"
     verified = steps_of(document, "verify")[0]["result"]
-    verified["total"]["max_abs"], verified["decoder_psnr"] = None, None
+    verified["max_logit_error"], verified["decoder_psnr"] = None, None
     page = report.page(document)
     assert tables(page)[-1][-2][3] == "CUDA out of memory \\| 2 GiB"
     assert tables(page)[2][1][2] == "not finite (<= 2)"
-    assert tables(page)[2][1][6] == "equal images"
+    assert tables(page)[2][1][6] == "identical pixels (>= 40 dB)"
 
 
 def test_json_on_stdout(check, emulated, in_process, no_torch_gpu):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from var_export.gpu_check import isolation
-from var_export.gpu_check.cases import Job, Step
+from var_export.gpu_check.cases import CheckStep, StepJob
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -30,7 +30,11 @@ def run(monkeypatch, tmp_path):
             told.append((line, done))
             tell(line, done)
 
-        return isolation.run(Job(step=Step(kind="bench", model=how), out=tmp_path), log=log, tell=both), told, log
+        return (
+            isolation.run(StepJob(step=CheckStep(kind="bench", model=how), out=tmp_path), log=log, tell=both),
+            told,
+            log,
+        )
 
     return go
 
@@ -108,33 +112,19 @@ def test_no_descriptor_is_left(run):
 
 def test_the_real_worker_reports_and_follows_its_parent(tmp_path):
     """Its own words on the pipe; and when stdin closes, as it does when the parent dies, it ends."""
-    reading, writing = os.pipe()
-    step = Step(kind="bundle", model="demo", precision="fp8", form="both")
-    process = subprocess.Popen(
-        [*isolation.WORKER, str(writing), Job(step=step, out=tmp_path).to_json()],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writing,),
-        cwd=ROOT,
-    )
-    os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        messages = [json.loads(line) for line in pipe]
-    assert process.wait(60) == 0
-    process.stdin.close()
+    job = StepJob(step=CheckStep(kind="bundle", model="demo", precision="fp8", form="both"), out=tmp_path)
+
+    def start():
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*isolation.WORKER, job.to_json()], cwd=ROOT, **pipes)
+
+    with start() as process:
+        messages = [json.loads(line) for line in process.stdout]
+        assert process.wait(60) == 0
     assert messages[0] == {"say": "loading PyTorch", "done": None}
     assert messages[-1]["error"].startswith("unknown precision 'fp8'")
     assert messages[-1]["trace"][-1].startswith("engines.errors.UsageError: ")
 
-    _, writing = os.pipe()
-    process = subprocess.Popen(
-        [*isolation.WORKER, str(writing), Job(step=step, out=tmp_path).to_json()],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writing,),
-        cwd=ROOT,
-    )
-    process.stdin.close()
-    assert process.wait(60) in (130, -signal.SIGINT)
+    with start() as process:
+        process.stdin.close()
+        assert process.wait(60) in (130, -signal.SIGINT)

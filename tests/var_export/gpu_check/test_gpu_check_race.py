@@ -10,7 +10,7 @@ from engines.spec.sampling import Sampling
 from engines.spec.uniforms import uniforms
 from tests.support import tiny_config
 from var_export.gpu_check import race
-from var_export.gpu_check.cases import Job, Step
+from var_export.gpu_check.cases import CheckStep, StepJob
 from var_export.gpu_check.race import Rival, sample_alike
 from var_export.model.reference import Reference
 from var_export.model.sampling import sample
@@ -83,8 +83,8 @@ def test_ten_scales_are_all_compiled():
 @pytest.fixture
 def job(bundles, tmp_path, emulated):
     def make(kind, *, batches=(1,)):
-        step = Step(kind="race", model="d16", precision="fp16", backend="tensorrt", form="stepwise", rival=kind)
-        return Job(step=step, out=tmp_path, folder=bundles / "d16-fp16", batches=batches, runs=2)
+        step = CheckStep(kind="race", model="d16", precision="fp16", backend="tensorrt", form="stepwise", rival=kind)
+        return StepJob(step=step, out=tmp_path, folder=bundles / "d16-fp16", batches=batches, runs=2)
 
     return make
 
@@ -93,12 +93,12 @@ def job(bundles, tmp_path, emulated):
 def any_pipeline(monkeypatch, bundles):
     """The engines of ONNX Runtime's CPU in place of the GPU's."""
     from engines.draw.pipeline import Pipeline
-    from var_export.gpu_check import work
+    from var_export.gpu_check import hardware
 
     def open_pipeline(job, *, max_batch):
         return Pipeline.load(job.folder, backend="onnxruntime", threads=1, form=job.step.form, max_batch=max_batch)
 
-    monkeypatch.setattr(work, "open_pipeline", open_pipeline)
+    monkeypatch.setattr(hardware, "open_pipeline", open_pipeline)
 
 
 def test_a_compiler_that_cannot_at_all_is_an_error(job, any_pipeline):

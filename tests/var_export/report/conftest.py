@@ -10,8 +10,8 @@ import pytest
 from calib.judge.table import Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.fidelity.checks import Runs, verify, verify_fused
-from engines.fidelity.speed import RANDOM, Case, Comparison, Measured, Spread
+from engines.fidelity.checks import Runs, verify
+from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
 from engines.machine import machine
 from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC
 from tests.bundles import shared_bundle
@@ -25,14 +25,13 @@ def tiny() -> Bundle:
 
 
 def evidence_of(bundle: Bundle, form: str) -> Any:
-    from var_export.report.verify import Evidence
+    from var_export.report.verify import Verified
 
     runs: list[Runs] = []
-    judge = verify if form == "stepwise" else verify_fused
     with Pipeline.load(bundle.path, form=form, threads=1, max_batch=1) as pipeline:
-        report = judge(pipeline, bundle.golden, on_runs=runs.append)
+        report = verify(pipeline, bundle.golden, on_runs=runs.append)
         runtime = pipeline.describe_runtime()
-    return Evidence(
+    return Verified(
         bundle=bundle,
         golden=bundle.golden,
         against="the run of the PyTorch reference stored in the bundle",
@@ -62,8 +61,7 @@ def failing(stepwise) -> Any:
     """The same, with an engine that is far off in figures and pictures, and layers to blame for it."""
     from calib.judge.attribution import Blame
 
-    total = replace(stepwise.report.total, kl=0.5, max_abs=9.0)
-    report = replace(stepwise.report, total=total, image_psnr=12.0, failures=["KL is 0.5", "image PSNR is 12"])
+    report = replace(stepwise.report, kl=0.5, max_logit_error=9.0, image_psnr=12.0)
     inverted = replace(stepwise.runs.forced, images=255 - stepwise.runs.forced.images)
     return replace(
         stepwise,
@@ -103,7 +101,7 @@ def measured() -> Any:
         load_seconds=0.5,
         cases=cases,
         peak_memory=1 << 28,
-        comparison=Comparison(spread(0.2), spread(0.05), (0.2, 0.25, 0.3), 0.5),
+        comparison=Race(spread(0.2), spread(0.05), (0.2, 0.25, 0.3), 0.5),
         reference=RANDOM,
         torch_version="2.0",
     )
