@@ -35,7 +35,7 @@ from var_export.golden import golden_requests, run_reference
 from var_export.graphs.autoencoder import Decode, Encode
 from var_export.graphs.precision import PRECISIONS, Precision
 from var_export.graphs.quantize import Accumulate, Quantizer
-from var_export.graphs.step import make_step
+from var_export.graphs.step import StepGraph
 from var_export.graphs.trace import OPSET, trace
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
@@ -213,7 +213,7 @@ def make_graph(
     """The module that is traced as one graph of `TRACED`."""
     makers: Mapping[str, Callable[[], nn.Module]] = {
         "cond": lambda: Cond(reference.var, precision),
-        "step": lambda: make_step(reference.var, quantizer, precision, max_top_k, smooth=smooth),
+        "step": lambda: StepGraph(reference.var, quantizer, precision, max_top_k, smooth=smooth),
         "decode": lambda: Decode(reference.vae, precision),
         "encode": lambda: Encode(reference.vae, quantizer, precision),
         "accumulate": lambda: Accumulate(quantizer),

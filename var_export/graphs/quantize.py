@@ -38,10 +38,6 @@ class Quantizer(nn.Module):
         self.up = nn.ParameterList(frozen(up_matrix(self.config, scale)) for scale in scales)
         self.down = nn.ParameterList(frozen(down_matrix(self.config, scale)) for scale in scales)
 
-    def contribution(self, tokens: Tensor, up: Tensor, phi_index: Tensor | None) -> Tensor:
-        """Tokens (B, L), up (S*S, L), phi_index (1,) -> what they add to f_hat, (B, Z, S, S)."""
-        return self.spread(self.lookup(tokens), up, phi_index)
-
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) -> their codebook entries (B, L, Z)."""
         return functional.embedding(tokens, self.codebook)
@@ -56,7 +52,7 @@ class Quantizer(nn.Module):
         return mixed.index_select(1, phi_index).reshape(-1, Z, S, S)
 
     def fixed_contribution(self, tokens: Tensor, scale: int) -> Tensor:
-        """`contribution` where the scale is known when tracing: its own phi alone."""
+        """Tokens (B, L) of a scale that is known when tracing -> what they add to f_hat, (B, Z, S, S)."""
         Z, S = self.config.vae.z_channels, self.config.latent_size
         h = self.lookup(tokens)
         if scale != self.config.num_scales - 1:

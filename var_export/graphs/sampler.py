@@ -50,11 +50,7 @@ class Sampler(nn.Module):
         self.rank = frozen(torch.arange(self.listed))
         self.list_sum, self.whole_sum = PrefixSum(self.listed), PrefixSum(vocab_size)
 
-    def forward(self, logits: Tensor, uniforms: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-        """Logits (B, L, V), uniforms (B, L), the rest (B,) -> tokens int64 (B, L)."""
-        return self.draw(logits / temperature[:, None, None], uniforms, top_k, top_p)[0]
-
-    def draw(self, z: Tensor, uniforms: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, uniforms: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
         """Logits by temperature (B, L, V), uniforms (B, L), the rest (B,) -> tokens int64 (B, L), and the least z of
         those that top-k and top-p keep (B, L, 1).
         """

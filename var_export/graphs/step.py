@@ -12,18 +12,21 @@ from var_export.graphs.transformer import Linear, Trunk
 from var_export.model.transformer import VAR
 
 
-class Step(nn.Module):
-    """One scale. The scale's constants are inputs, so that one set of weights serves all scales.
+class StepGraph(nn.Module):
+    """The `step` graph: one scale, whose constants are inputs, so that one set of weights serves all scales.
 
-    With a mixer, codebook entries are mixed where `smooth` says so and no token is forced.
+    With `smooth`, codebook entries are mixed where the input of this name says so and no token is forced.
     """
 
     def __init__(
-        self, trunk: Trunk, sampler: Sampler, quantizer: Quantizer, word_embed: Linear, mixer: Mixer | None
+        self, reference: VAR, quantizer: Quantizer, precision: Precision, max_top_k: int, *, smooth: bool
     ) -> None:
         super().__init__()
-        self.trunk, self.sampler, self.quantizer, self.word_embed = trunk, sampler, quantizer, word_embed
-        self.mixer = mixer
+        self.trunk = Trunk(reference, precision)
+        self.sampler = Sampler(max_top_k, reference.config.vae.vocab_size)
+        self.quantizer = quantizer
+        self.word_embed = Linear(reference.word_embed.weight, reference.word_embed.bias, precision)
+        self.mixer = Mixer(quantizer.codebook) if smooth else None
 
     def forward(
         self,
@@ -56,7 +59,7 @@ class Step(nn.Module):
         past = list(zip(past_k, past_v, strict=True))
         logits, new = self.trunk(x, adaln, head_adaln, past, guidance, cond_row, uncond_row)
         z = logits / temperature[:, None, None]
-        drawn, least = self.sampler.draw(z, uniforms, top_k, top_p)
+        drawn, least = self.sampler(z, uniforms, top_k, top_p)
         mixed, seen = None, []
         if self.mixer is not None:
             assert smooth is not None and noise is not None and mixing is not None
@@ -68,17 +71,6 @@ class Step(nn.Module):
         if mixed is not None and smooth is not None:
             features = torch.where((smooth[:, None] & ~forced_mask).unsqueeze(-1), mixed, features)
         f_hat = f_hat + self.quantizer.spread(features, up, phi_index)
-        x_next = embedded(self.word_embed, self.quantizer.reduce(f_hat, down), pos_next).index_select(0, image_row)
+        embedded = Precision.high(self.word_embed(self.quantizer.reduce(f_hat, down))) + pos_next  # (B, L', C)
+        x_next = embedded.index_select(0, image_row)
         return tokens, drawn, f_hat, x_next, *(k for k, _ in new), *(v for _, v in new), logits, *seen
-
-
-def embedded(word_embed: Linear, features: Tensor, positions: Tensor) -> Tensor:
-    """Features (B, L, Z), positions (1, L, C) -> transformer input (B, L, C) float32."""
-    return Precision.high(word_embed(features)) + positions
-
-
-def make_step(var: VAR, quantizer: Quantizer, precision: Precision, max_top_k: int, *, smooth: bool) -> Step:
-    """Assemble `Step` from the reference; `smooth`: for bundles that can mix codebook entries."""
-    word_embed = Linear(var.word_embed.weight, var.word_embed.bias, precision)
-    mixer = Mixer(quantizer.codebook) if smooth else None
-    return Step(Trunk(var, precision), Sampler(max_top_k, var.config.vae.vocab_size), quantizer, word_embed, mixer)

@@ -90,20 +90,14 @@ def _check(
 
 def _clean(model: ir.Model, spec: contract.GraphSpec) -> None:
     """Drop what the exporter notes about this machine's source files, and weights that nothing uses."""
-    model.metadata_props.clear()
-    model.doc_string = spec.meaning
+    nodes = list(model.graph.all_nodes())
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *(value for n in nodes for value in n.outputs)]
+    noted: Any
+    for noted in (model, model.graph, *nodes, *values):
+        noted.metadata_props.clear()
+        noted.doc_string = None
+    model.doc_string, model.graph.name = spec.meaning, spec.name
     model.producer_name, model.producer_version = "var-export", None
-    model.graph.name = spec.name
-    model.graph.doc_string = None
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
-        value.metadata_props.clear()
-        value.doc_string = None
     unused = [name for name, value in model.graph.initializers.items() if not value.uses()]
     for name in unused:
         del model.graph.initializers[name]

@@ -14,9 +14,7 @@ from torch.nn import functional
 
 from engines.spec.config import ModelConfig
 from var_export.graphs.precision import Precision, frozen
-from var_export.model.transformer import MAX_LOG_SCALE, VAR, AdaLNBlock, SelfAttention
-
-KV = tuple[Tensor, Tensor]
+from var_export.model.transformer import KV, MAX_LOG_SCALE, VAR, AdaLNBlock, SelfAttention
 
 
 class Linear(nn.Module):

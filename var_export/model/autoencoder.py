@@ -6,8 +6,8 @@ that a state dict loads strictly. Feature maps are (B, channels, height, width) 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,62 +73,38 @@ class Downsample(nn.Module):
         return y
 
 
-class Upsample(nn.Module):
-    """Doubles both sides: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, 2h, 2w)."""
-        y: Tensor = self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
-        return y
+def upsample(channels: int) -> nn.Sequential:
+    """Doubles both sides, (B, C, h, w) -> (B, C, 2h, 2w): nearest neighbour, then a 3x3 convolution."""
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(enlarge=nn.Upsample(scale_factor=2, mode="nearest"), conv=conv))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; attention follows each block on the coarsest level only."""
-
-    block: nn.ModuleList
-    attn: nn.ModuleList
-    downsample: Downsample
-    upsample: Upsample
+    """The blocks of one resolution, each followed by attention where `attention` says so, then the way to the next."""
 
     def __init__(self, config: VaeConfig, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
         self.block = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(config, out_channels) for _ in range(blocks) if attention)
+        self.downsample: nn.Module = nn.Identity()  # of the encoder, on all but the coarsest level
+        self.upsample: nn.Module = nn.Identity()  # of the decoder, on all but the finest level
 
     def forward(self, x: Tensor) -> Tensor:
-        """Blocks and attention; `resample` then leads to the next level."""
+        """(B, in, h, w) -> (B, out, h', w'), the sides of the next level."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
-        return x
-
-    def resample(self, x: Tensor) -> Tensor:
-        """To the side of the next level; the last level has none."""
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                x = getattr(self, name)(x)
-        return x
-
-
-class Middle(nn.Module):
-    """Block, attention, block at the coarsest resolution."""
-
-    def __init__(self, config: VaeConfig, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResnetBlock(config, channels, channels)
-        self.attn_1 = AttnBlock(config, channels) if config.using_mid_sa else nn.Identity()
-        self.block_2 = ResnetBlock(config, channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> same."""
-        y: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        y: Tensor = self.upsample(self.downsample(x))
         return y
+
+
+def middle(config: VaeConfig, channels: int) -> nn.Sequential:
+    """Block, attention, block at the coarsest resolution: (B, C, h, w) -> same."""
+    attention = AttnBlock(config, channels) if config.using_mid_sa else nn.Identity()
+    first, last = ResnetBlock(config, channels, channels), ResnetBlock(config, channels, channels)
+    return nn.Sequential(OrderedDict(block_1=first, attn_1=attention, block_2=last))
 
 
 class Encoder(nn.Module):
@@ -145,7 +121,7 @@ class Encoder(nn.Module):
             if i != last:
                 level.downsample = Downsample(widths[i + 1])
             self.down.append(level)
-        self.mid = Middle(config, widths[-1])
+        self.mid = middle(config, widths[-1])
         self.norm_out = Norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
@@ -154,7 +130,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            h = cast(Level, level).resample(h)
         y: Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(h)), inplace=True))
         return y
 
@@ -167,13 +142,13 @@ class Decoder(nn.Module):
         widths = [config.ch * m for m in config.ch_mult]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(config, widths[-1])
+        self.mid = middle(config, widths[-1])
         levels = []
         for i in range(last + 1):
             entering = widths[min(i + 1, last)]
             level = Level(config, entering, widths[i], config.num_res_blocks + 1, i == last and config.using_sa)
             if i != 0:
-                level.upsample = Upsample(widths[i])
+                level.upsample = upsample(widths[i])
             levels.append(level)
         self.up = nn.ModuleList(levels)  # index 0 is the finest level, as in the official key names
         self.norm_out = Norm(config, widths[0])
@@ -184,7 +159,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            h = cast(Level, level).resample(h)
         y: Tensor = self.conv_out(functional.silu(self.norm_out(h), inplace=True))
         return y
 

@@ -26,22 +26,6 @@ class Phi(nn.Conv2d):
         return h * (1 - self.ratio) + super().forward(h) * self.ratio
 
 
-class SharedPhi(nn.Module):
-    """One phi for all scales, under its official key `quant_resi.qresi`."""
-
-    def __init__(self, channels: int, ratio: float) -> None:
-        super().__init__()
-        self.qresi = Phi(channels, ratio)
-
-
-class PartiallySharedPhi(nn.Module):
-    """K phis spread over the scales, under their official keys `quant_resi.qresi_ls.i`."""
-
-    def __init__(self, channels: int, ratio: float, count: int) -> None:
-        super().__init__()
-        self.qresi_ls = nn.ModuleList(Phi(channels, ratio) for _ in range(count))
-
-
 class MultiScaleQuantizer(nn.Module):
     """Codebook, phi convolutions and the resampling between scales."""
 
@@ -50,16 +34,16 @@ class MultiScaleQuantizer(nn.Module):
         vae = config.vae
         self.config = config
         self.embedding = nn.Embedding(vae.vocab_size, vae.z_channels)
-        count = num_phi(config)
-        self.quant_resi: nn.Module
-        if count == 0:
+        phis = nn.ModuleList(Phi(vae.z_channels, vae.quant_resi) for _ in range(num_phi(config)))
+        self.quant_resi: nn.Module  # under the official keys, which differ with how the phis are shared
+        if not phis:
             self.quant_resi = nn.Identity()
         elif vae.share_quant_resi == 1:
-            self.quant_resi = SharedPhi(vae.z_channels, vae.quant_resi)
+            self.quant_resi = nn.ModuleDict({"qresi": phis[0]})
         elif vae.share_quant_resi == 0:
-            self.quant_resi = nn.ModuleList(Phi(vae.z_channels, vae.quant_resi) for _ in range(count))
+            self.quant_resi = phis
         else:
-            self.quant_resi = PartiallySharedPhi(vae.z_channels, vae.quant_resi, count)
+            self.quant_resi = nn.ModuleDict({"qresi_ls": phis})
 
     def phis(self) -> list[Phi]:
         """All phi convolutions, in the order that `phi_index` counts; empty where there is none."""

@@ -36,10 +36,21 @@ SPEC = GraphSpec(
 )
 
 
+class Drawing(torch.nn.Module):
+    """The sampler with the division by the temperature that the step graph does before it."""
+
+    def __init__(self, listed, vocabulary):
+        super().__init__()
+        self.sampler = Sampler(listed, vocabulary)
+
+    def forward(self, logits, uniforms, temperature, top_k, top_p):
+        return self.sampler(logits / temperature[:, None, None], uniforms, top_k, top_p)[0]
+
+
 @functools.cache
 def session(vocabulary, listed):
     config = tiny_config(vae={"vocab_size": vocabulary})
-    model = trace(Sampler(listed, vocabulary), SPEC, config, "fp32")
+    model = trace(Drawing(listed, vocabulary), SPEC, config, "fp32")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
@@ -293,10 +304,9 @@ def test_images_do_not_influence_each_other(draw):
 
 
 def test_a_list_longer_than_the_vocabulary_is_the_vocabulary():
-    sampler = Sampler(900, 64)
     logits = torch.zeros(1, 64, 64)
     u = (torch.arange(64).float()[None] + 0.5) / 64
-    drawn = sampler(logits, u, torch.ones(1), torch.tensor([0]), torch.tensor([0.9999]))
+    drawn, _ = Sampler(900, 64)(logits, u, torch.tensor([0]), torch.tensor([0.9999]))
     assert len(set(drawn[0].tolist())) >= 63
 
 
@@ -307,7 +317,7 @@ def mix_traced(logits, noise, gain, tau, temperature, top_k, top_p, listed):
     """As the step graph computes it, with a codebook that shows the weights."""
     V = logits.shape[-1]
     z = torch.from_numpy(logits) / torch.tensor(temperature)[:, None, None]
-    _, least = Sampler(listed, V).draw(z, torch.zeros(z.shape[:2]), torch.tensor(top_k), torch.tensor(top_p))
+    _, least = Sampler(listed, V)(z, torch.zeros(z.shape[:2]), torch.tensor(top_k), torch.tensor(top_p))
     weights, heaviest = Mixer(torch.eye(V))(
         z, least, torch.from_numpy(noise), torch.tensor([gain]), torch.tensor([tau])
     )
