@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.graphs.layers import Layer
 from calib.statistics import Statistics
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
@@ -82,6 +83,14 @@ class Calibration:
                 f"{file or 'the calibration'} was made with another checkpoint, configuration or version than "
                 f"{bundle.path}; remove it, or name another file with --calibration"
             )
+
+    def check_layers(self, layers: Iterable[Layer], scales: int) -> None:
+        """Raises `UsageError` where layers with static ranges were not reached: their inputs, and outputs of
+        convolutions.
+        """
+        for layer in layers:
+            kinds = (INPUT, OUTPUT) if layer.is_conv else (INPUT,)
+            self.check_complete([f"{layer.name}:{kind}" for kind in kinds], scales)
 
     def check_complete(self, names: Iterable[str], scales: int) -> None:
         """Raises `UsageError` where a layer, or a scale of a transformer's layer, was never reached."""

@@ -6,6 +6,9 @@ is a part of it: whoever changes a module that is not listed here has them made 
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Iterable
+
 from engines.storage import source_digest
 
 PACKAGES = ("var_export", "calib", "engines")
@@ -32,6 +35,11 @@ FLOAT_BUNDLE = (
 """Code that decides no byte of a bundle which is built from a checkpoint."""
 INT8_BUNDLE = (*_NO_BYTE, "var_export", "engines/backends/cuda", "engines/backends/tensorrt")
 """Code that decides no byte of an INT8 bundle beside those of its base, whose key covers what it was built by."""
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The installed version of each package, which are named as they are imported."""
+    return {name: importlib.metadata.version(name.replace("_", "-")) for name in packages}
 
 
 def code_digest(without: tuple[str, ...]) -> str:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import onnx
 import onnx_ir as ir
 
-from calib.calibration import INPUT, OUTPUT, Calibration
-from calib.graphs.fuse import fuse
+from calib.calibration import Calibration
 from calib.graphs.layers import find_layers
-from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, check
+from calib.graphs.writing import write_graphs
+from calib.judge.acceptance import Built, check
 from calib.judge.attribution import blame, describe
 from calib.judge.sensitivity import choose_ways
-from calib.keys import INT8_BUNDLE, code_digest
+from calib.keys import INT8_BUNDLE, code_digest, versions_of
 from calib.observe.collect import Requests, collect
 from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, StoredTensor
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
+from engines.fidelity.reports import FusedReport, Report
 from engines.progress import Progress, silent
 from engines.spec import choices, contract, policy
 from engines.storage import digest_of
@@ -96,81 +95,82 @@ def quantize_bundle(
     check_base(base, options)
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
-    graphs, wanted = contract.graphs_of("stepwise"), contract.graphs_of(options.form)
-    models = {graph: ir.load(base.graph_path(graph)) for graph in graphs}
-    layers = {graph: find_layers(models[graph], graph) for graph in graphs}
-    everything = [layer for found in layers.values() for layer in found]
-    names = [layer.name for layer in everything]
+    models = {graph: ir.load(base.graph_path(graph)) for graph in contract.graphs_of(choices.STEPWISE)}
+    layers = [layer for graph, model in models.items() for layer in find_layers(model, graph)]
+    names = [layer.name for layer in layers]
     ways = policy.assign(names, options.target, options.level, include=options.include, exclude=options.exclude)
     calibration = calibrated()
     calibration.check_model(base)
-    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in VERSIONS}
-    build_key = digest_of(
-        {
-            "base": base.build_key,
-            "options": asdict(options),
-            "calibration": calibration.digest(),
-            "schema": SCHEMA_VERSION,
-            "contract": contract.CONTRACT_VERSION,
-            "versions": versions,
-            "sources": code_digest(INT8_BUNDLE),
-        }
-    )
+    build_key = _build_key(base, options, calibration)
     existing = existing_bundle(out, build_key, force)
     if existing is not None and existing.build_key == build_key:
         return Built(existing, True, {})
 
     if options.bounds:
         ways = choose_ways(base, ways, calibration, options, file=sensitivity, threads=threads, progress=progress)
-    static = [layer for layer in everything if ways[layer.name] == policy.STATIC]
-    calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
-    calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)
-    if not set(calibration.smoothing) <= {layer.name for layer in layers["step"]}:
+    calibration.check_layers([layer for layer in layers if ways[layer.name] == policy.STATIC], base.config.num_scales)
+    if not set(calibration.smoothing) <= {name for name in names if name.startswith("step/")}:
         raise UsageError("the calibration smooths layers that the model does not have; make it again")
+    manifest = replace(
+        base.manifest,
+        precision=choices.INT8,
+        form=options.form,
+        target=options.target,
+        build_key=build_key,
+        plans=(),
+        provenance={**base.provenance, "quantisation": _provenance(options, ways, calibration)},
+    )
     with BundleWriter(out) as writer:
         shutil.copyfile(base.path / GOLDEN, writer.folder / GOLDEN)
-        with WeightFile(writer.folder) as weights:
-            for graph, model in rewritten(models, ways, calibration, options):
-                progress(f"quantising: {graph}", None)
-                weights.store(model)
-            arrays = {name: base.constant(name) for name in base.constants}
-            if "fused" in wanted:
-                progress("graph: fused", None)
-                models["fused"] = fuse(base.config, options.base_precision, models, arrays, smooth=base.smooth)
-                weights.store(models["fused"])
-            constants = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in arrays.items()}
-        for graph in wanted:
-            ir.save(models[graph], writer.folder / f"{graph}.onnx")
-            onnx.checker.check_model(str(writer.folder / f"{graph}.onnx"))
-        models.clear()
-        counts = {way: sum(chosen == way for chosen in ways.values()) for way in policy.METHODS}
-        made = writer.seal(
-            replace(
-                base.manifest,
-                precision=choices.INT8,
-                form=options.form,
-                target=options.target,
-                build_key=build_key,
-                constants=constants,
-                plans=(),
-                provenance={
-                    **base.provenance,
-                    "quantisation": {
-                        "options": asdict(options),
-                        "layers": ways,
-                        "counts": counts,
-                        "calibration": {"sha256": calibration.digest(), "requests": calibration.requests},
-                        "versions": versions | {"var-export": importlib.metadata.version("var-export")},
-                    },
-                },
-            )
-        )
-        progress("check: engines against the golden run", None)
-        try:
-            reports = check(made, threads)
-        except CheckFailedError as error:
-            if not error.parts:
-                raise
-            blamed = blame(made, error.parts, threads=threads, progress=progress)
-            raise CheckFailedError(f"{error}; {describe(blamed)}") from error
+        constants = {name: base.constant(name) for name in base.constants}
+        told = _told(rewritten(models, ways, calibration, options), progress)
+        manifest = write_graphs(writer.folder, manifest, told, constants, progress)
+        del models, layers, told
+        made = writer.seal(manifest)
+        progress("check: engines against the golden run")
+        reports = _checked(made, threads, progress)
         return Built(writer.publish(), False, reports)
+
+
+def _build_key(base: Bundle, options: Int8Options, calibration: Calibration) -> str:
+    """SHA-256 over all that decides the bytes of the INT8 bundle."""
+    return digest_of(
+        {
+            "base": base.build_key,
+            "options": asdict(options),
+            "calibration": calibration.digest(),
+            "schema": SCHEMA_VERSION,
+            "contract": contract.CONTRACT_VERSION,
+            "versions": versions_of(VERSIONS),
+            "sources": code_digest(INT8_BUNDLE),
+        }
+    )
+
+
+def _provenance(options: Int8Options, ways: Mapping[str, str], calibration: Calibration) -> dict[str, Any]:
+    """How the layers were quantised, for people."""
+    return {
+        "options": asdict(options),
+        "layers": dict(ways),
+        "counts": {way: sum(chosen == way for chosen in ways.values()) for way in policy.METHODS},
+        "calibration": {"sha256": calibration.digest(), "requests": calibration.requests},
+        "versions": versions_of((*VERSIONS, "var-export")),
+    }
+
+
+def _told(models: Iterable[tuple[str, ir.Model]], progress: Progress) -> Iterator[tuple[str, ir.Model]]:
+    """The models, with a line about each before it is stored."""
+    for graph, model in models:
+        progress(f"quantising: {graph}")
+        yield graph, model
+
+
+def _checked(made: Bundle, threads: int | None, progress: Progress) -> dict[str, Report | FusedReport]:
+    """The check of a sealed bundle. Raises `CheckFailedError`, with the layers to blame where they can be told."""
+    try:
+        return check(made, threads)
+    except CheckFailedError as error:
+        if not error.parts:
+            raise
+        blamed = blame(made, error.parts, threads=threads, progress=progress)
+        raise CheckFailedError(f"{error}; {describe(blamed)}") from error

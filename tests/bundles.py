@@ -83,10 +83,10 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _built(name: str, out: Path) -> Path:
     need_torch()
-    from var_export.build import Options, build
+    from var_export.build import FloatOptions, build
 
     checkpoint, options = SHARED[name]
-    return build(checkpoint(), out, Options(**options), force=True, threads=1).bundle.path
+    return build(checkpoint(), out, FloatOptions(**options), force=True, threads=1).bundle.path
 
 
 def _quantised(out: Path) -> Path:

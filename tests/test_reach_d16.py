@@ -10,7 +10,7 @@ import var_export.golden
 from engines.draw.pipeline import Pipeline
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
-from var_export.build import Options, build
+from var_export.build import FloatOptions, build
 from var_export.checkpoint.load import Checkpoint
 from var_export.model.reference import Reference
 
@@ -50,7 +50,7 @@ def built(reference, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(var_export.golden, "IMAGES", 1)
             out = tmp_path_factory.mktemp("d16") / precision
-            return build(checkpoint, out, Options(precision=precision, form=form))
+            return build(checkpoint, out, FloatOptions(precision=precision, form=form))
 
     return make
 

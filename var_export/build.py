@@ -7,23 +7,20 @@ is gone before the engines are loaded to check them.
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
-from calib.graphs.fuse import fuse
-from calib.graphs.weights import WeightFile
-from calib.judge.assembly import Built, check
-from calib.keys import FLOAT_BUNDLE, code_digest
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest, StoredTensor
+from calib.graphs.writing import write_graphs
+from calib.judge.acceptance import Built, check
+from calib.keys import FLOAT_BUNDLE, code_digest, versions_of
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
 from engines.progress import Progress, silent
@@ -46,7 +43,7 @@ TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from thes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class FloatOptions:
     """What a user decides about a build."""
 
     precision: str = "fp16"
@@ -69,7 +66,7 @@ class Options:
 def build(
     checkpoint: Checkpoint,
     out: Path,
-    options: Options,
+    options: FloatOptions,
     *,
     force: bool = False,
     release: bool = False,
@@ -91,8 +88,37 @@ def build(
     threshold of `engines.fidelity.checks`: the bundle is not kept then.
 
     """
+    manifest = _manifest(checkpoint, options)
+    existing = existing_bundle(out, manifest.build_key, force)
+    if existing is not None and existing.build_key == manifest.build_key:
+        return Built(existing, True, {})
+
+    with BundleWriter(out) as writer:
+        reference = checkpoint.reference()
+        if existing is not None and (existing.golden_key, existing.smooth) == (manifest.golden_key, manifest.smooth):
+            progress("golden run: taken from the bundle that is there")
+            shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)
+        else:
+            _write_golden(reference, writer.folder / GOLDEN, manifest, progress)
+        quantizer = Quantizer(reference.vae.quantize)
+        models = traced_graphs(reference, quantizer, manifest, progress)
+        manifest = write_graphs(writer.folder, manifest, models, scale_constants(reference, quantizer), progress)
+        del reference, quantizer, models
+        if release:
+            checkpoint.var_state.clear()
+            checkpoint.vae_state.clear()
+        gc.collect()
+        made = writer.seal(manifest)
+        how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
+        progress(f"check: engines against the golden run{how}")
+        reports = check(made, threads)
+        return Built(writer.publish(), False, reports)
+
+
+def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:
+    """What the bundle will be, before any of its files is there."""
     max_top_k = min(options.max_top_k, checkpoint.config.vae.vocab_size)
-    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in BUILDERS}
+    versions = versions_of(BUILDERS)
     golden_key = digest_of(
         {
             "checkpoint": checkpoint.sha256,
@@ -114,87 +140,53 @@ def build(
             "versions": versions,
         }
     )
-    existing = existing_bundle(out, build_key, force)
-    if existing is not None and existing.build_key == build_key:
-        return Built(existing, True, {})
+    return Manifest(
+        name=checkpoint.config.name,
+        config=checkpoint.config,
+        precision=options.precision,
+        form=options.form,
+        target=options.target,
+        max_top_k=max_top_k,
+        smooth=options.smooth,
+        sampling=checkpoint.sampling,
+        labels=checkpoint.labels,
+        build_key=build_key,
+        golden_key=golden_key,
+        provenance={
+            "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
+            "versions": {**versions, **versions_of(("var-export",)), "opset": OPSET},
+        },
+    )
 
-    with BundleWriter(out) as writer:
-        reference = checkpoint.reference()
-        if existing is not None and (existing.golden_key, existing.smooth) == (golden_key, options.smooth):
-            progress("golden run: taken from the bundle that is there")
-            shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)
-        else:
-            classes, seeds = golden_requests(checkpoint.config)
-            golden = run_reference(
-                reference,
-                classes,
-                seeds,
-                checkpoint.sampling,
-                max_top_k,
-                smooth=options.smooth,
-                report=lambda image: progress(
-                    f"golden run: image {image + 1} of {len(classes)} by the PyTorch reference"
-                ),
-            )
-            np.savez_compressed(writer.folder / GOLDEN, allow_pickle=False, **golden)
-        constants = _write_graphs(reference, writer.folder, options, max_top_k, progress)
-        del reference
-        if release:
-            checkpoint.var_state.clear()
-            checkpoint.vae_state.clear()
+
+def _write_golden(reference: Reference, file: Path, manifest: Manifest, progress: Progress) -> None:
+    """The golden run: images that the PyTorch reference draws, with all that a check compares."""
+    classes, seeds = golden_requests(manifest.config)
+    golden = run_reference(
+        reference,
+        classes,
+        seeds,
+        manifest.sampling,
+        manifest.max_top_k,
+        smooth=manifest.smooth,
+        report=lambda image: progress(f"golden run: image {image + 1} of {len(classes)} by the PyTorch reference"),
+    )
+    np.savez_compressed(file, allow_pickle=False, **golden)
+
+
+def traced_graphs(
+    reference: Reference, quantizer: Quantizer, manifest: Manifest, progress: Progress
+) -> Iterator[tuple[str, ir.Model]]:
+    """The graphs of the stepwise form, each traced when it is asked for."""
+    precision, smooth = PRECISIONS[manifest.precision], manifest.smooth
+    for name in TRACED:
+        progress(f"graph: {name}")
+        module = make_graph(name, reference, quantizer, precision, manifest.max_top_k, smooth=smooth)
+        model = trace(module, contract.GRAPHS[name], manifest.config, manifest.precision, smooth=smooth)
+        del module
+        yield name, model
+        del model
         gc.collect()
-        made = writer.seal(
-            Manifest(
-                name=checkpoint.config.name,
-                config=checkpoint.config,
-                precision=options.precision,
-                form=options.form,
-                target=options.target,
-                max_top_k=max_top_k,
-                smooth=options.smooth,
-                sampling=checkpoint.sampling,
-                labels=checkpoint.labels,
-                build_key=build_key,
-                golden_key=golden_key,
-                constants=constants,
-                provenance={
-                    "checkpoint": {"files": checkpoint.sources, "sha256": checkpoint.sha256},
-                    "versions": versions | {"var-export": importlib.metadata.version("var-export"), "opset": OPSET},
-                },
-            )
-        )
-        how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
-        progress(f"check: engines against the golden run{how}")
-        reports = check(made, threads)
-        return Built(writer.publish(), False, reports)
-
-
-def _write_graphs(
-    reference: Reference, folder: Path, options: Options, max_top_k: int, progress: Progress
-) -> dict[str, StoredTensor]:
-    """Trace, stitch and store the graphs and the constants of the scales."""
-    precision, config = PRECISIONS[options.precision], reference.config
-    quantizer = Quantizer(reference.vae.quantize)
-    wanted = contract.graphs_of(options.form)
-    traced: dict[str, ir.Model] = {}
-    with WeightFile(folder) as weights:
-        for name in TRACED:
-            progress(f"graph: {name}")
-            module = make_graph(name, reference, quantizer, precision, max_top_k, smooth=options.smooth)
-            traced[name] = trace(module, contract.GRAPHS[name], config, options.precision, smooth=options.smooth)
-            del module
-            weights.store(traced[name])
-            gc.collect()
-        constants = scale_constants(reference, quantizer)
-        if "fused" in wanted:
-            progress("graph: fused")
-            traced["fused"] = fuse(config, options.precision, traced, constants, smooth=options.smooth)
-            weights.store(traced["fused"])
-        stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
-    for name in wanted:
-        ir.save(traced[name], folder / f"{name}.onnx")
-        onnx.checker.check_model(str(folder / f"{name}.onnx"))
-    return stored
 
 
 def scale_constants(reference: Reference, quantizer: Quantizer) -> dict[str, NDArray[np.float32]]:

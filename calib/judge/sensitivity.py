@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from calib.calibration import INPUT, OUTPUT, Calibration
+from calib.calibration import Calibration
 from calib.choose.selection import Option, after, most, order
 from calib.graphs.layers import Layer, find_layers
 from calib.judge.table import MULTIPLY_ADDS, SECONDS, Effect, Sensitivity, candidates
@@ -78,9 +78,7 @@ def measure(
             for way in candidates(layer, options.target)
             if known.find(layer.name, way) is None
         ]
-        static = [layer for _, layer, way in jobs if way == STATIC]
-        calibration.check_complete([f"{layer.name}:{INPUT}" for layer in static], base.config.num_scales)
-        calibration.check_complete([f"{layer.name}:{OUTPUT}" for layer in static if layer.is_conv], 0)
+        calibration.check_layers([layer for _, layer, way in jobs if way == STATIC], base.config.num_scales)
         if jobs and not known.effects:
             total = variants.figures(TRANSFORMER).total
             assert total is not None

@@ -125,8 +125,8 @@ def collect(
         del first
     jobs = range(calibration.done, len(requests.classes) + len(requests.images))
     _draw(bundle, observed, calibration, jobs, requests, threads, _named(progress, "calibration"), beside, resume)
-    wanted = [f"{layer.name}:{INPUT}" for layers in observed.values() for layer in layers]
-    calibration.check_complete(wanted, bundle.config.num_scales)
+    for layers in observed.values():
+        calibration.check_layers(layers, bundle.config.num_scales)
     if resume is not None:
         resume.unlink(missing_ok=True)
     return calibration

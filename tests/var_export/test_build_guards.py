@@ -10,9 +10,9 @@ from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from tests.bundles import shared_bundle
 from var_export import build as build_module
-from var_export.build import Options, build
+from var_export.build import FloatOptions, build
 
-OPTIONS = Options(precision="fp32", form="both")
+OPTIONS = FloatOptions(precision="fp32", form="both")
 
 
 class ReachedGraphsError(Exception):
@@ -36,7 +36,7 @@ def no_graphs(monkeypatch):
     def stop(*arguments, **keywords):
         raise ReachedGraphsError
 
-    monkeypatch.setattr(build_module, "_write_graphs", stop)
+    monkeypatch.setattr(build_module, "write_graphs", stop)
 
 
 def snapshot(folder):
@@ -59,10 +59,10 @@ def test_the_same_inputs_find_the_bundle_there(checkpoint, bundle, no_graphs):
 @pytest.mark.parametrize(
     "change",
     [
-        {"options": Options(precision="fp16", form="both")},
-        {"options": Options(precision="fp32", form="stepwise")},
-        {"options": Options(precision="fp32", form="both", max_top_k=8)},
-        {"options": Options(precision="fp32", form="both", smooth=True)},
+        {"options": FloatOptions(precision="fp16", form="both")},
+        {"options": FloatOptions(precision="fp32", form="stepwise")},
+        {"options": FloatOptions(precision="fp32", form="both", max_top_k=8)},
+        {"options": FloatOptions(precision="fp32", form="both", smooth=True)},
         {"sha256": "another"},
         {"labels": tuple("abcde")},
     ],
@@ -82,7 +82,7 @@ def test_other_inputs_do_not_replace_it_unasked(change, bundle, no_graphs):
 
 
 def test_a_list_as_long_as_the_vocabulary_is_no_other_option(checkpoint, bundle, no_graphs):
-    assert build(checkpoint, bundle, Options(precision="fp32", form="both", max_top_k=64)).reused
+    assert build(checkpoint, bundle, FloatOptions(precision="fp32", form="both", max_top_k=64)).reused
 
 
 def test_a_damaged_bundle_is_built_again_only_when_asked(checkpoint, bundle, no_graphs):
@@ -139,7 +139,7 @@ def test_the_golden_run_is_taken_from_a_bundle_of_the_same_model(checkpoint, bun
     monkeypatch.setattr(build_module, "run_reference", lambda *a, **k: pytest.fail("the reference ran again"))
     lines = []
     with pytest.raises(ReachedGraphsError):
-        build(checkpoint, bundle, Options(precision="fp16", form="both"), force=True, progress=lines.append)
+        build(checkpoint, bundle, FloatOptions(precision="fp16", form="both"), force=True, progress=lines.append)
     assert any("taken from the bundle" in line for line in lines)
 
 
@@ -152,7 +152,7 @@ def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, ch
     """So a calibration serves bundles with and without it."""
     lines = []
     with pytest.raises(ReachedGraphsError):
-        build(checkpoint, bundle, Options(precision="fp32", smooth=True), force=True, progress=lines.append)
+        build(checkpoint, bundle, FloatOptions(precision="fp32", smooth=True), force=True, progress=lines.append)
     assert not any("taken from the bundle" in line for line in lines)
     plain = Bundle.open(bundle)
     assert (smooth.golden_key, smooth.smooth) == (plain.golden_key, True)
@@ -168,7 +168,7 @@ def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, ch
 def test_unknown_options_are_refused_before_any_work(options):
     (value,) = options.values()
     with pytest.raises(UsageError, match=str(value)):
-        Options(**options)
+        FloatOptions(**options)
 
 
 def test_a_bundle_says_what_it_was_made_from(bundle):

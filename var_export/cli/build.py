@@ -40,7 +40,7 @@ from var_export.cli.make_bundle import BuildOptions, BundleWork
 from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans, plans_document, print_plans
 
 if TYPE_CHECKING:
-    from calib.judge.assembly import Built
+    from calib.judge.acceptance import Built
     from calib.rewrite.graphs_of_bundle import Int8Options
     from engines.bundle.bundle import Bundle
 

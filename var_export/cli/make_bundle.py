@@ -19,7 +19,7 @@ from var_export.cli.common import CheckpointParts, needs_export_packages, torch_
 from var_export.cli.int8 import CalibrationOptions, calibration_of
 
 if TYPE_CHECKING:
-    from calib.judge.assembly import Built
+    from calib.judge.acceptance import Built
     from calib.rewrite.graphs_of_bundle import Int8Options
 
 BUNDLES = Path("bundles")
@@ -70,7 +70,7 @@ class BundleWork:
         options = self.options
         self.progress("loading PyTorch")
         with needs_export_packages("building"):
-            from var_export.build import Options, build
+            from var_export.build import FloatOptions, build
             from var_export.checkpoint.load import DEMO, load_checkpoint
         from engines import backends
 
@@ -86,7 +86,7 @@ class BundleWork:
         name = f"{checkpoint.config.name}-{options.precision}{_suffix(options.form, options.smooth)}"
         out = options.out or folder / name
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}"
-        settings = Options(
+        settings = FloatOptions(
             precision=options.precision, form=options.form, max_top_k=options.max_top_k, smooth=options.smooth
         )
         with _disk_errors(out), torch_threads(options.threads):

@@ -38,7 +38,7 @@ def bundle(job: StepJob, tell: Tell) -> dict[str, Any]:
     folder = bundle_folder(job.out, job.step)
     tell("loading PyTorch")
     try:
-        from var_export.build import Options, build
+        from var_export.build import FloatOptions, build
     except ImportError as error:
         try:
             found = _of_step(Bundle.open(folder), job)
@@ -51,7 +51,7 @@ def bundle(job: StepJob, tell: Tell) -> dict[str, Any]:
     tell("making the checkpoint")
     checkpoint = checkpoint_of(job.step.model)
     # The demo with smoothing, so that its check holds that against the reference as well; d16 is there to be timed.
-    options = Options(precision=job.step.precision, form=BOTH, smooth=job.step.model not in RANDOM)
+    options = FloatOptions(precision=job.step.precision, form=BOTH, smooth=job.step.model not in RANDOM)
     built = build(checkpoint, folder, options, force=True, release=True, progress=tell)
     return _document(built.bundle) | {
         "reused": built.reused,

@@ -14,7 +14,7 @@ from support import demo_reference, eager
 
 from calib.graphs.changed import ChangedGraphs
 from calib.graphs.emulate import emulate
-from calib.judge.assembly import check as check_of_a_build
+from calib.judge.acceptance import check as check_of_a_build
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline

@@ -28,7 +28,7 @@ def fake_build(monkeypatch, tiny_build):
     calls = SimpleNamespace(seen=[], act=lambda: None)
 
     def build(checkpoint, out, options, **more):
-        from calib.judge.assembly import Built
+        from calib.judge.acceptance import Built
 
         calls.seen.append(SimpleNamespace(checkpoint=checkpoint, out=out, options=options, **more))
         more["progress"]("a stage")

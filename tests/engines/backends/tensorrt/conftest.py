@@ -1,10 +1,13 @@
 """Bundles with plans for the emulated GPU, and what ONNX Runtime makes of the same graphs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from support import copy_bundle, demo_reference
 
 from engines.backends.tensorrt import library
+from engines.bundle.manifest import Manifest
 from engines.draw.pipeline import Pipeline
 from tests.bundles import shared_bundle
 from tests.emulation.machine import Emulation
@@ -96,12 +99,17 @@ def demo_graphs(demo_both_bundle, tmp_path_factory):
 
     def get(precision):
         if precision not in kept:
-            from var_export.build import Options, _write_graphs
+            from calib.graphs.writing import write_graphs
+            from var_export.build import scale_constants, traced_graphs
+            from var_export.graphs.quantize import Quantizer
 
             folder = tmp_path_factory.mktemp("graphs") / precision
             folder.mkdir()
-            options = Options(precision=precision, form="both")
-            _write_graphs(demo_reference(), folder, options, options.max_top_k, lambda line: None)
+            manifest = dataclasses.replace(Manifest.read(demo_both_bundle), precision=precision)
+            reference = demo_reference()
+            quantizer = Quantizer(reference.vae.quantize)
+            models = traced_graphs(reference, quantizer, manifest, lambda line: None)
+            write_graphs(folder, manifest, models, scale_constants(reference, quantizer), lambda line: None)
             kept[precision] = folder
         return kept[precision]
 

@@ -1,0 +1,55 @@
+"""What every build of a bundle does with its graphs, traced or quantised: store, stitch, check. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from calib.graphs.fuse import fuse
+from calib.graphs.weights import WeightFile
+from engines.bundle.manifest import Manifest, StoredTensor
+from engines.progress import Progress
+from engines.spec.choices import FUSED
+
+
+def write_graphs(
+    folder: Path,
+    manifest: Manifest,
+    models: Iterable[tuple[str, ir.Model]],
+    constants: Mapping[str, NDArray[np.float32]],
+    progress: Progress,
+) -> Manifest:
+    """Write the ONNX files and the weight file of a bundle.
+
+    Args:
+        folder: of the bundle that is being built.
+        manifest: which graphs the bundle holds, of which model and precision.
+        models: the graphs of the stepwise form by name, which the fused one is stitched from; the large tensors of each
+            are written before the next is asked for, so that only one is in memory.
+        constants: of the scale loop, by the names that `engines.draw.workspace.Constants` reads.
+        progress: called with a line before the fused graph is stitched.
+
+    Returns the manifest with the places of the constants.
+
+    """
+    made: dict[str, ir.Model] = {}
+    with WeightFile(folder) as weights:
+        for name, model in models:
+            weights.store(model)
+            made[name] = model
+        if FUSED in manifest.graphs:
+            progress(f"graph: {FUSED}")
+            made[FUSED] = fuse(manifest.config, manifest.high_precision, made, constants, smooth=manifest.smooth)
+            weights.store(made[FUSED])
+        stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
+    for name in manifest.graphs:
+        file = folder / f"{name}.onnx"
+        ir.save(made[name], file)
+        onnx.checker.check_model(str(file))
+    return replace(manifest, constants=stored)
