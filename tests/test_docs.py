@@ -99,6 +99,13 @@ def test_code_that_a_page_names_is_there(page):
         pkgutil.resolve_name(name)
 
 
+def test_the_first_five_files_to_read_are_short():
+    first = re.search(r"^## Read one image$(.*?)^## ", text_of("docs/architecture.md"), re.M | re.S)[1]
+    files = re.findall(r"^\d\. `([\w/]+\.py)`", first, re.MULTILINE)
+    assert len(files) == 5
+    assert {file: lines for file in files if (lines := len((ROOT / file).read_text().splitlines())) >= 250} == {}
+
+
 def test_every_picture_is_shown():
     shown = {name for page in PAGES for name in re.findall(r"images/([\w-]+\.png)", text_of(page))}
     assert shown == {file.name for file in (ROOT / "docs/images").iterdir()}

@@ -173,7 +173,7 @@ def cond_weights(config: ModelConfig, precision: str, quantisation: Quantisation
 
 
 def constant_bytes(config: ModelConfig, *, smooth: bool = False) -> int:
-    """Bytes of `draw.loop.Constants`: enlargements of all scales, reductions and positions of all but the first."""
+    """Bytes of `draw.workspace.Constants`: enlargements of all scales, reductions and positions but the first."""
     shapes = contract.scale_constant_shapes(config)
     unused = ("down_0", "pos_0")
     stored = sum(math.prod(shape) for name, shape in shapes.items() if name not in unused) * _FLOAT
@@ -184,7 +184,7 @@ def constant_bytes(config: ModelConfig, *, smooth: bool = False) -> int:
 
 
 def _unread(config: ModelConfig, precision: str, rows: int) -> int:
-    """Keys and values of the last scale, which all blocks write to one place."""
+    """Bytes of the keys and values of the last scale, which all blocks write to one place."""
     return cache_bytes(config, precision, config.scale_lengths[-1], rows) // config.transformer.depth
 
 
@@ -222,7 +222,7 @@ def _smoothing(config: ModelConfig) -> int:
 
 
 def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
-    """`engines.draw.workspace.GraphWorkspace` of the fused graph."""
+    """Bytes of the `engines.draw.workspace.GraphWorkspace` of the fused graph."""
     inputs, outputs = contract.resolve(contract.FUSED, config, "fp32", smooth=smooth)  # no cache among them
     tensors = [info for info in (*inputs, *outputs) if not (tokens_only and info.name == "image")]
     return tensor_bytes(tensors, {"B": images, "N": rows})
