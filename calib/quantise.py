@@ -23,7 +23,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
-from engines.fidelity.reports import FusedReport, Report
+from engines.fidelity.reports import Report
 from engines.progress import Progress, silent
 from engines.spec import choices, contract, policy
 from engines.storage import digest_of
@@ -165,7 +165,7 @@ def _told(models: Iterable[tuple[str, ir.Model]], progress: Progress) -> Iterato
         yield graph, model
 
 
-def _checked(made: Bundle, threads: int | None, progress: Progress) -> dict[str, Report | FusedReport]:
+def _checked(made: Bundle, threads: int | None, progress: Progress) -> dict[str, Report]:
     """The check of a sealed bundle. Raises `CheckFailedError`, with the layers to blame where they can be told."""
     try:
         return check(made, threads)
