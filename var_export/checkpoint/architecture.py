@@ -117,7 +117,7 @@ def _vae_facts(vae: Weights) -> dict[str, Value]:
 
 
 def _scales(var: Weights, setting: Setting | None) -> tuple[int, ...]:
-    """Side of each scale's token map."""
+    """Side of each scale's token map: as the buffer `lvl_1L` says, else as set, else those of a known model."""
     tokens, count = var.size("pos_1LC", 1, ndim=3), var.size("lvl_embed.weight", 0, ndim=2)
     if "lvl_1L" in var.state:
         return _scales_from_levels(var)
@@ -139,7 +139,7 @@ def _scales(var: Weights, setting: Setting | None) -> tuple[int, ...]:
 
 
 def _scales_from_levels(var: Weights) -> tuple[int, ...]:
-    """From `lvl_1L`, (1, L): the scale of each token."""
+    """Side of each scale's token map from `lvl_1L`, (1, sum L), which holds the scale of each token."""
     var.size("lvl_1L", 1, ndim=2)
     # In float64: a file converted to half precision as a whole has its levels in half precision, too.
     levels, counts = torch.unique_consecutive(var.state["lvl_1L"].to(torch.float64), return_counts=True)
@@ -183,6 +183,7 @@ def _check_phi(vae: Weights, facts: Mapping[str, Value], settings: Settings, num
 
 
 def _official_heads(width: int, file: str) -> int:
+    """Heads of 64 channels each, where neither a tensor nor a setting says how many there are."""
     if width % HEAD_DIM:
         raise CheckpointError(
             f"{file}: no tensor says how many heads share the width {width}, and it is no multiple of the official "
@@ -192,6 +193,7 @@ def _official_heads(width: int, file: str) -> int:
 
 
 def _same(a: Value, b: Value) -> bool:
+    """Whether two values of one setting agree; numbers with a fraction need to do so within 0.1 %."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)  # ratios: the official code rounds the product
     return a == b

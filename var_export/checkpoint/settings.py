@@ -39,12 +39,12 @@ Settings = dict[str, Setting]
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A config.json that was read."""
+    """What a config.json says; nothing at all for one that does not count."""
 
     settings: Settings = field(default_factory=dict)
     sampling: Sampling | None = None
     labels: str | None = None
-    """Name of the file of labels beside it."""
+    """Name of the file of labels, which lies beside the config.json."""
     file: NamedFile | None = None
 
 

@@ -74,7 +74,7 @@ def listing(names: Iterable[str]) -> str:
 
 
 def locate_file(name: str | Path) -> NamedFile:
-    """A local file or one of the Hub. Raises `CheckpointError` where there is none."""
+    """The file that `name` means, on this machine or of the Hub. Raises `CheckpointError` where there is none."""
     if hub.is_hub_name(name):
         found = _downloaded(hub.parse_hub_name(name))
         assert found is not None

@@ -21,7 +21,7 @@ class TypedNorm(nn.Module):
         self.norm, self.precision = reference, precision
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> same."""
+        """(B, C, h, w) of any float type -> the same shape in the compute type."""
         norm = self.norm
         y = functional.group_norm(self.precision.high(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
         return self.precision.low(y)
@@ -36,7 +36,7 @@ class TypedAttention(nn.Module):
         self.precision = precision
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> same."""
+        """(B, C, h, w) in the compute type -> the same; attention is over the h * w cells."""
         B, C, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C, h * w).unbind(1)
         weights = self.precision.high((q * C**-0.5).transpose(1, 2) @ k).softmax(dim=2)  # (B, query, key)
@@ -45,7 +45,7 @@ class TypedAttention(nn.Module):
 
 
 def typed(module: nn.Module, precision: Precision) -> nn.Module:
-    """A copy whose convolutions carry the compute type and whose norms compute in float32.
+    """A copy of `module` whose convolutions carry the compute type and whose norms compute in float32.
 
     Shares its weights with the original where the types agree.
     """
@@ -78,7 +78,7 @@ class Decode(nn.Module):
         self.layers = typed(nn.Sequential(reference.post_quant_conv, reference.decoder), precision)
 
     def forward(self, f_hat: Tensor) -> Tensor:
-        """See `engines/spec/contract.py`."""
+        """f_hat float32 (B, Z, S, S) -> image uint8 (B, h, w, 3)."""
         return to_pixels(self.precision.high(self.layers(self.precision.low(f_hat))))
 
 
@@ -92,7 +92,7 @@ class Encode(nn.Module):
         self.tokens = EncodeTokens(quantizer)
 
     def forward(self, image: Tensor) -> Tensor:
-        """See `engines/spec/contract.py`."""
+        """Image uint8 (B, h, w, 3) -> tokens int64 (B, sum L)."""
         features = self.precision.high(self.layers(self.precision.low(from_pixels(image))))
         tokens: Tensor = self.tokens(features)
         return tokens

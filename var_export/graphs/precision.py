@@ -1,4 +1,4 @@
-"""Which element types a traced graph computes in (DESIGN: types are decided when tracing, not by flags).
+"""Which element types a traced graph computes in: decided when tracing, since TensorRT 11 has no flags for it.
 
 GEMMs, convolutions and the KV cache take the compute type; the residual stream, normalisations,
 softmax, the quantiser and sampling stay float32. BF16 is for TensorRT: its parser takes BF16 convolutions at opset 20,
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Precision:
-    """A policy resolved once, before export."""
+    """The name of a precision and its compute type, the element type of products and of the KV cache."""
 
     name: str
     compute: torch.dtype
 
     def low(self, x: Tensor) -> Tensor:
-        """Into the compute type."""
+        """Cast `x` to the compute type."""
         return x.to(self.compute)
 
     @staticmethod
     def high(x: Tensor) -> Tensor:
-        """Into float32."""
+        """Cast `x` to float32, the type of everything that is no product."""
         return x.to(torch.float32)
 
 
@@ -38,5 +38,5 @@ PRECISIONS = {
 
 
 def frozen(x: Tensor) -> nn.Parameter:
-    """A weight of a traced graph."""
+    """`x` as a weight that a traced graph stores: contiguous, in its own type, without gradient."""
     return nn.Parameter(x.detach().contiguous(), requires_grad=False)

@@ -65,7 +65,7 @@ class Quantizer(nn.Module):
 
     @staticmethod
     def reduce(f_hat: Tensor, down: Tensor) -> Tensor:
-        """f_hat (B, Z, S, S), down (L', S*S) -> features (B, L', Z)."""
+        """f_hat (B, Z, S, S) and the area matrix `down` (L', S*S) -> features (B, L', Z) of the next scale."""
         return torch.matmul(down, f_hat.flatten(2).transpose(1, 2))
 
     def nearest(self, z: Tensor) -> Tensor:
@@ -77,14 +77,14 @@ class Quantizer(nn.Module):
 
 
 class Accumulate(nn.Module):
-    """The `accumulate` graph: tokens (B, T) -> f_hat."""
+    """The `accumulate` graph: the token maps of all scales -> f_hat."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See `engines/spec/contract.py`."""
+        """Tokens int64 (B, sum L) -> f_hat float32 (B, Z, S, S) (algorithm 2 of the paper)."""
         config = self.quantizer.config
         f_hat = torch.zeros(())
         for scale in range(config.num_scales):
@@ -93,14 +93,14 @@ class Accumulate(nn.Module):
 
 
 class EncodeTokens(nn.Module):
-    """Algorithm 1 of the paper, traced: encoder features (B, Z, S, S) -> tokens (B, T)."""
+    """Algorithm 1 of the paper, traced: each scale takes what the coarser ones left of the features."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """Features float32 (B, Z, S, S) -> tokens int64 (B, sum L)."""
         config, rest, tokens = self.quantizer.config, features, []
         for scale in range(config.num_scales):
             flat = rest.flatten(2).transpose(1, 2)

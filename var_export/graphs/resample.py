@@ -15,7 +15,7 @@ from engines.spec.config import ModelConfig
 
 
 def _matrix(source: int, target: int, mode: str) -> Tensor:
-    """(target^2, source^2) float32, for square maps of side `source` and `target`."""
+    """What takes a flat square map of side `source` to one of side `target`, float32 (target^2, source^2)."""
     if source == target:
         return torch.eye(target * target)
     units = torch.eye(source * source).reshape(source * source, 1, source, source)
@@ -23,10 +23,10 @@ def _matrix(source: int, target: int, mode: str) -> Tensor:
 
 
 def up_matrix(config: ModelConfig, scale: int) -> Tensor:
-    """Token map of `scale` to the latent size: (S*S, L)."""
+    """Bicubic enlargement of the token map of `scale` to the latent size, float32 (S*S, L)."""
     return _matrix(config.patch_nums[scale], config.latent_size, "bicubic")
 
 
 def down_matrix(config: ModelConfig, scale: int) -> Tensor:
-    """Latent size to the token map of `scale`: (L, S*S)."""
+    """Area reduction of the latent size to the token map of `scale`, float32 (L, S*S)."""
     return _matrix(config.latent_size, config.patch_nums[scale], "area")

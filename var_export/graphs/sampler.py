@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from var_export.graphs.precision import frozen
 
-LOWEST = torch.finfo(torch.float32).min
-TINY = 2.0**-25
+LOWEST = torch.finfo(torch.float32).min  # stands for minus infinity
+TINY = 2.0**-25  # less than any -log of a noise below 1, so that its own logarithm is finite
 
 
 class PrefixSum(nn.Module):
@@ -28,7 +28,7 @@ class PrefixSum(nn.Module):
         self.across = frozen(torch.ones(self.side, self.side).triu(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(B, L, length) -> same."""
         side = self.side
         blocks = functional.pad(x, (0, side * side - self.length)).reshape(x.shape[0], -1, side, side)
         inner = torch.matmul(blocks, self.inside)
@@ -42,7 +42,7 @@ def count(mask: Tensor) -> Tensor:
 
 
 class Sampler(nn.Module):
-    """The sampler of `model/sampling.py`, without branches: all images share one batch."""
+    """The sampler of `var_export.model.sampling.sample`, without branches, so that all images share one batch."""
 
     def __init__(self, max_top_k: int, vocab_size: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Sampler(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Gumbel-softmax of `model/sampling.py`: `mixture`."""
+    """The Gumbel-softmax of `var_export.model.sampling.mixture`, and the codebook entries that it mixes."""
 
     def __init__(self, codebook: Tensor) -> None:
         super().__init__()

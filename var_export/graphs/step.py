@@ -55,7 +55,7 @@ class StepGraph(nn.Module):
         mixing: Tensor | None = None,
         pos_next: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See `engines/spec/contract.py`."""
+        """Inputs and outputs are those that `engines.spec.contract.GRAPHS["step"]` lists, in its order."""
         past = list(zip(past_k, past_v, strict=True))
         logits, new = self.trunk(x, adaln, head_adaln, past, guidance, cond_row, uncond_row)
         z = logits / temperature[:, None, None]

@@ -33,9 +33,17 @@ class ExportError(VarExportError, RuntimeError):
 def trace(
     module: nn.Module, spec: contract.GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
 ) -> ir.Model:
-    """Trace `module` as the graph `spec` and return it with its weights referenced, not copied.
+    """Trace `module` and return its graph with the weights referenced, not copied.
 
-    Raises `ExportError` where the traced graph does not have the contract's inputs and outputs.
+    Args:
+        module: takes and returns what `spec` lists; numbered inputs (past_k_0, past_k_1 ...) arrive as one list.
+        spec: the graph in `engines.spec.contract`.
+        config: gives the fixed dimensions.
+        precision: "fp32", "fp16" or "bf16", the type of the KV cache.
+        smooth: with the inputs and outputs of bundles that can mix codebook entries.
+
+    Raises `ExportError` where the exporter returns nothing, or a graph without the contract's inputs and outputs.
+
     """
     inputs, outputs = contract.resolve(spec, config, precision, smooth=smooth)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in _LIMITS.items()}

@@ -29,12 +29,12 @@ class Linear(nn.Module):
         self.bias = frozen(precision.low(bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, in) any float -> (M, out) compute type."""
+        """(M, in) of any float type -> (M, out) in the compute type."""
         return torch.matmul(self.precision.low(x), self.weight) + self.bias
 
 
 def affine(silu_linear: nn.Sequential, precision: Precision) -> Linear:
-    """The linear layer of an official SiLU and Linear pair."""
+    """The linear layer of an official SiLU and Linear pair, for a caller that applies the SiLU itself."""
     linear = cast(nn.Linear, silu_linear[1])
     return Linear(linear.weight, linear.bias, precision)
 
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """norm(x) * scale + shift, where scale has the 1 in it already."""
+    """norm(x) * scale + shift; unlike the reference's, `scale` comes with the 1 of (1 + scale) in it."""
     return functional.layer_norm(x, x.shape[-1:], eps=eps) * scale + shift
 
 
@@ -162,7 +162,7 @@ class Cond(nn.Module):
         self.head_ones = frozen(torch.stack((torch.ones(ones.shape[1]), torch.zeros(ones.shape[1]))))
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `engines/spec/contract.py`."""
+        """Labels int64 (N,) -> adaln (N, D, 6, C), head_adaln (N, 2, C) and x (N, L, C) of the first scale, float32."""
         C = self.config.transformer.width
         cond = functional.embedding(labels, self.class_emb)
         act = functional.silu(cond)

@@ -52,7 +52,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> same."""
+        """(B, C, h, w) -> same; attention is over the h * w cells."""
         B, C, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(B, 3, C, h * w).unbind(1)
         weights = (q.transpose(1, 2) @ k * C**-0.5).softmax(dim=2)  # (B, query, key)
@@ -108,7 +108,7 @@ def middle(config: VaeConfig, channels: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, h, w) in [-1, 1] -> features (B, Z, h/downsample, w/downsample)."""
+    """From an image in [-1, 1] to features, before `quant_conv`: one level for each `ch_mult`, fine to coarse."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(B, 3, h, w) -> (B, Z, h/downsample, w/downsample)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, Z, S, S) -> image (B, 3, S*downsample, S*downsample), about [-1, 1]."""
+    """From features, after `post_quant_conv`, to an image in about [-1, 1]; levels run coarse to fine."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """See the class."""
+        """(B, Z, S, S) -> (B, 3, S*downsample, S*downsample)."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)

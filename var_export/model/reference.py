@@ -19,13 +19,13 @@ from var_export.model.sampling import mixture, sample
 from var_export.model.transformer import KV, VAR
 from var_export.model.vqvae import VQVAE
 
-# Recomputable or training-only buffers of the official state dicts.
+# Last part of the keys of the buffers that follow from the configuration, or serve training alone.
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 
 @dataclass
 class Drawn:
-    """One run of the reference."""
+    """What one run of the reference draws for B images."""
 
     tokens: Tensor
     """int64 (B, sum L); of a smoothed image, the entries that weigh most."""
@@ -155,7 +155,7 @@ def blank(config: ModelConfig) -> tuple[VAR, VQVAE]:
 
 
 def _randomize(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights of unit gain, norms near one, small biases: activations stay in a trained model's range."""
+    """Fill with weights of unit gain, norms near one, small biases: activations stay in a trained model's range."""
     for name, parameter in module.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
         with torch.no_grad():

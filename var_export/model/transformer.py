@@ -17,7 +17,7 @@ from torch.nn import functional
 from engines.spec.config import ModelConfig, TransformerConfig
 
 MAX_LOG_SCALE = math.log(100)  # the official clamp on the learnt attention scale
-KV = tuple[Tensor, Tensor]
+KV = tuple[Tensor, Tensor]  # keys and values of one block: here (N, H, P, d) each, in the traced graphs (P, N, H, d)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -143,7 +143,7 @@ class VAR(nn.Module):
 
     @property
     def block_list(self) -> list[AdaLNBlock]:
-        """The blocks, typed."""
+        """The blocks with their own type, which `nn.ModuleList` does not say."""
         return [cast(AdaLNBlock, block) for block in self.blocks]
 
     def shared_modulation(self, cond: Tensor) -> Tensor | None:
