@@ -14,7 +14,7 @@ def test_latency_and_throughput(call, tiny_build):
     assert code == 0
     assert machine().cpu in out
     assert "CPUExecutionProvider, 1 thread" in out
-    assert "top-k 8, top-p 0.9, temperature 1" in out
+    assert "temperature 1, top-k 8, top-p 0.9" in out
     latency = out.split("latency in ms, batch 1, guidance 2, 2 runs\n")[1].split("\n\n")[0].splitlines()
     assert latency[0].split() == ["p50", "p90", "p99", "min"]
     names = [line[: line.index("  ")] for line in latency[1:]]
