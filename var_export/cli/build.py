@@ -37,7 +37,7 @@ from var_export.cli.int8 import (
     layer_options,
 )
 from var_export.cli.make_bundle import BuildOptions, BundleWork
-from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans, plans_document, print_plans
+from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans
 
 if TYPE_CHECKING:
     from calib.judge.acceptance import Built
@@ -144,12 +144,12 @@ def build(
                 built = replace(built, bundle=_opened(path))
     if as_json:
         document = {"path": str(path)} if built is None else _document(built, seconds)
-        json_out(document if made is None else document | {"plans": plans_document(*made)})
+        json_out(document if made is None else document | {"plans": made.to_dict()})
         return
     if built is not None:
         _summary(built, seconds)
     if made is not None:
-        print_plans(*made)
+        made.print()
         if built is None:
             show(f"next: {_next_command(_opened(path))}")
 

@@ -87,12 +87,45 @@ builder_options = option_group(
 )
 
 
-def make_plans(
-    bundle: Path, target: str, options: PlanOptions, device: int, progress: Progress
-) -> tuple[BuiltPlans, dict[str, Report], str | None]:
-    """Build the plans of `bundle` and check them on the GPU; a set that misses the reference is taken out again.
+@dataclass(frozen=True)
+class MadePlans:
+    """Plans that were built, or found, and the outcome of their check."""
 
-    Returns what was built, a report per form, and why it was not checked, if it was not.
+    built: BuiltPlans
+    reports: dict[str, Report]
+    """A report per form; empty where they were not checked."""
+    why_not: str | None
+    """Why they were not checked, where that is not for having been there."""
+
+    def print(self) -> None:
+        """Tell people."""
+        plans = self.built.plans
+        size = mebibytes(sum(plan.size for plan in plans.graphs.values()))
+        seconds = sum(plan.seconds for plan in plans.graphs.values())
+        if self.built.reused:
+            show(f"up to date: plans {plans.name} ({size})")
+            return
+        show(f"plans {plans.name} ({size}, built in {seconds:.0f} s): {plans}")
+        for name in self.built.superseded:
+            show(f"they take the place of {name}")
+        for form, report in self.reports.items():
+            show(f"check of the {form} plans against PyTorch: passed; {report.summary()}")
+        if self.why_not is not None:
+            show(f"built, not run: {self.why_not}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            **self.built.plans.to_dict(),
+            "reused": self.built.reused,
+            "superseded": list(self.built.superseded),
+            "checks": {form: report.to_dict() for form, report in self.reports.items()},
+            "not_checked": self.why_not,
+        }
+
+
+def make_plans(bundle: Path, target: str, options: PlanOptions, device: int, progress: Progress) -> MadePlans:
+    """Build the plans of `bundle` and check them on the GPU; a set that misses the reference is taken out again.
 
     Raises `CheckFailedError` where the plans miss the reference.
     """
@@ -101,13 +134,13 @@ def make_plans(
 
     built = build_plans(bundle, target, options, device=device, progress=progress)
     if built.reused:
-        return built, {}, None
+        return MadePlans(built, {}, None)
     reports, why_not = _check(bundle, target, device, built.plans, progress)
     failures = [failure for report in reports.values() for failure in report.failures]
     if failures:
         withdraw_plans(bundle, built.plans.name)
         raise CheckFailedError(f"the {target} plans miss the reference and were removed: {'; '.join(failures)}")
-    return built, reports, why_not
+    return MadePlans(built, reports, why_not)
 
 
 def _check(
@@ -135,31 +168,3 @@ def _check(
         with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
             reports[form] = verify(pipeline, bundle.golden)
     return reports, None
-
-
-def print_plans(built: BuiltPlans, reports: dict[str, Report], why_not: str | None) -> None:
-    """The outcome, for people."""
-    plans = built.plans
-    size = mebibytes(sum(plan.size for plan in plans.graphs.values()))
-    seconds = sum(plan.seconds for plan in plans.graphs.values())
-    if built.reused:
-        show(f"up to date: plans {plans.name} ({size})")
-        return
-    show(f"plans {plans.name} ({size}, built in {seconds:.0f} s): {plans}")
-    for name in built.superseded:
-        show(f"they take the place of {name}")
-    for form, report in reports.items():
-        show(f"check of the {form} plans against PyTorch: passed; {report.summary()}")
-    if why_not is not None:
-        show(f"built, not run: {why_not}")
-
-
-def plans_document(built: BuiltPlans, reports: dict[str, Report], why_not: str | None) -> dict[str, Any]:
-    """The outcome as plain JSON types."""
-    return {
-        **built.plans.to_dict(),
-        "reused": built.reused,
-        "superseded": list(built.superseded),
-        "checks": {form: report.to_dict() for form, report in reports.items()},
-        "not_checked": why_not,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,30 +47,12 @@ if TYPE_CHECKING:
     from engines.fidelity.checks import Runs
     from engines.fidelity.reports import Agreement, Report
     from engines.progress import Progress
-    from engines.spec.config import ModelConfig
+    from var_export.model.reference import Reference
+
+    Golden = Mapping[str, NDArray[Any]]
 
 FRESH_SEED = 1000  # far from the golden run's seeds
 _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """What a bundle is compared with, and by what it runs."""
-
-    checkpoint: str | None
-    parts: CheckpointParts
-    images: int
-    seed: int
-    runtime: Runtime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """What a check found, and what it was found by."""
-
-    report: Report
-    runs: Runs
-    runtime: dict[str, Any]
 
 
 @click.command(short_help="Check a bundle against the PyTorch reference.")
@@ -90,7 +72,18 @@ class Checked:
 @html_option
 @json_option
 @click.pass_context
-def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as_json: bool, **values: Any) -> None:
+def verify(
+    context: click.Context,
+    /,
+    bundle: Path | None,
+    checkpoint: str | None,
+    parts: CheckpointParts,
+    images: int,
+    seed: int,
+    runtime: Runtime,
+    html: Path | None,
+    as_json: bool,
+) -> None:
     """Check a bundle against the PyTorch reference; exit code 1 where it misses a threshold.
 
     Of an INT8 bundle that does, the layers to blame are sought and listed, which takes some minutes for a large one.
@@ -98,21 +91,38 @@ def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as
     The reference is the run that was stored in the bundle when it was built: no PyTorch is needed. BUNDLE is
     the newest in bundles/ by default, else the embedded demo.
     """
-    options = VerifyOptions(**values)
-    if options.checkpoint is None:
+    from engines.draw.pipeline import Pipeline
+    from engines.fidelity import checks
+
+    if checkpoint is None:
         refuse(context, _LIVE_ONLY, "needs --checkpoint")
     opened = open_bundle(bundle)
-    here = machine()
+    here, golden, note = machine(), opened.golden, ""
+    runs: list[Runs] = []
     with StageClock() as progress:
-        golden, note = (opened.golden, None) if options.checkpoint is None else _live(options, opened, progress)
+        if checkpoint is not None:
+            reference, note = _reference(opened, checkpoint, parts, progress)
+            golden = _live(opened, reference, images, seed, runtime.threads, progress)
         progress(f"checking {opened.path}")
-        checked = _check(options, opened, golden)
-        report, peak = checked.report, peak_memory()
-        blamed = _blame(options, opened, golden, report, progress)
+        with Pipeline(opened, runtime.open(opened), max_batch=1) as pipeline:
+            report = checks.verify(pipeline, golden, on_runs=runs.append)
+            ran_by = pipeline.describe_runtime()
+        peak = peak_memory()
+        blamed = _blame(opened, golden, report, runtime.threads, progress)
     if as_json:
-        json_out(_document(options, opened, report, checked.runtime, blamed))
+        json_out(
+            {
+                "bundle": {"path": str(opened.path), "name": opened.name, "build_key": opened.build_key},
+                "reference": checkpoint or "golden run",
+                "seed": None if checkpoint is None else seed,
+                "runtime": ran_by,
+                **report.to_dict(),
+                **({} if blamed is None else {"attribution": [asdict(entry) for entry in blamed]}),
+            }
+        )
     else:
-        _print(options, opened, report, blamed)
+        _print(opened, report, "the run stored in it" if checkpoint is None else f"a new run of {checkpoint}")
+        _print_blame(blamed or [])
     if html is not None:
         from var_export.report.verify import Verified, write_verify
 
@@ -120,11 +130,11 @@ def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as
             bundle=opened,
             golden=golden,
             against="the run of the PyTorch reference stored in the bundle"
-            if options.checkpoint is None
-            else f"a new run of the PyTorch reference on {options.checkpoint}, seed {options.seed}",
+            if checkpoint is None
+            else f"a new run of the PyTorch reference on {checkpoint}, seed {seed}",
             report=report,
-            runs=checked.runs,
-            runtime=checked.runtime,
+            runs=runs[0],
+            runtime=ran_by,
             machine=here,
             peak_memory=peak,
             blamed=blamed or (),
@@ -137,16 +147,11 @@ def verify(context: click.Context, /, bundle: Path | None, html: Path | None, as
                 raise
             tell(f"note: {error}")  # the check's outcome is what the exit code tells
     if not report.passed:
-        because = f" ({note})" if note else ""
-        raise CheckFailedError(f"{opened.path} misses the reference{because}: {'; '.join(report.failures)}")
+        raise CheckFailedError(f"{opened.path} misses the reference{note}: {'; '.join(report.failures)}")
 
 
 def _blame(
-    options: VerifyOptions,
-    bundle: Bundle,
-    golden: Mapping[str, NDArray[Any]],
-    report: Report,
-    progress: Progress,
+    bundle: Bundle, golden: Golden, report: Report, threads: int | None, progress: Progress
 ) -> list[Blame] | None:
     """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
     if bundle.precision != INT8 or not report.failed_parts:
@@ -157,47 +162,41 @@ def _blame(
     except BackendError as error:
         tell(f"note: {error}")
         return None
-    return blame(bundle, report.failed_parts, golden=golden, threads=options.runtime.threads, progress=progress)
+    return blame(bundle, report.failed_parts, golden=golden, threads=threads, progress=progress)
 
 
-def _live(options: VerifyOptions, bundle: Bundle, progress: Progress) -> tuple[Mapping[str, NDArray[Any]], str | None]:
-    """A new reference run, and a note where the checkpoint is not the one of the bundle."""
+def _reference(bundle: Bundle, checkpoint: str, parts: CheckpointParts, progress: Progress) -> tuple[Reference, str]:
+    """The PyTorch reference, and a note where the checkpoint is not the one of the bundle."""
     progress("loading PyTorch")
     with needs_export_packages("--checkpoint"):
         from var_export import live
     progress("reading the checkpoint")
-    assert options.checkpoint is not None
-    checkpoint = live.checkpoint_for(bundle, options.checkpoint, **vars(options.parts))
-    note = None if live.same_weights(bundle, checkpoint) else "it was built from other weights than this checkpoint"
-    reference = checkpoint.reference()
-    del checkpoint
-    with torch_threads(options.runtime.threads):
-        golden = live.live_run(
-            reference,
-            bundle,
-            images=options.images,
-            seed=options.seed,
-            report=lambda image: progress(f"image {image + 1} of {options.images} by the PyTorch reference"),
-        )
-    return golden, note
+    loaded = live.checkpoint_for(bundle, checkpoint, **vars(parts))
+    same = live.same_weights(bundle, loaded)
+    return loaded.reference(), "" if same else " (it was built from other weights than this checkpoint)"
 
 
-def _check(options: VerifyOptions, bundle: Bundle, golden: Mapping[str, NDArray[Any]]) -> Checked:
-    from engines.draw.pipeline import Pipeline
-    from engines.fidelity import checks
+def _live(
+    bundle: Bundle, reference: Reference, images: int, seed: int, threads: int | None, progress: Progress
+) -> Golden:
+    """A new run of the reference, to compare with in place of the stored one."""
+    from var_export import live
 
-    with Pipeline(bundle, options.runtime.open(bundle), max_batch=1) as pipeline:
-        runs: list[Runs] = []
-        report = checks.verify(pipeline, golden, on_runs=runs.append)
-        return Checked(report=report, runs=runs[0], runtime=pipeline.describe_runtime())
+    def report(image: int) -> None:
+        progress(f"image {image + 1} of {images} by the PyTorch reference")
+
+    with torch_threads(threads):
+        return live.live_run(reference, bundle, images=images, seed=seed, report=report)
 
 
-def _print(options: VerifyOptions, bundle: Bundle, report: Report, blamed: list[Blame] | None) -> None:
-    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {_against(options)}, {report.images} images")
+def _print(bundle: Bundle, report: Report, against: str) -> None:
+    show(f"{bundle.path}: {bundle.name}, {bundle.precision}, against {against}, {report.images} images")
     show()
     if report.scales:
-        rows = [_row(str(s), _side(bundle.config, s), part) for s, part in enumerate(report.scales)]
-        print_table([*rows, _row("all", "", report.total)], _HEADERS)
+        sides = [f"{side}x{side}" for side in bundle.config.patch_nums]
+        rows = [_row(str(s), side, part) for s, (side, part) in enumerate(zip(sides, report.scales, strict=True))]
+        headers = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")
+        print_table([*rows, _row("all", "", report.total)], headers)
         show()
     figures = [(figure.kind.title, figure.shown, figure.wanted, figure.margin) for figure in report.figures()]
     print_table(figures, ("figure", "measured", "must be", "margin"))
@@ -209,17 +208,13 @@ def _print(options: VerifyOptions, bundle: Bundle, report: Report, blamed: list[
     show(f"\npassed: within every threshold of {report.precision}" if report.passed else "\nFAILED")
     for failure in report.failures:
         show(f"  {failure}")
+
+
+def _print_blame(blamed: list[Blame]) -> None:
     if blamed:
         show("\nwith the activations of some INT8 layers in float:\n")
         rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
         print_table(rows, ("layers", "figure", "is", "would be"))
-
-
-def _against(options: VerifyOptions) -> str:
-    return "the run stored in it" if options.checkpoint is None else f"a new run of {options.checkpoint}"
-
-
-_HEADERS = ("scale", "side", "tokens", "max abs", "cosine", "KL", "top-1 %", "draws %")
 
 
 def _row(scale: str, side: str, part: Agreement) -> tuple[object, ...]:
@@ -233,24 +228,3 @@ def _row(scale: str, side: str, part: Agreement) -> tuple[object, ...]:
         Figure(100 * part.top1, ".2f"),
         Figure(100 * part.draws, ".2f"),
     )
-
-
-def _side(config: ModelConfig, scale: int) -> str:
-    return f"{config.patch_nums[scale]}x{config.patch_nums[scale]}"
-
-
-def _document(
-    options: VerifyOptions,
-    bundle: Bundle,
-    report: Report,
-    runtime: dict[str, Any],
-    blamed: list[Blame] | None,
-) -> dict[str, Any]:
-    return {
-        "bundle": {"path": str(bundle.path), "name": bundle.name, "build_key": bundle.build_key},
-        "reference": "golden run" if options.checkpoint is None else options.checkpoint,
-        "seed": None if options.checkpoint is None else options.seed,
-        "runtime": runtime,
-        **report.to_dict(),
-        **({} if blamed is None else {"attribution": [asdict(entry) for entry in blamed]}),
-    }
