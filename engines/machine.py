@@ -52,10 +52,15 @@ def machine() -> Machine:
         quota=_quota(system_file("/sys/fs/cgroup/cpu.max")),
         memory=int(memory.get("MemTotal", 0)) * 1024,
         available=int(memory.get("MemAvailable", 0)) * 1024,
-        system=f"{platform.system()} {platform.machine()}",
+        system=system(),
         python=platform.python_version(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )
+
+
+def system() -> str:
+    """Operating system and architecture, as `Linux x86_64`."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def _processors(cpuinfo: str) -> dict[int, dict[str, str]]:

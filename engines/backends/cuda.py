@@ -1,24 +1,21 @@
 """One NVIDIA GPU through the CUDA runtime: memory, one stream, events, graphs. Nothing of TensorRT.
 
-Every backend that computes on a GPU shares these buffers. Work is ordered by one stream; the host waits
+Every backend that computes on a GPU has one of these. Work is ordered by one stream; the host waits
 only where a result is read. Calls into CUDA hold one lock, so that no thread's work lands in another's capture.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from engines.backends.base import Array, Buffer, Mark
+from engines.backends.base import Mark
 from engines.errors import BackendError, OutOfMemoryError
-from engines.spec.contract import storage
 
 ALIGNMENT = 256  # bytes; of every address that TensorRT is given
 INSTALL = (
@@ -49,8 +46,8 @@ class Cuda:
         self.epoch = 0
         """Counts the waits for the stream: what was started in an earlier epoch is done."""
         self._thread = threading.local()
-        self._memory: weakref.WeakSet[Memory] = weakref.WeakSet()
-        self._events: weakref.WeakSet[EventMark] = weakref.WeakSet()
+        self._memory: weakref.WeakSet[Allocation] = weakref.WeakSet()
+        self._handles: weakref.WeakSet[EventMark] = weakref.WeakSet()
         self._closed = False
         count = self.call("cudaGetDeviceCount", doing="looking for a GPU")
         if not 0 <= ordinal < count:
@@ -95,27 +92,18 @@ class Cuda:
         self.call("cudaStreamSynchronize", self.stream, doing="waiting for the GPU")
         self.epoch += 1
 
-    def allocate(self, size: int, *, pinned: bool = False) -> Memory:
+    def allocate(self, size: int, *, pinned: bool = False) -> Allocation:
         """`size` bytes on the device, or of the host's page-locked memory. Raises `OutOfMemoryError`."""
         with self.held():
-            memory = Memory(self, size, pinned)
+            memory = Allocation(self, size, pinned)
             self._memory.add(memory)
             return memory
-
-    def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
-        """A buffer of zeros on the device."""
-        kind = storage(dtype)
-        size = int(np.prod(shape)) * kind.itemsize
-        memory = self.allocate(size)
-        with self.held():
-            self.call("cudaMemsetAsync", memory.address, 0, memory.size, self.stream, doing="clearing memory")
-        return DeviceBuffer(self, memory, 0, shape, kind)
 
     def mark(self) -> EventMark:
         """An event of the stream."""
         with self.held():
             event = EventMark(self)
-            self._events.add(event)
+            self._handles.add(event)
             return event
 
     def free_memory(self) -> int:
@@ -152,7 +140,7 @@ class Cuda:
                 self.synchronize()
                 for memory in list(self._memory):
                     memory.free()
-                for event in list(self._events):
+                for event in list(self._handles):
                     event.free()
                 self.call("cudaStreamDestroy", self.stream, doing="freeing the stream")
             self._closed = True
@@ -186,19 +174,45 @@ class Cuda:
         raise BackendError(f"CUDA failed while {doing}: {text}")
 
 
-class Memory:
-    """One allocation, freed once: by its owner, by the garbage collector, or when the device is closed."""
+class _Owned(ABC):
+    """Something of the device that is freed once: by its owner, by the garbage collector, or when that is closed."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._handle: Any = None
+
+    def free(self) -> None:
+        """Give it back; the work that uses it must be done."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._give_back(handle)
+
+    @abstractmethod
+    def _give_back(self, handle: Any) -> None:
+        """Have CUDA free it."""
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            try:
+                with self._cuda.held():
+                    self.free()  # freeing memory waits for the device itself
+            except BackendError:  # closed, or the driver is already gone: nobody is left to tell
+                pass
+
+
+class Allocation(_Owned):
+    """Memory of the device, or page-locked memory of the host."""
 
     def __init__(self, cuda: Cuda, size: int, pinned: bool) -> None:
+        super().__init__(cuda)
         self.size = max(size, ALIGNMENT)  # an empty tensor needs an address too
-        self._cuda, self._pinned = cuda, pinned
-        self.address = 0
+        self._pinned = pinned
         doing = f"allocating {self.size / 2**20:.1f} MiB of {'page-locked host' if pinned else 'GPU'} memory"
         if pinned:
-            self.address = int(cuda.call("cudaHostAlloc", self.size, 0, doing=doing))
+            self._handle = int(cuda.call("cudaHostAlloc", self.size, 0, doing=doing))
         else:
             try:
-                self.address = int(cuda.call("cudaMalloc", self.size, doing=doing))
+                self._handle = int(cuda.call("cudaMalloc", self.size, doing=doing))
             except OutOfMemoryError as error:
                 free, total = cuda.call("cudaMemGetInfo", doing="asking for free memory")
                 more = (
@@ -211,118 +225,37 @@ class Memory:
                     f"{total / 2**20:.0f} MiB are free; lower --batch, {more}"
                 ) from error
 
-    def free(self) -> None:
-        """Give it back; the work that uses it must be done."""
-        address, self.address = self.address, 0
-        if address:
-            self._cuda.call("cudaFreeHost" if self._pinned else "cudaFree", address, doing="freeing memory")
-
-    def __del__(self) -> None:
-        if getattr(self, "address", 0):
-            try:
-                with self._cuda.held():
-                    self.free()  # cudaFree waits for the device itself
-            except BackendError:  # closed, or the driver is already gone: nobody is left to tell
-                pass
-
-
-class DeviceBuffer(Buffer):
-    """A tensor, or a part of one, in the memory of the device. Copies pass through page-locked memory of its own."""
-
-    def __init__(self, cuda: Cuda, memory: Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = tuple(shape), dtype
-        self._cuda, self._memory, self._offset = cuda, memory, offset
-        self._staging: Array | None = None
-        self._pinned: Memory | None = None
-        self._written = -1
-
     @property
     def address(self) -> int:
-        """Where it begins on the device."""
-        return self._memory.address + self._offset
+        """Where it begins; 0 once it is freed."""
+        return self._handle or 0
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def write(self, value: Array) -> None:
-        """See `Buffer`: returns before the copy is done."""
-        if value.shape != self.shape or value.dtype != self.dtype:
-            raise ValueError(f"{value.dtype} {value.shape} does not fit into {self.dtype} {self.shape}")
-        cuda = self._cuda
-        with cuda.held():
-            staging, pinned = self._staged()
-            if self._written == cuda.epoch:  # the copy before this one may still read the staging memory
-                cuda.synchronize()
-            np.copyto(staging, value)
-            kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-            cuda.call("cudaMemcpyAsync", self.address, pinned, self.size, kind, cuda.stream, doing="copying to the GPU")
-            self._written = cuda.epoch
-
-    def read(self) -> Array:
-        """See `Buffer`."""
-        cuda = self._cuda
-        with cuda.held():
-            staging, pinned = self._staged()
-            kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            cuda.call(
-                "cudaMemcpyAsync", pinned, self.address, self.size, kind, cuda.stream, doing="copying from the GPU"
-            )
-            cuda.synchronize()
-            return staging.copy()
-
-    def rows(self, start: int, count: int) -> DeviceBuffer:
-        """See `Buffer`."""
-        row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        shape = (count, *self.shape[1:])
-        return DeviceBuffer(self._cuda, self._memory, self._offset + start * row, shape, self.dtype)
-
-    def shaped(self, shape: tuple[int, ...]) -> DeviceBuffer:
-        """See `Buffer`."""
-        return DeviceBuffer(self._cuda, self._memory, self._offset, shape, self.dtype)
-
-    def _staged(self) -> tuple[Array, int]:
-        if self._staging is None or self._pinned is None:
-            self._pinned = self._cuda.allocate(self.size, pinned=True)
-            raw = (ctypes.c_uint8 * self.size).from_address(self._pinned.address)
-            self._staging = np.ctypeslib.as_array(raw).view(self.dtype).reshape(self.shape)
-        return self._staging, self._pinned.address
+    def _give_back(self, handle: int) -> None:
+        self._cuda.call("cudaFreeHost" if self._pinned else "cudaFree", handle, doing="freeing memory")
 
 
-class EventMark(Mark):
+class EventMark(_Owned, Mark):
     """A CUDA event."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._event = cuda.call("cudaEventCreate", doing="making an event")
+        super().__init__(cuda)
+        self._handle = cuda.call("cudaEventCreate", doing="making an event")
 
     def record(self) -> None:
         """See `Mark`."""
         with self._cuda.held():
-            self._cuda.call("cudaEventRecord", self._event, self._cuda.stream, doing="recording an event")
+            self._cuda.call("cudaEventRecord", self._handle, self._cuda.stream, doing="recording an event")
 
     def since(self, earlier: Mark) -> float:
         """See `Mark`."""
         assert isinstance(earlier, EventMark)
         with self._cuda.held():
-            self._cuda.call("cudaEventSynchronize", self._event, doing="waiting for an event")
-            milliseconds = self._cuda.call("cudaEventElapsedTime", earlier._event, self._event, doing="timing")
+            self._cuda.call("cudaEventSynchronize", self._handle, doing="waiting for an event")
+            milliseconds = self._cuda.call("cudaEventElapsedTime", earlier._handle, self._handle, doing="timing")
             return float(milliseconds) / 1e3
 
-    def free(self) -> None:
-        """Give the event back."""
-        event, self._event = self._event, None
-        if event is not None:
-            self._cuda.call("cudaEventDestroy", event, doing="freeing an event")
-
-    def __del__(self) -> None:
-        if getattr(self, "_event", None) is not None:
-            try:
-                with self._cuda.held():
-                    self.free()
-            except BackendError:
-                pass
+    def _give_back(self, handle: Any) -> None:
+        self._cuda.call("cudaEventDestroy", handle, doing="freeing an event")
 
 
 class Graph:

@@ -81,7 +81,7 @@ def _timed_cases(job: StepJob, pipeline: Pipeline, timer: Bench) -> tuple[list[C
 def count_graphs() -> dict[str, int]:
     """Prepared calls that are alive, and how many of them are launched as CUDA graphs."""
     from engines.backends.cuda import Graph
-    from engines.backends.tensorrt.runner import TensorRTCall
+    from engines.backends.tensorrt.engine import TensorRTCall
 
     alive = [type(item) for item in gc.get_objects()]
     return {"calls": alive.count(TensorRTCall), "graphs": alive.count(Graph)}

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from engines.backends.base import Array, Backend, Buffer, Call, Engine, HostMark, Mark
-from engines.backends.cuda import Cuda, DeviceBuffer
+from engines.backends.cuda import Cuda
+from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.onnxruntime import providers
 from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
@@ -187,7 +188,7 @@ class OnnxRuntimeBackend(Backend):
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer | DeviceBuffer:
         """See `Backend`."""
         if self.cuda is not None:
-            return self.cuda.buffer(shape, dtype)
+            return zeros(self.cuda, shape, dtype)
         try:
             return HostBuffer(np.zeros(shape, dtype))
         except MemoryError as error:

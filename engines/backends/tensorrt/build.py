@@ -6,8 +6,7 @@ builds on any machine when it is told the compute capabilities.
 
 from __future__ import annotations
 
-import platform
-import threading
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 from engines.backends.cuda import Cuda
 from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.library import Library
+from engines.backends.tensorrt.monitor import in_a_thread, monitor_of
 from engines.backends.tensorrt.options import COMPATIBILITY_LEVELS, PlanOptions, apply_extra
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle.bundle import Bundle
@@ -27,8 +27,6 @@ from engines.errors import BackendError, BundleError, UsageError
 from engines.progress import Progress, silent
 from engines.spec.choices import INT8
 from engines.storage import atomic_write
-
-POLL = 0.1  # seconds between looks for Ctrl-C while TensorRT builds in another thread
 
 
 @dataclass(frozen=True)
@@ -106,27 +104,19 @@ def build_plans(
 
 
 def platform_of(library: Library, device: int = 0, *, needs_gpu: bool = True) -> Platform:
-    """This machine, as plans see it. Raises `BackendError` where a GPU is needed and there is none."""
-    gpu, capability, cuda_version = None, None, ""
-    if needs_gpu:
-        try:
-            cuda = Cuda(device)
-        except BackendError as error:
-            if library.flavour.name != "tensorrt-rtx":
-                raise
-            raise UsageError(
-                f"{error}; to build for a GPU that is not here, name it with --compute-capability, such as 8.9"
-            ) from error
-        gpu, capability, cuda_version = cuda.name, cuda.compute_capability, cuda.version
-        cuda.close()
-    return Platform(
-        target=library.flavour.name,
-        version=library.version,
-        cuda=cuda_version,
-        system=f"{platform.system()} {platform.machine()}",
-        gpu=gpu,
-        compute_capability=capability,
-    )
+    """What plans that are built here must fit. Raises `BackendError` where a GPU is needed and there is none."""
+    if not needs_gpu:
+        return library.platform(None)
+    try:
+        cuda = Cuda(device)
+    except BackendError as error:
+        if library.flavour.name != "tensorrt-rtx":
+            raise
+        raise UsageError(
+            f"{error}; to build for a GPU that is not here, name it with --compute-capability, such as 8.9"
+        ) from error
+    with contextlib.closing(cuda):
+        return library.platform(cuda)
 
 
 def _build_graph(
@@ -182,9 +172,9 @@ def build_plan(
             if config.add_optimization_profile(profile) < 0:
                 raise library.error(f"adding a profile to {file.name}")
         cache = _load_timing_cache(library, config, options.timing_cache)
-        monitor = _monitor(trt, progress)
+        monitor = monitor_of(trt, progress)
         config.progress_monitor = monitor
-        plan = _in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
+        plan = in_a_thread(lambda: builder.build_serialized_network(network, config), monitor)
         if monitor.failure is None:
             library.check(plan, f"building {file.name}")
             if cache is not None and options.timing_cache is not None:
@@ -250,76 +240,3 @@ def _load_timing_cache(library: Library, config: Any, file: Path | None) -> Any:
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         raise UsageError(f"the timing cache {file} is of another GPU or TensorRT; name another file")
     return cache
-
-
-def _monitor(trt: Any, progress: Callable[[float], None]) -> Any:
-    """Turns TensorRT's nested phases into one share of the work, and stops the build when asked to."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.cancelled = False
-            self.failure: BaseException | None = None
-            self._most = 0.0
-            self._phases: dict[str, tuple[str | None, int, int]] = {}
-            self._lock = threading.Lock()
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._phases[phase_name] = (parent_phase, max(num_steps, 1), 0)
-            self._tell()
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            with self._lock:
-                parent, steps, _ = self._phases.get(phase_name, (None, max(step + 1, 1), 0))
-                self._phases[phase_name] = (parent, steps, min(step + 1, steps))
-            self._tell()
-            return not self.cancelled
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._phases.pop(phase_name, None)
-
-        def _tell(self) -> None:
-            with self._lock:
-                phases = dict(self._phases)
-            inner: dict[str | None, float] = {}
-            for name, (parent, steps, done) in reversed(phases.items()):  # children were entered after their parents
-                share = min((done + inner.get(name, 0.0)) / steps, 1.0)
-                inner[parent if parent in phases else None] = share
-            self._most = max(self._most, inner.get(None, 0.0))  # between two phases the sum falls back
-            try:
-                progress(self._most)
-            except BaseException as error:  # TensorRT would print it and say that the user cancelled
-                self.failure, self.cancelled = error, True
-
-    return Monitor()
-
-
-def _in_a_thread(work: Callable[[], Any], monitor: Any) -> Any:
-    """Run the builder beside the main thread: Python handles no signal while C++ holds the main thread."""
-    result: list[Any] = []
-    failure: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            done.set()
-
-    threading.Thread(target=run, name="tensorrt-builder", daemon=True).start()
-    # Not thread.join: before Python 3.13, one that was interrupted takes the thread for finished, and Python then
-    # ends while the builder runs, which aborts the process.
-    try:
-        while not done.wait(POLL):
-            pass
-    except KeyboardInterrupt:
-        monitor.cancelled = True  # the builder stops at its next step
-        done.wait()
-        raise
-    if failure:
-        raise failure[0]
-    return result[0]

@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from engines.backends.cuda import Cuda
+from engines.bundle.plans import Platform
 from engines.errors import BackendError, OutOfMemoryError, VarExportError
+from engines.machine import system
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,17 @@ class Library:
         if "out of memory" in lower or "outofmemory" in lower or "memoryallocation" in lower:
             return OutOfMemoryError(f"{text}; lower --batch, or build with --weight-streaming")
         return BackendError(text)
+
+    def platform(self, cuda: Cuda | None) -> Platform:
+        """What a plan must fit that is built or run here; `cuda` is None where no GPU is asked."""
+        return Platform(
+            target=self.flavour.name,
+            version=self.version,
+            cuda=cuda.version if cuda else "",
+            system=system(),
+            gpu=cuda.name if cuda else None,
+            compute_capability=cuda.compute_capability if cuda else None,
+        )
 
     def check(self, value: Any, doing: str) -> Any:
         """`value`, unless TensorRT said no with None or False."""

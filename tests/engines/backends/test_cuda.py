@@ -12,6 +12,7 @@ import pytest
 
 from engines.backends import cuda as module
 from engines.backends.cuda import ALIGNMENT, Cuda
+from engines.backends.device_buffer import zeros
 from engines.errors import BackendError, OutOfMemoryError
 from tests.emulation import HostCuda
 
@@ -91,7 +92,7 @@ def test_the_second_gpu_is_current_in_every_thread(host):
     seen = []
 
     def work():
-        cuda.buffer((4,), "float32").write(np.ones(4, np.float32))
+        zeros(cuda, (4,), "float32").write(np.ones(4, np.float32))
         seen.append(host._current.device)
 
     for _ in range(2):
@@ -124,7 +125,7 @@ def test_the_bindings_that_are_missing_are_named(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "bool", "uint8"])
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (2, 3, 4)])
 def test_what_is_written_is_read(shape, dtype, cuda):
-    buffer = cuda.buffer(shape, dtype)
+    buffer = zeros(cuda, shape, dtype)
     assert not buffer.read().any(), "zeros at first"
     value = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     buffer.write(value)
@@ -135,19 +136,19 @@ def test_what_is_written_is_read(shape, dtype, cuda):
 
 def test_a_bfloat16_buffer_holds_its_bits(cuda):
     """numpy has no such type; nobody on the host reads it as numbers."""
-    assert cuda.buffer((2, 3), "bfloat16").read().dtype == np.uint16
-    assert cuda.buffer((2, 3), "bfloat16").size == 12
+    assert zeros(cuda, (2, 3), "bfloat16").read().dtype == np.uint16
+    assert zeros(cuda, (2, 3), "bfloat16").size == 12
 
 
 def test_a_copy_does_not_follow_the_buffer(cuda):
-    buffer = cuda.buffer((3,), "int64")
+    buffer = zeros(cuda, (3,), "int64")
     before = buffer.read()
     buffer.write(np.arange(3))
     assert before.tolist() == [0, 0, 0]
 
 
 def test_a_value_that_is_no_contiguous_array_is_written_too(cuda):
-    buffer, table = cuda.buffer((3, 2), "int64"), np.arange(12).reshape(3, 4)
+    buffer, table = zeros(cuda, (3, 2), "int64"), np.arange(12).reshape(3, 4)
     buffer.write(table[:, 1:3])
     np.testing.assert_array_equal(buffer.read(), table[:, 1:3])
 
@@ -155,11 +156,11 @@ def test_a_value_that_is_no_contiguous_array_is_written_too(cuda):
 @pytest.mark.parametrize("value", [np.zeros(3, np.int64), np.zeros(4, np.int32), np.zeros((4, 1), np.int64)])
 def test_a_value_of_another_shape_or_type_is_refused(value, cuda):
     with pytest.raises(ValueError, match="does not fit"):
-        cuda.buffer((4,), "int64").write(value)
+        zeros(cuda, (4,), "int64").write(value)
 
 
 def test_rows_and_shapes_share_the_memory(cuda):
-    whole = cuda.buffer((6, 2), "int64")
+    whole = zeros(cuda, (6, 2), "int64")
     whole.write(np.arange(12).reshape(6, 2))
     part = whole.rows(2, 3)
     assert part.address == whole.address + 2 * 2 * 8
@@ -172,13 +173,13 @@ def test_rows_and_shapes_share_the_memory(cuda):
 
 def test_an_empty_part_has_an_address(cuda):
     """The past of the first scale: TensorRT wants an address for it all the same."""
-    empty = cuda.buffer((4, 2), "float16").rows(0, 0)
+    empty = zeros(cuda, (4, 2), "float16").rows(0, 0)
     assert empty.address % ALIGNMENT == 0
-    assert cuda.buffer((0, 2), "float16").address
+    assert zeros(cuda, (0, 2), "float16").address
 
 
 def test_a_part_keeps_the_memory_alive(cuda, host):
-    part = cuda.buffer((4,), "int64").rows(1, 2)
+    part = zeros(cuda, (4,), "int64").rows(1, 2)
     gc.collect()
     assert part.read().tolist() == [0, 0]
     held = len(host.allocations)
@@ -189,7 +190,7 @@ def test_a_part_keeps_the_memory_alive(cuda, host):
 
 def test_writes_are_done_in_order_and_reads_wait(cuda, host):
     """Between two reads nothing is done at once: a buffer may be written twice before the GPU has looked."""
-    first, second = cuda.buffer((2,), "int64"), cuda.buffer((2,), "int64")
+    first, second = zeros(cuda, (2,), "int64"), zeros(cuda, (2,), "int64")
     seen = []
     for value in (1, 2, 3):
         first.write(np.full(2, value))
@@ -201,7 +202,7 @@ def test_writes_are_done_in_order_and_reads_wait(cuda, host):
 
 def test_memory_goes_back_when_nobody_holds_it(cuda, host):
     before = host.in_use
-    buffer = cuda.buffer((1000,), "float32")
+    buffer = zeros(cuda, (1000,), "float32")
     buffer.write(np.ones(1000, np.float32))
     assert host.in_use == before + 4000
     del buffer
@@ -211,7 +212,7 @@ def test_memory_goes_back_when_nobody_holds_it(cuda, host):
 
 
 def test_memory_goes_back_in_any_thread(cuda, host):
-    held = [cuda.buffer((10,), "float32")]
+    held = [zeros(cuda, (10,), "float32")]
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
@@ -222,10 +223,10 @@ def test_memory_goes_back_in_any_thread(cuda, host):
 def test_too_little_memory(host):
     host.memory = 5 << 20
     cuda = Cuda(runtime=host)
-    kept = cuda.buffer((1 << 20,), "float32")
+    kept = zeros(cuda, (1 << 20,), "float32")
     assert cuda.free_memory() == 1 << 20
     with pytest.raises(OutOfMemoryError) as caught:
-        cuda.buffer((1 << 19,), "float32")
+        zeros(cuda, (1 << 19,), "float32")
     message = one_line(caught)
     assert "2.0 MiB were needed, 1 of 5 MiB are free" in message
     assert "lower --batch" in message
@@ -276,7 +277,7 @@ def test_work_that_fails_ends_the_recording(cuda, host):
         cuda.capture(fail)
     assert not host.graphs
     cuda.capture(lambda: None).free()
-    assert not cuda.buffer((2,), "int64").read().any()
+    assert not zeros(cuda, (2,), "int64").read().any()
 
 
 def test_a_recording_that_is_refused(host):
@@ -300,7 +301,7 @@ def test_other_threads_wait_for_a_recording(cuda, host):
 
     def other():
         inside.wait()
-        cuda.buffer((2,), "int64").write(np.ones(2, np.int64))
+        zeros(cuda, (2,), "int64").write(np.ones(2, np.int64))
         done.append(len(host._capturing))
 
     thread = threading.Thread(target=other)
@@ -331,12 +332,12 @@ def test_the_garbage_collector_is_left_as_it_was(cuda):
 
 def test_close_frees_what_is_still_held(host):
     cuda = Cuda(runtime=host)
-    buffer, mark = cuda.buffer((4,), "float32"), cuda.mark()
+    buffer, mark = zeros(cuda, (4,), "float32"), cuda.mark()
     buffer.write(np.ones(4, np.float32))
     cuda.close()
     cuda.close()
     assert host.leaks() == {}
-    write, make = lambda: buffer.write(np.ones(4, np.float32)), lambda: cuda.buffer((1,), "bool")
+    write, make = lambda: buffer.write(np.ones(4, np.float32)), lambda: zeros(cuda, (1,), "bool")
     for use in (buffer.read, write, make, mark.record):
         with pytest.raises(BackendError, match="closed; load the pipeline again"):
             use()

@@ -12,7 +12,8 @@ import pytest
 from support import copy_bundle, reseal, tiny_config
 
 from engines import backends
-from engines.backends.cuda import Cuda, DeviceBuffer
+from engines.backends.cuda import Cuda
+from engines.backends.device_buffer import DeviceBuffer
 from engines.backends.onnxruntime import OnnxRuntimeBackend, library, providers, runner
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline

@@ -17,7 +17,8 @@ from tests.bindings.install import Unavailable, dump
 from tests.bindings.source import ROOT, dotted, files, read
 
 FOLDERS = (ROOT / "engines" / "backends" / "tensorrt",)
-HELD = ["engines.backends.cuda", *(dotted(file) for folder in FOLDERS for file in sorted(folder.rglob("*.py")))]
+BESIDE = ("engines.backends.cuda", "engines.backends.device_buffer")
+HELD = [*BESIDE, *(dotted(file) for folder in FOLDERS for file in sorted(folder.rglob("*.py")))]
 
 MADE_NAMES = {"f\"SM{capability.replace('.', '')}\"": {f"SM{each.replace('.', '')}" for each in RTX_CAPABILITIES}}
 """Names of the vendor's that the code puts together, as it writes that: what can come out."""

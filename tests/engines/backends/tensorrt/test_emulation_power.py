@@ -8,8 +8,9 @@ import gc
 import numpy as np
 import pytest
 
-from engines.backends.cuda import Cuda, DeviceBuffer
-from engines.backends.tensorrt.runner import Scratch, TensorRTCall, TensorRTEngine
+from engines.backends.cuda import Cuda
+from engines.backends.device_buffer import DeviceBuffer, zeros
+from engines.backends.tensorrt.engine import Scratch, TensorRTCall, TensorRTEngine
 from engines.errors import BackendError
 from tests.emulation import HostCuda, Misuse
 
@@ -103,12 +104,13 @@ def test_a_missing_wait_before_reading(noticed, monkeypatch):
 
 
 def test_a_freed_buffer_that_is_still_bound(noticed, monkeypatch):
-    """A context knows addresses only: a call that does not hold its buffers lets them go."""
+    """A context knows addresses only, not whether somebody still holds the memory there."""
     init = TensorRTCall.__init__
 
     def forgetful(self, *args):
         init(self, *args)
-        self._buffers.clear()
+        if "f_hat" in self._buffers:
+            self._buffers["f_hat"]._memory.free()
 
     monkeypatch.setattr(TensorRTCall, "__init__", forgetful)
     assert any("no live allocation" in line for line in noticed())
@@ -135,7 +137,7 @@ def test_scratch_memory_that_has_moved(kept, noticed, monkeypatch):
             graph, self._graph = self._graph, None
             settle(self)
             self._graph = graph
-        self._generation = self._backend.scratch.generation
+        self._generation = self._execution.scratch.generation
 
     monkeypatch.setattr(TensorRTCall, "_settle", keep)
     assert any("no live allocation" in line for line in noticed(encode=True, scratch={"encode": 1 << 20}))
@@ -155,7 +157,7 @@ def test_a_wrong_profile(noticed, monkeypatch):
 
 def test_a_context_that_is_freed_before_its_work_is_done(noticed, monkeypatch):
     def run_and_forget(self):
-        with self._backend.cuda.held():
+        with self._execution.cuda.held():
             self._settle()
             self._execute()
             self._context = None
@@ -167,8 +169,8 @@ def test_a_context_that_is_freed_before_its_work_is_done(noticed, monkeypatch):
 def test_a_tensor_without_an_address(noticed, monkeypatch):
     init = TensorRTCall.__init__
 
-    def one_missing(self, backend, engine, profile, shapes, buffers):
-        init(self, backend, engine, profile, shapes, dict(list(buffers.items())[:-1]))
+    def one_missing(self, execution, engine, profile, shapes, buffers):
+        init(self, execution, engine, profile, shapes, dict(list(buffers.items())[:-1]))
 
     monkeypatch.setattr(TensorRTCall, "__init__", one_missing)
     assert any("has no address" in line for line in noticed())
@@ -179,7 +181,7 @@ def test_an_allocation_in_a_recording(noticed, monkeypatch):
     execute = TensorRTCall._execute
 
     def allocating(self):
-        self._backend.cuda.allocate(1)
+        self._execution.cuda.allocate(1)
         execute(self)
 
     monkeypatch.setattr(TensorRTCall, "_execute", allocating)
@@ -194,7 +196,7 @@ def test_a_copy_that_overtakes_another(emulate):
     """Two writes to a buffer share its page-locked memory: the second has to wait for the first."""
     emulation = emulate()
     cuda = Cuda(runtime=emulation.cuda)
-    source, seen = cuda.buffer((4,), "int64"), []
+    source, seen = zeros(cuda, (4,), "int64"), []
     work = lambda: seen.append(emulation.cuda.region(source.address, 32).view(np.int64)[0])  # noqa: E731
     for value in (1, 2):
         source.write(np.full(4, value, np.int64))
@@ -227,6 +229,6 @@ def test_guards_see_what_is_written_beside_an_allocation(emulate):
         emulation.cuda.violations.clear()
         emulation.cuda.allocations.clear()
         emulation.cuda.freed += 1
-        memory.address = 0
+        memory._handle = None
         raw[at] = good
         cuda.close()
