@@ -11,14 +11,15 @@ from typing import Any
 import onnx_ir as ir
 
 from calib.calibration import Calibration
+from calib.choose.options import Int8Options
 from calib.graphs.layers import find_layers
 from calib.graphs.writing import write_graphs
 from calib.judge.acceptance import Built, check
 from calib.judge.attribution import blame, describe
-from calib.judge.sensitivity import choose_ways
+from calib.judge.search import choose_ways
 from calib.keys import INT8_BUNDLE, code_digest, versions_of
 from calib.observe.collect import Requests, collect
-from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
+from calib.rewrite.integers import rewritten
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
 from engines.bundle.writer import BundleWriter, existing_bundle

@@ -92,9 +92,9 @@ def _built(name: str, out: Path) -> Path:
 def _quantised(out: Path) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples."""
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
+    from calib.choose.options import Int8Options
     from calib.observe.collect import Requests
     from calib.quantise import calibrate, quantize_bundle
-    from calib.rewrite.graphs_of_bundle import Int8Options
     from engines.bundle.bundle import Bundle
 
     base = Bundle.open(shared_bundle("demo-fp32"))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from calib.calibration import Calibration
+from calib.choose.options import Int8Options
+from calib.choose.ranges import Ranges
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
-from calib.rewrite.graphs_of_bundle import Int8Options
-from calib.rewrite.quantize import Ranges
 from engines import backends
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,17 @@ _MAX_TURNS = 16
 _COARSE = np.geomspace(2.0**-10, 1.0, 61)
 _FINE = np.geomspace(2 ** (-1 / 6), 2 ** (1 / 6), 25)
 _FINEST = np.geomspace(2 ** (-1 / 6), 2 ** (1 / 6), 201)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """How the ranges of activations are chosen: the arguments of `choose_range`."""
+
+    method: str = "mse"
+    percentile: float = 99.99
+
+
+DEFAULT_RANGES = Ranges()
 
 
 def choose_range(

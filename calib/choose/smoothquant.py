@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from calib.graphs.layers import Layer, read_weight
+from calib.graphs.layers import Layer, constant, read_weight
 from calib.statistics import Statistics
 
 Floats = NDArray[np.float64]
@@ -104,9 +104,7 @@ def _divide_values(qkv: Layer, factors: NDArray[np.float32]) -> None:
     weight = np.array(read_weight(qkv.weight), np.float32)
     weight[:, 2 * width :] /= factors
     _replace(qkv.weight, weight)
-    add = qkv.bias
-    bias = None if add is None else next(v for v in add.inputs if v is not None and v.const_value is not None)
-    assert bias is not None, f"{qkv.name} has no bias"
+    bias = qkv.bias_vector
     values = np.array(read_weight(bias), np.float32)
     values[2 * width :] /= factors
     _replace(bias, values)
@@ -119,16 +117,10 @@ def _replace(value: ir.Value, array: NDArray[np.float32]) -> None:
 
 def _scale_output(graph: ir.Graph, output: ir.Value, factors: NDArray[np.float32]) -> None:
     name = output.name or ""
-    constant = ir.Value(
-        name=f"{name}.smoothing",
-        const_value=ir.tensor(factors, name=f"{name}.smoothing"),
-        type=ir.TensorType(ir.DataType.FLOAT),
-        shape=ir.Shape(factors.shape),
-    )
-    graph.initializers[constant.name or ""] = constant
+    value = graph.initializers[f"{name}.smoothing"] = constant(f"{name}.smoothing", factors)
     output.name = f"{name}.plain"
     scaled = ir.Value(name=name, type=output.type, shape=output.shape)
-    node = ir.node("Mul", [output, constant], outputs=[scaled], name=f"{name}.smooth")
+    node = ir.node("Mul", [output, value], outputs=[scaled], name=f"{name}.smooth")
     producer = output.producer()
     assert producer is not None
     output.replace_all_uses_with(scaled, replace_graph_outputs=True)

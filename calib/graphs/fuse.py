@@ -25,6 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
+from calib.graphs.layers import initializer
 from engines.spec import contract
 from engines.spec.config import ModelConfig, mixing, num_phi, phi_index
 from engines.spec.sampling import OPTIONS
@@ -94,9 +95,7 @@ class _Stitcher:
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self.initializers:
-            self.initializers[name] = ir.Value(
-                name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
-            )
+            self.initializers[name] = initializer(name, tensor)
         return self.initializers[name]
 
 
@@ -199,9 +198,16 @@ def fuse(
         value = outputs[info.name]
         value.name, value.shape = info.name, ir.Shape(info.shape)
         value.dtype = ir.DataType.from_numpy(np.dtype(info.dtype))
+    return _model(stitch, list(inputs.values()), [outputs[info.name] for info in result], graphs)
+
+
+def _model(
+    stitch: _Stitcher, inputs: list[ir.Value], outputs: list[ir.Value], graphs: Mapping[str, ir.Model]
+) -> ir.Model:
+    """The stitched nodes as a model, which imports the operator sets that its parts import."""
     graph = ir.Graph(
-        list(inputs.values()),
-        [outputs[info.name] for info in result],
+        inputs,
+        outputs,
         nodes=stitch.nodes,
         initializers=list(stitch.initializers.values()),
         opset_imports={domain: version for name in STITCHED for domain, version in graphs[name].opset_imports.items()},

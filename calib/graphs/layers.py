@@ -64,6 +64,24 @@ class Layer:
                 return uses[0].node
         return None
 
+    @property
+    def bias_vector(self) -> ir.Value:
+        """The constant (N,) that `bias` adds; only where there is one."""
+        assert self.bias is not None, f"{self.name} has no bias"
+        return next(value for value in self.bias.inputs if value is not None and value.const_value is not None)
+
+
+def constant(name: str, array: NDArray[Any]) -> ir.Value:
+    """An initializer for a graph, which holds `array`."""
+    return initializer(name, ir.tensor(array, name=name))
+
+
+def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """An initializer for a graph with the values of a tensor."""
+    return ir.Value(
+        name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
+    )
+
 
 def find_layers(model: ir.Model, graph: str) -> list[Layer]:
     """The layers of one graph, in the order of their computation. Graphs without any give an empty list.

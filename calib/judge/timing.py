@@ -13,8 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
-from calib.graphs.layers import Layer, read_weight
-from calib.rewrite.quantize import quantize
+from calib.graphs.layers import Layer, constant, read_weight
+from calib.rewrite.integers import quantize
 from calib.statistics import Statistics
 from engines.backends.onnxruntime.library import cpu_session
 from engines.spec.config import ModelConfig
@@ -95,32 +95,23 @@ def _best(session: Any, sample: NDArray[np.float32]) -> float:
 def _alone(layer: Layer) -> tuple[ir.Model, Layer]:
     """A model of this product alone, in float32: x -> y."""
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=layer.input.shape)
-    constants = {}
+    constants = []
 
-    def constant(value: ir.Value) -> ir.Value:
-        array = np.asarray(read_weight(value), np.float32)
-        constants[value.name or ""] = ir.Value(
-            name=value.name,
-            const_value=ir.tensor(array, name=value.name),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            shape=ir.Shape(array.shape),
-        )
-        return constants[value.name or ""]
+    def copied(value: ir.Value) -> ir.Value:
+        constants.append(constant(value.name or "", np.asarray(read_weight(value), np.float32)))
+        return constants[-1]
 
-    inputs = [x, *(None if value is None else constant(value) for value in layer.node.inputs[1:])]
+    inputs = [x, *(None if value is None else copied(value) for value in layer.node.inputs[1:])]
     nodes = [ir.node(layer.node.op_type, inputs, {n: a.value for n, a in layer.node.attributes.items()})]
     if layer.bias is not None:
-        bias = next(v for v in layer.bias.inputs if v is not None and v.const_value is not None)
-        nodes.append(ir.node("Add", [nodes[0].outputs[0], constant(bias)]))
+        nodes.append(ir.node("Add", [nodes[0].outputs[0], copied(layer.bias_vector)]))
     for number, node in enumerate(nodes):
         out = node.outputs[0]
         out.name, out.dtype, out.shape = f"out_{number}", ir.DataType.FLOAT, layer.node.outputs[0].shape
     last = nodes[-1].outputs[0]
     y = ir.Value(name="y", type=last.type, shape=last.shape)  # an output of its own: the layer's may be quantised
     nodes.append(ir.node("Identity", [last], outputs=[y]))
-    graph = ir.Graph(
-        [x], [y], nodes=nodes, initializers=list(constants.values()), opset_imports={"": 20}, name=layer.graph
-    )
+    graph = ir.Graph([x], [y], nodes=nodes, initializers=constants, opset_imports={"": 20}, name=layer.graph)
     return ir.Model(graph, ir_version=10), Layer(layer.graph, layer.name, nodes[0])
 
 

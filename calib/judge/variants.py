@@ -16,7 +16,10 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from calib.calibration import Calibration
+from calib.choose.options import Int8Options
 from calib.graphs.changed import ChangedGraphs
+from calib.rewrite.integers import rewritten
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.backends.onnxruntime.runner import Load, RunnableGraph
 from engines.bundle.bundle import Bundle
@@ -87,3 +90,7 @@ class Variants:
                 return Figures(psnr=psnr(pipeline.decode_features(golden["f_hat"]), golden["image"]))
             encoded = pipeline.encode(golden["image"])
             return Figures(reconstruction_loss=reconstruction_loss(pipeline, golden, encoded))
+
+    def quantised(self, part: str, ways: Mapping[str, str], calibration: Calibration, options: Int8Options) -> Figures:
+        """What a part gives with these layers of the float base computed in these ways, and all others as they are."""
+        return self.figures(part, dict(rewritten(self.models(part), ways, calibration, options)))

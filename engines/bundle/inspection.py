@@ -19,7 +19,7 @@ OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
 
 
 @dataclass(frozen=True)
-class Layer:
+class QuantisedLayer:
     """One product with trained weights in an INT8 bundle."""
 
     name: str
@@ -30,13 +30,13 @@ class Layer:
     """How it is computed: one of `engines.spec.policy.METHODS`."""
 
 
-def quantised_layers(bundle: Bundle) -> list[Layer]:
+def quantised_layers(bundle: Bundle) -> list[QuantisedLayer]:
     """All layers of an INT8 bundle, in the order of their computation; empty for the others."""
     recorded = (bundle.provenance.get("quantisation") or {}).get("layers") or {}
-    return [Layer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
+    return [QuantisedLayer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
 
 
-def grouped(layers: Iterable[Layer]) -> list[tuple[str, str, str, int]]:
+def grouped(layers: Iterable[QuantisedLayer]) -> list[tuple[str, str, str, int]]:
     """Graph, role, way, and how many layers have these, in the order of their first."""
     return [(*kind, count) for kind, count in Counter((at.graph, at.role, at.way) for at in layers).items()]
 

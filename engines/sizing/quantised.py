@@ -1,6 +1,6 @@
 """INT8 in an estimate: what 8 bits change of the operations that are counted in floating point.
 
-    weights      int8 with scales, in the forms that `calib/rewrite/quantize.py` writes
+    weights      int8 with scales, in the forms that `calib/rewrite/integers.py` writes
     products     INT8 arithmetic, at the rate of the INT8 tensor cores
     the rest     as it was: attention, activations between layers, KV cache, sampler, in the high precision
 

@@ -40,8 +40,8 @@ from var_export.cli.make_bundle import BuildOptions, BundleWork
 from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans
 
 if TYPE_CHECKING:
+    from calib.choose.options import Int8Options
     from calib.judge.acceptance import Built
-    from calib.rewrite.graphs_of_bundle import Int8Options
     from engines.bundle.bundle import Bundle
 
 EXAMPLE_CLASS = 88

@@ -17,7 +17,7 @@ from var_export.cli.common import FILE, FOLDER, LEVEL
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
-    from calib.rewrite.graphs_of_bundle import Int8Options
+    from calib.choose.options import Int8Options
     from engines.bundle.bundle import Bundle
     from engines.progress import Progress
 
@@ -127,9 +127,9 @@ def int8_options(
     form: str = STEPWISE,
 ) -> Int8Options:
     """The options as `calib` takes them; `target` may be any of `BACKENDS`. Raises `UsageError`."""
+    from calib.choose.options import Int8Options
+    from calib.choose.ranges import Ranges
     from calib.choose.selection import Bounds
-    from calib.rewrite.graphs_of_bundle import Int8Options
-    from calib.rewrite.quantize import Ranges
 
     options = Int8Options(
         target=ONNXRUNTIME if target == ONNXRUNTIME else TENSORRT,

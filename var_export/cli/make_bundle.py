@@ -19,8 +19,8 @@ from var_export.cli.common import CheckpointParts, needs_export_packages, torch_
 from var_export.cli.int8 import CalibrationOptions, calibration_of
 
 if TYPE_CHECKING:
+    from calib.choose.options import Int8Options
     from calib.judge.acceptance import Built
-    from calib.rewrite.graphs_of_bundle import Int8Options
 
 BUNDLES = Path("bundles")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -98,7 +98,7 @@ class BundleWork:
         self, context: click.Context, int8: Int8Options, calibrating: CalibrationOptions, given_base: Path | None
     ) -> Built:
         """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
-        from calib.judge.sensitivity import sensitivity_file
+        from calib.judge.effects import sensitivity_file
         from calib.quantise import quantize_bundle
         from engines.bundle.bundle import Bundle
 

@@ -23,7 +23,7 @@ from var_export.cli.common import (
 from var_export.cli.int8 import CalibrationOptions, calibration_of, calibration_options, int8_options
 
 if TYPE_CHECKING:
-    from calib.judge.table import Effect, Sensitivity
+    from calib.judge.effects import Effect, Sensitivity
 
 
 @click.command(short_help="Quantise each layer alone and see what it does.")
@@ -58,7 +58,7 @@ def sensitivity(
     interrupted run goes on, and `build --precision int8 --max-loss` chooses from it.
     """
     with needs_export_packages("sensitivity", INT8):
-        from calib.judge.sensitivity import measure, sensitivity_file
+        from calib.judge.effects import measure, sensitivity_file
         from calib.quantise import check_base
     here = machine()
     options = int8_options(context, calibrating, target)
@@ -92,7 +92,7 @@ def sensitivity(
 
 def _print(table: Sensitivity) -> None:
     """A table per part of the model, the most sensitive layers first."""
-    from calib.judge.table import SECONDS
+    from calib.judge.effects import SECONDS
     from engines.spec.contract import DECODER, ENCODER, TRANSFORMER
 
     unit = "saved ms" if table.unit == SECONDS else "GMAC"

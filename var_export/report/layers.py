@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from calib.judge.table import Effect, Sensitivity
+from calib.judge.effects import Effect, Sensitivity
 from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
 from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC, role_of
 from var_export.report.charts import log_axis, save

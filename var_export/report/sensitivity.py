@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calib.judge.table import SECONDS, Effect, Sensitivity
+from calib.judge.effects import SECONDS, Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.machine import Machine
 from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER

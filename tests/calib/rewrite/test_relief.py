@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from calib.graphs.layers import find_layers
-from calib.rewrite.quantize import quantize
+from calib.rewrite.integers import quantize
 from calib.rewrite.relief import find_quantized, relieve
 from engines.spec.policy import FLOAT, assign
 

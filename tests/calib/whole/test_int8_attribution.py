@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 from support import reseal
 
+from calib.choose.options import Int8Options
 from calib.judge.attribution import Blame, blame, describe
 from calib.quantise import quantize_bundle
-from calib.rewrite.graphs_of_bundle import Int8Options
 from calib.rewrite.relief import find_quantized
 from engines.bundle.bundle import Bundle
 from engines.spec.contract import DECODER, ENCODER, TRANSFORMER

@@ -5,12 +5,13 @@ import math
 
 import pytest
 
+from calib.choose.options import Int8Options
 from calib.choose.selection import Bounds
-from calib.judge import sensitivity
-from calib.judge.sensitivity import choose_ways, measure
-from calib.judge.table import MULTIPLY_ADDS, SECONDS
+from calib.judge import effects as sensitivity
+from calib.judge.effects import MULTIPLY_ADDS, SECONDS, measure
+from calib.judge.search import choose_ways
 from calib.judge.variants import Variants
-from calib.rewrite.graphs_of_bundle import Int8Options, rewritten
+from calib.rewrite.integers import rewritten
 from engines.errors import UsageError
 from engines.spec.contract import DECODER, TRANSFORMER
 from engines.spec.policy import EDGES, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
@@ -80,7 +81,7 @@ def test_an_interrupted_measurement_goes_on(base, calibrated, table, tmp_path, m
 
 
 def test_other_ranges_are_measured_anew(base, calibrated, table, file):
-    from calib.rewrite.quantize import Ranges
+    from calib.choose.ranges import Ranges
 
     other = measure(base, calibrated, Int8Options(ranges=Ranges(method="minmax")), file=file, parts=(DECODER,))
     assert other.key != table.key

@@ -2,9 +2,9 @@
 
 import pytest
 
+from calib.choose.options import Int8Options
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
-from calib.rewrite.graphs_of_bundle import Int8Options
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.similarity import psnr

@@ -5,8 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from calib.calibration import INPUT, OUTPUT, Calibration
+from calib.choose.ranges import Ranges
 from calib.graphs.layers import find_layers
-from calib.rewrite.quantize import Ranges, quantize
+from calib.rewrite.integers import quantize
 from calib.statistics import Statistics
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import UsageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calib.judge.table import Effect, Sensitivity
+from calib.judge.effects import Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import Runs, verify

@@ -12,10 +12,10 @@ from support import copy_bundle
 from test_nvidia_network import Network
 
 from calib.calibration import Calibration
+from calib.choose.options import Int8Options
 from calib.graphs.layers import GRAPHS
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
-from calib.rewrite.graphs_of_bundle import Int8Options
 from engines.backends.tensorrt.build import build_plans
 from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from calib.graphs.layers import find_layers
-from calib.judge.table import Effect, Sensitivity, candidates
+from calib.judge.effects import Effect, Sensitivity, candidates
 from engines.errors import UsageError
 
 EFFECTS = [

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.calibration import Calibration
+from calib.choose.ranges import Ranges
 from calib.graphs.layers import find_layers
-from calib.rewrite.quantize import BLOCK, Ranges, quantize, quantize_blocks, quantize_weight
+from calib.rewrite.integers import BLOCK, quantize, quantize_blocks, quantize_weight
 from calib.statistics import Statistics
 from engines.spec.policy import FLOAT, PER_BLOCK, PER_TOKEN, STATIC, assign
 

@@ -1,0 +1,32 @@
+"""What a user decides about an INT8 build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from calib.choose.ranges import Ranges
+from calib.choose.selection import Bounds
+from engines.spec import choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Options:
+    """What a user decides about an INT8 build."""
+
+    target: str = "onnxruntime"
+    """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
+    form: str = "stepwise"
+    """Form of the INT8 bundle: `stepwise`, `fused` or `both`. Its base has the stepwise one in any case."""
+    level: int = 2
+    """Which layers are quantised where no bound decides it: see `engines.spec.policy.assign`."""
+    bounds: Bounds = field(default_factory=Bounds)
+    include: tuple[str, ...] = ()
+    """Shell patterns over names of layers to quantise with static ranges."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns over names of layers to leave in float; they win."""
+    ranges: Ranges = field(default_factory=Ranges)
+
+    @property
+    def base_precision(self) -> str:
+        """Precision of the float bundle that the graphs come from."""
+        return choices.HIGH_PRECISIONS[self.target]

@@ -1,0 +1,202 @@
+"""What each layer costs in fidelity when it alone is quantised, and what it saves: measured, and kept as a JSON file.
+
+The file is a cache of measurements: it belongs to a model, a calibration, a target and the code that quantises, and is
+made anew where one of them differs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calib.calibration import Calibration
+from calib.choose.options import Int8Options
+from calib.graphs.layers import Layer, find_layers
+from calib.judge.timing import Stopwatch, multiply_adds
+from calib.judge.variants import Figures, Variants
+from calib.keys import INT8_BUNDLE, code_digest
+from engines.bundle.bundle import Bundle
+from engines.errors import UsageError
+from engines.progress import Progress, silent
+from engines.spec.contract import DECODER, PART_OF, PARTS, TRANSFORMER
+from engines.spec.policy import ADALN, CONVOLUTION, EDGES, FLOAT, OTHER, PER_BLOCK, PER_TOKEN, STATIC
+from engines.storage import digest_of, read_json, write_json
+
+FORMAT = "var-export sensitivity 1"
+SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
+ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Of one layer, quantised in one way while all others stay in float."""
+
+    layer: str
+    role: str
+    way: str
+    saved: float
+    """Of one guided image: seconds, or multiply-adds that become INT8 where time cannot be measured."""
+    kl: float = 0.0
+    """KL(reference || engine), nats, mean over tokens."""
+    top1: float = 1.0
+    """Share of tokens whose most likely entry is the reference's."""
+    psnr: float | None = None
+    """Of the image (layers of `decode`), dB; None for others, and where the image is the same."""
+    reconstruction_loss: float | None = None
+    """Of the encoder's layers, dB."""
+
+    @property
+    def part(self) -> str:
+        """Of the model, one of `engines.spec.contract.PARTS`."""
+        return PART_OF[self.layer.partition("/")[0]]
+
+    @property
+    def loss(self) -> float:
+        """Larger is worse: KL, mean squared error of the image (of 1), or dB of the reconstruction."""
+        if self.part == DECODER:
+            return float(10 ** (-self.image_psnr / 10))
+        return self.kl if self.part == TRANSFORMER else self.reconstruction_loss or 0.0
+
+    @property
+    def image_psnr(self) -> float:
+        """`psnr`, infinite where the image is the same."""
+        return math.inf if self.psnr is None else self.psnr
+
+
+@dataclass
+class Sensitivity:
+    """Effects by layer and way."""
+
+    key: str
+    """Digest of all that decides them."""
+    unit: str = SECONDS
+    """Of `Effect.saved`."""
+    float_kl: float = 0.0
+    """The float engine's own KL, with nothing quantised."""
+    effects: list[Effect] = field(default_factory=list)
+
+    def find(self, layer: str, way: str) -> Effect | None:
+        """The effect of one layer in one way, if it is known."""
+        return next((effect for effect in self.effects if (effect.layer, effect.way) == (layer, way)), None)
+
+    def worst_first(self, part: str) -> list[Effect]:
+        """The effects on one part of the model, the largest losses first."""
+        return sorted((effect for effect in self.effects if effect.part == part), key=lambda effect: -effect.loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def save(self, file: Path) -> None:
+        """Write in one step. Raises `UsageError` where it cannot be."""
+        write_json(file, self.to_dict())
+
+    @classmethod
+    def load(cls, file: Path, key: str) -> Sensitivity | None:
+        """What was measured under the same key; None where there is nothing of use."""
+        try:
+            document = read_json(file)
+            if document["format"] != FORMAT or document["key"] != key:
+                return None
+            effects = [Effect(**entry) for entry in document["effects"]]
+            return cls(key, str(document["unit"]), float(document["float_kl"]), effects)
+        except (UsageError, KeyError, TypeError, ValueError):
+            return None
+
+
+def candidates(layer: Layer, target: str) -> tuple[str, ...]:
+    """The ways in which a layer may be quantised, mildest first; none for those that always stay in float."""
+    if layer.name in EDGES or layer.role in ("word_embed", OTHER):
+        return ()
+    if layer.role == CONVOLUTION:
+        return (STATIC,)
+    if target != "onnxruntime":
+        return () if layer.role == ADALN else (STATIC,)
+    return (PER_BLOCK,) if layer.role == ADALN else (PER_BLOCK, PER_TOKEN, STATIC)
+
+
+def sensitivity_file(calibration: Path, target: str) -> Path:
+    """Beside the calibration that it depends on."""
+    return calibration.with_name(f"{calibration.stem}.sensitivity-{target}.json")
+
+
+def measure(
+    base: Bundle,
+    calibration: Calibration,
+    options: Int8Options,
+    *,
+    file: Path | None = None,
+    parts: tuple[str, ...] = PARTS,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Sensitivity:
+    """Quantise each layer alone, in every way that `options.target` has, and hold it against the golden run.
+
+    Raises `UsageError` where the calibration lacks a layer.
+
+    Args:
+        base: the float bundle.
+        calibration: of its model.
+        options: target and ranges; level and patterns do not matter.
+        file: what is measured already, and where each new effect is kept at once.
+        parts: of the model.
+        threads: of ONNX Runtime.
+        progress: called with a line and the share that is done.
+
+    """
+    key = digest_of(
+        {
+            "model": base.golden_key,
+            "precision": base.precision,
+            "calibration": calibration.digest(),
+            "target": options.target,
+            "ranges": asdict(options.ranges),
+            "sources": code_digest(INT8_BUNDLE),
+        }
+    )
+    known = (None if file is None else Sensitivity.load(file, key)) or Sensitivity(key)
+    images = min(len(base.golden["tokens"]), math.ceil(ENOUGH_TOKENS / base.config.num_tokens))
+    on_cpu = options.target == "onnxruntime"
+    known.unit = SECONDS if on_cpu else MULTIPLY_ADDS
+    stopwatch = Stopwatch(base.config, threads)
+    with Variants(base, images=images, threads=threads) as variants:
+        jobs = [
+            (part, layer, way)
+            for part in parts
+            for graph, model in variants.models(part).items()
+            for layer in find_layers(model, graph)
+            for way in candidates(layer, options.target)
+            if known.find(layer.name, way) is None
+        ]
+        calibration.check_layers([layer for _, layer, way in jobs if way == STATIC], base.config.num_scales)
+        if jobs and not known.effects:
+            total = variants.figures(TRANSFORMER).total
+            assert total is not None
+            known.float_kl = total.kl
+        for number, (part, layer, way) in enumerate(jobs):
+            progress(f"sensitivity: {layer.name}, {way} ({number + 1} of {len(jobs)})", number / len(jobs))
+            saved = (
+                stopwatch.seconds(layer, FLOAT) - stopwatch.seconds(layer, way)
+                if on_cpu
+                else multiply_adds(layer, base.config)
+            )
+            figures = variants.quantised(part, {layer.name: way}, calibration, options)
+            known.effects.append(_effect(layer, way, saved, figures))
+            if file is not None:
+                known.save(file)
+    return known
+
+
+def _effect(layer: Layer, way: str, saved: float, figures: Figures) -> Effect:
+    psnr = figures.psnr
+    return Effect(
+        layer.name,
+        layer.role,
+        way,
+        saved,
+        **({} if figures.total is None else {"kl": figures.total.kl, "top1": figures.total.top1}),
+        psnr=None if psnr is None or math.isinf(psnr) else psnr,
+        reconstruction_loss=figures.reconstruction_loss,
+    )
