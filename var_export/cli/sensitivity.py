@@ -82,12 +82,11 @@ def sensitivity(
         plot_layers(table, plot, f"{base.name}, each layer alone in INT8")
         tell(f"chart: {plot}")
     if html is not None:
-        from var_export.report.sensitivity import Evidence, write_sensitivity
+        from var_export.report.sensitivity import write_sensitivity
 
-        evidence = Evidence(
-            bundle=base, table=table, target=target, file=file, machine=here, command=command_line(context)
-        )
-        tell_page(html, write_sensitivity(html, evidence))
+        command = command_line(context)
+        size = write_sensitivity(html, base, table, target=target, kept_in=file, machine=here, command=command)
+        tell_page(html, size)
 
 
 def _print(table: Sensitivity) -> None:

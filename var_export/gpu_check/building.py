@@ -15,11 +15,12 @@ from engines.bundle.manifest import Manifest, needed_files
 from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
 from engines.errors import BackendError, BundleError
+from engines.progress import Progress
 from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
 from engines.storage import digest_of, link_or_copy
-from var_export.gpu_check.cases import StepJob, Tell, bundle_folder, plans_folder
+from var_export.gpu_check.cases import StepJob, bundle_folder, plans_folder
 
 if TYPE_CHECKING:
     from var_export.checkpoint.load import Checkpoint
@@ -30,7 +31,7 @@ RANDOM = {"d16": ModelConfig(name="var-d16-256-random")}
 RANDOM_SEED = 0
 
 
-def bundle(job: StepJob, tell: Tell) -> dict[str, Any]:
+def bundle(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Build the bundle of a model in one precision, both forms, or find it there.
 
     Where PyTorch is missing, as on many a Jetson, a bundle that was copied here serves.
@@ -112,7 +113,7 @@ def reference_of(model: str) -> Reference:
     return checkpoint_of(model).reference()
 
 
-def plans(job: StepJob, tell: Tell) -> dict[str, Any]:
+def plans(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Build the plans of a bundle, or of a part of it, or find them there."""
     folder = plans_folder(job.out, job.step)
     if job.step.form != BOTH:

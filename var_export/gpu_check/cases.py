@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,6 @@ PROBES = ("gpu", *CHECKED_BACKENDS, "torch")
 STATIC = ("d16", "fp16", "1")
 """Model, precision and batch of the one set of plans that is built for a single batch too, to compare sizes."""
 BF16_SINCE = 8.0  # compute capability
-
-
-Tell = Callable[..., None]
-"""Called with a line for people, and the share of the work that is done, None or left out where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

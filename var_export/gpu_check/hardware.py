@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 from engines import backends
@@ -14,8 +13,9 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
 from engines.machine import system_file
+from engines.progress import Progress
 from engines.spec.choices import ONNXRUNTIME
-from var_export.gpu_check.cases import StepJob, Tell
+from var_export.gpu_check.cases import StepJob
 
 FIELDS = (
     *("name", "driver_version", "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"),
@@ -26,14 +26,14 @@ PATIENCE = 20  # seconds
 WARMUP = 3  # runs: the first is direct, the second recorded as a CUDA graph, the third the first launch of that
 
 
-def probe(job: StepJob, tell: Tell) -> dict[str, Any]:
+def probe(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Whether something that the check needs is here, and which version. Raises `BackendError` where it is not."""
     what = job.step.backend
     tell(f"looking for {what}")
     if what == "torch":
         return _probe_torch(job.device)
     if what == "gpu":
-        with gauge(job.device) as cuda:
+        with contextlib.closing(Cuda(job.device)) as cuda:
             return cuda.describe() | {"free_memory": cuda.free_memory()} | system()
     with backend(what, job.device) as found:
         return found.describe()
@@ -69,16 +69,6 @@ def open_pipeline(job: StepJob, *, max_batch: int) -> Pipeline:
     assert job.folder is not None
     opened = Bundle.open(job.folder)
     return Pipeline(opened, backend(job.step.backend, job.device), form=job.step.form, max_batch=max_batch)
-
-
-@contextlib.contextmanager
-def gauge(device: int) -> Iterator[Cuda]:
-    """The GPU, to ask for its memory. Raises `BackendError` where there is none."""
-    cuda = Cuda(device)
-    try:
-        yield cuda
-    finally:
-        cuda.close()
 
 
 def gpus() -> list[dict[str, str]]:

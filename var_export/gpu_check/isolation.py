@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from var_export.gpu_check.cases import StepJob, Tell
+from engines.progress import Progress
+from var_export.gpu_check.cases import StepJob
 
 WORKER: tuple[str, ...] = (sys.executable, "-X", "faulthandler", "-m", "var_export.gpu_check.worker")
 LIMITS = {"probe": 300, "bundle": 3600, "plans": 4 * 3600, "verify": 1800, "bench": 1800, "race": 3600}
@@ -39,7 +40,7 @@ class Outcome:
     trace: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def take(self, message: dict[str, Any], tell: Tell) -> None:
+    def take(self, message: dict[str, Any], tell: Progress) -> None:
         """One message of the worker."""
         if "say" in message:
             tell(message["say"], message["done"])
@@ -52,7 +53,7 @@ class Outcome:
             self.error, self.trace = message["error"], message["trace"]
 
 
-def run(job: StepJob, *, log: Path, tell: Tell) -> Outcome:
+def run(job: StepJob, *, log: Path, tell: Progress) -> Outcome:
     """Run a job in a process of its own and wait for it.
 
     Args:

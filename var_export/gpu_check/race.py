@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from engines.bundle.bundle import Bundle
 from engines.errors import OutOfMemoryError
 from engines.fidelity.speed import race
+from engines.progress import Progress
 from engines.spec.sampling import Sampling
 from engines.spec.uniforms import uniforms
 from var_export.gpu_check import building, hardware
-from var_export.gpu_check.cases import StepJob, Tell
+from var_export.gpu_check.cases import StepJob
 from var_export.model.reference import Reference
 from var_export.model.sampling import sample, tensors_of
 
@@ -107,7 +108,7 @@ class Rival(Reference):
         return [seed % self.config.transformer.num_classes for seed in seeds]
 
 
-def race_on_gpu(job: StepJob, tell: Tell) -> dict[str, Any]:
+def race_on_gpu(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Race one rival with one engine, at every batch size, with the bundle's guidance."""
     device = torch.device("cuda", job.device)
     torch.cuda.set_device(device)
@@ -117,7 +118,7 @@ def race_on_gpu(job: StepJob, tell: Tell) -> dict[str, Any]:
 
 def race_on(
     job: StepJob,
-    tell: Tell,
+    tell: Progress,
     *,
     device: torch.device,
     dtype: torch.dtype,

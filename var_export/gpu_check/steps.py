@@ -20,6 +20,7 @@ from engines.cli.common import version
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
+from engines.progress import Progress
 from engines.spec.choices import BOTH, FORMS, ONNXRUNTIME
 from engines.storage import write_json, write_text
 from var_export.gpu_check import isolation, report
@@ -30,7 +31,6 @@ from var_export.gpu_check.cases import (
     Settings,
     Skipped,
     StepJob,
-    Tell,
     bundle_folder,
     plan_steps,
     plans_folder,
@@ -57,7 +57,7 @@ class GpuCheck:
 
     """
 
-    def __init__(self, settings: Settings, out: Path, *, resume: bool = True, progress: Tell) -> None:
+    def __init__(self, settings: Settings, out: Path, *, resume: bool = True, progress: Progress) -> None:
         self.settings, self.out = settings, out
         self._resume, self._progress = resume, progress
         self._store = Store(out / "results")
@@ -180,7 +180,7 @@ class GpuCheck:
             self._write()
             return known
 
-        def tell(line: str, done: float | None) -> None:
+        def tell(line: str, done: float | None = None) -> None:
             self._progress(" ".join(filter(None, (count, step.name, "-", line))), done)
 
         started, start = _now(), time.monotonic()

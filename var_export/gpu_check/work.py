@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from typing import Any
 
+from engines.backends.cuda import Cuda
 from engines.cli.common import peak_memory
 from engines.draw.pipeline import Pipeline
 from engines.errors import OutOfMemoryError
 from engines.fidelity import checks
 from engines.fidelity.speed import Bench, Case
+from engines.progress import Progress
 from engines.spec.choices import ONNXRUNTIME
 from var_export.gpu_check import hardware
-from var_export.gpu_check.cases import StepJob, Tell
+from var_export.gpu_check.cases import StepJob
 
 LONGEST = 60.0  # seconds, about, for one batch size beyond the first
 FEWEST = 3  # runs of it, whatever they take
 
 
-def verify(job: StepJob, tell: Tell) -> dict[str, Any]:
+def verify(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Hold the engines against the golden run of their bundle."""
     tell("loading the engines")
     start = time.perf_counter()
@@ -33,9 +36,9 @@ def verify(job: StepJob, tell: Tell) -> dict[str, Any]:
         }
 
 
-def bench(job: StepJob, tell: Tell) -> dict[str, Any]:
+def bench(job: StepJob, tell: Progress) -> dict[str, Any]:
     """Latency per scale, throughput, memory of the GPU."""
-    with hardware.gauge(job.device) as gauge:
+    with contextlib.closing(Cuda(job.device)) as gauge:
         before = gauge.free_memory()
         tell("loading the engines")
         start = time.perf_counter()

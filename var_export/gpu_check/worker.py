@@ -21,7 +21,8 @@ from typing import Any
 from engines.cli.common import EXIT_INTERRUPTED
 from engines.cli.interrupts import Interrupts
 from engines.errors import VarExportError
-from var_export.gpu_check.cases import StepJob, Tell
+from engines.progress import Progress
+from var_export.gpu_check.cases import StepJob
 
 Send = Callable[[dict[str, Any]], None]
 TRACE_LINES = 16  # the end of a traceback, which says most
@@ -68,7 +69,7 @@ def perform(job: StepJob, send: Send) -> None:
         logger.setLevel(level)
 
 
-def _work_of(kind: str) -> Callable[[StepJob, Tell], dict[str, Any]]:
+def _work_of(kind: str) -> Callable[[StepJob, Progress], dict[str, Any]]:
     """What does a kind of step."""
     if kind == "race":  # alone needs PyTorch
         from var_export.gpu_check.race import race_on_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from engines.bundle.bundle import Bundle
 from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
 from engines.words import counted, guidance
 from var_export.report.charts import Curve, bars, bars_height, curves, drawn
-from var_export.report.facts import bundle_facts, command_line, environment_facts
+from var_export.report.facts import bundle_facts, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.words import duration, milliseconds, number, size
@@ -37,7 +38,7 @@ def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequenc
             bundle_facts(bundle),
             environment_facts(measured.machine, measured.runtime),
         ],
-        command=command_line(command),
+        command=shlex.join(command),
     )
 
 

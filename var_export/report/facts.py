@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from engines.bundle.bundle import Bundle
@@ -69,8 +68,3 @@ def environment_facts(machine: Machine, runtime: Mapping[str, Any] | None = None
         ]
     pairs += [("Python", machine.python), ("packages", ", ".join(known)), ("var-export", version())]
     return Facts("Environment", pairs)
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """A command as it can be typed again."""
-    return shlex.join(arguments)

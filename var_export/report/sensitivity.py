@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from engines.machine import Machine
 from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
 from engines.words import counted
 from var_export.report.charts import drawn
-from var_export.report.facts import bundle_facts, command_line, environment_facts
+from var_export.report.facts import bundle_facts, environment_facts
 from var_export.report.layers import effects_of, layers_of, panel, value_of
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
@@ -31,19 +32,6 @@ QUESTIONS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Everything that the page shows."""
-
-    bundle: Bundle
-    table: Sensitivity
-    target: str
-    file: Path
-    """Where the table is kept."""
-    machine: Machine
-    command: Sequence[str]
-
-
 @dataclass(frozen=True)
 class Part:
     """Of the model: its chart and its layers."""
@@ -55,25 +43,29 @@ class Part:
     """None where `worst` has all of them."""
 
 
-def write_sensitivity(file: Path, evidence: Evidence) -> int:
-    """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
-    table = evidence.table
+def write_sensitivity(
+    file: Path,
+    bundle: Bundle,
+    table: Sensitivity,
+    *,
+    target: str,
+    kept_in: Path,
+    machine: Machine,
+    command: Sequence[str],
+) -> int:
+    """Write the page of a table that is kept in a file; its size in bytes. Raises `UsageError` where it cannot be."""
     parts = [part for part in PARTS if effects_of(table, part)]
-    settings = [("INT8 as of", evidence.target), ("table", str(evidence.file))]
+    settings = [("INT8 as of", target), ("table", str(kept_in))]
     return write_page(
         file,
         "sensitivity",
-        name=evidence.bundle.name,
+        name=bundle.name,
         layers=counted(len(layers_of(table.effects)), "layer"),
         float_kl=number(table.float_kl),
         tiles=[_tile(part, table.worst_first(part)[0]) for part in parts],
         parts_of_model=[_part(table, part) for part in parts],
-        facts=[
-            Facts("Settings", settings),
-            bundle_facts(evidence.bundle),
-            environment_facts(evidence.machine),
-        ],
-        command=command_line(evidence.command),
+        facts=[Facts("Settings", settings), bundle_facts(bundle), environment_facts(machine)],
+        command=shlex.join(command),
     )
 
 

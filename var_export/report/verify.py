@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from engines.fidelity.thresholds import THRESHOLDS
 from engines.machine import Machine
 from engines.words import counted
 from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
-from var_export.report.facts import bundle_facts, command_line, environment_facts
+from var_export.report.facts import bundle_facts, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.showcase import showcase
@@ -82,7 +83,7 @@ def write_verify(file: Path, verified: Verified) -> int:
         speed=_speed_chart(verified),
         costs=_costs(verified),
         facts=[bundle_facts(bundle), environment_facts(verified.machine, verified.runtime)],
-        command=command_line(verified.command),
+        command=shlex.join(verified.command),
     )
 
 
