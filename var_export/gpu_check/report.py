@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engines.fidelity.figures import KINDS, judged_figures
+from engines.machine import Machine
 from var_export.gpu_check.cases import RIVALS, CheckStep
 from var_export.gpu_check.markdown import guidance, mib, ms, section, table
 
 Entry = Mapping[str, Any]
+STATE = ("pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "power.limit")
+"""What the page shows of nvidia-smi's fields."""
 VERDICTS = {"running": "RUNNING", "interrupted": "INTERRUPTED"}
 
 
@@ -64,19 +67,9 @@ def _machine(document: Entry) -> list[tuple[str, str]]:
     ]
     for state in gpu["nvidia_smi"]:
         if state["name"] == gpu["gpu"] or len(gpu["nvidia_smi"]) == 1:
-            wanted = (
-                "pstate",
-                "clocks.sm",
-                "clocks.max.sm",
-                "clocks.mem",
-                "temperature.gpu",
-                "power.draw",
-                "power.limit",
-            )
-            rows.append(("nvidia-smi, at the start", ", ".join(f"{name} {state[name]}" for name in wanted)))
+            rows.append(("nvidia-smi, at the start", ", ".join(f"{name} {state[name]}" for name in STATE)))
     rows += [(name.replace("_", " "), gpu[name]) for name in ("jetson", "power_mode") if gpu[name]]
-    cores = f"{host['physical_cores']} physical of {host['cores']} logical cores"
-    rows.append(("host", f"{host['cpu']}, {cores}, {mib(host['memory'])} MiB, {host['system']}"))
+    rows.append(("host", str(Machine(**host))))
     rows.append(("versions", f"var-export {document['version']}, Python {host['python']}"))
     for name, probe in probes.items():
         if name != "gpu" and probe["problem"] is None:
@@ -99,7 +92,7 @@ def _builds(steps: Sequence[Entry]) -> str:
             case_of(entry),
             "bundle",
             "found" if entry["result"]["reused"] else f"{entry['seconds']:.0f}",
-            _weights(entry),
+            mib(entry["result"]["weights_bytes"]),
             "",
             "",
         )
@@ -119,10 +112,6 @@ def _builds(steps: Sequence[Entry]) -> str:
             batch = f"{batches[0]} to {batches[2]}" if batches[0] != batches[2] else str(batches[0])
             rows.append((case_of(entry), f"plan: {what}", f"{took:.0f}", mib(size), f"{size / weights:.2f}", batch))
     return table(("case", "what", "seconds", "MiB", "/ weights", "batch"), rows)
-
-
-def _weights(entry: Entry) -> str:
-    return mib(entry["result"]["weights_bytes"])
 
 
 _FIDELITY_NOTE = (
@@ -192,13 +181,8 @@ def _scales(steps: Sequence[Entry]) -> list[str]:
         if not entries:
             continue
         first = [entry["result"]["cases"][0] for entry in entries]
-        names = [
-            "cond",
-            *(f"scale {s} ({side}x{side})" for s, side in enumerate(patch_nums)),
-            "decode",
-            "outside",
-            "total",
-        ]
+        scales = [f"scale {s} ({side}x{side})" for s, side in enumerate(patch_nums)]
+        names = ["cond", *scales, "decode", "outside", "total"]
         columns = [[c["cond"], *c["scales"], c["decode"], c["outside"], c["total"]] for c in first]
         rows = [(name, *(ms(column[i]["p50"]) for column in columns)) for i, name in enumerate(names)]
         cases = [case_of(entry).removeprefix(f"{model} ").replace("stepwise ", "") for entry in entries]
@@ -231,18 +215,8 @@ def _races(steps: Sequence[Entry]) -> str:
             memory = "-" if row["torch_memory"] is None else mib(row["torch_memory"])
             times = (ms(row["reference"]["p50"]), ms(row["engine"]["p50"]), spread)
             rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
-    headers = (
-        "case",
-        "PyTorch",
-        "batch",
-        "its ms",
-        "engine's ms",
-        "ratio",
-        "tokens alike",
-        "its GPU MiB",
-        "its first run, s",
-    )
-    return table(headers, rows)
+    headers = ("case", "PyTorch", "batch", "its ms", "engine's ms", "ratio", "tokens alike")
+    return table((*headers, "its GPU MiB", "its first run, s"), rows)
 
 
 def _notes(steps: Sequence[Entry]) -> list[str]:
