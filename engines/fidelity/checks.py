@@ -30,9 +30,9 @@ class Runs:
     """What the engine drew for a report."""
 
     forced: Result
-    """With the reference's tokens forced: the first run of the engine."""
+    """Images drawn with the reference's tokens forced: the first run of the engine."""
     free: Result
-    """From the same uniform numbers alone."""
+    """Images drawn from the same uniform numbers alone, each token as the engine chooses it."""
 
 
 def verify(

@@ -50,14 +50,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Case:
-    """One batch size with one guidance."""
+    """The seconds of one batch size with one guidance, over several runs."""
 
     batch: int
     cfg: float
     runs: int
     cond: Spread
     scales: tuple[Spread, ...]
-    """One per scale; of the fused form, one for all."""
+    """One spread per scale; the fused form has one for all."""
     decode: Spread
     outside: Spread
     """What the engines did not take: uniforms, copies, the host's loop."""
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def images_per_second(self) -> float:
-        """At the median."""
+        """Throughput of the median run."""
         return self.batch / self.total.p50
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Race:
 
     @property
     def ratio(self) -> Spread:
-        """Over the pairs."""
+        """Spread of `ratios`."""
         return Spread.of(self.ratios)
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Settings:
 
     @property
     def batch_range(self) -> str:
-        """Of the plans."""
+        """MIN:OPT:MAX images of one call of the plans."""
         return f"1:1:{max(self.batches)}"
 
 
@@ -49,7 +49,7 @@ class CheckStep:
     precision: str = ""
     backend: str = ""
     form: str = ""
-    """Of bundles and plans also `both`."""
+    """How images are drawn; bundles and plans may be of `both` forms."""
     batch: str = ""
     """Range of the plans; empty where there are none."""
     rival: str = ""
@@ -81,7 +81,7 @@ class StepJob:
     out: Path
     """Folder of the check."""
     folder: Path | None = None
-    """Of the bundle whose engines are meant."""
+    """Folder of the bundle whose engines are meant; None for a step that builds or probes."""
     device: int = 0
     batches: tuple[int, ...] = ()
     runs: int = 0
@@ -92,7 +92,7 @@ class StepJob:
 
     @classmethod
     def from_json(cls, text: str) -> StepJob:
-        """See `to_json`."""
+        """The inverse of `to_json`."""
         value = json.loads(text)
         paths = {name: value[name] and Path(value[name]) for name in ("out", "folder")}
         return cls(**value | paths | {"step": CheckStep(**value["step"]), "batches": tuple(value["batches"])})
@@ -107,7 +107,7 @@ class Skipped:
 
 
 def bundle_folder(out: Path, step: CheckStep) -> Path:
-    """Of the bundle, in both forms, that a step's engines come from."""
+    """Folder of the bundle, in both forms, that a step's engines come from."""
     return out / "bundles" / f"{step.model}-{step.precision}"
 
 

@@ -41,7 +41,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
     def take(self, message: dict[str, Any], tell: Progress) -> None:
-        """One message of the worker."""
+        """Keep, or pass on, one message of the worker."""
         if "say" in message:
             tell(message["say"], message["done"])
         elif "note" in message:

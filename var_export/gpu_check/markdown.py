@@ -23,12 +23,12 @@ def section(title: str, note: str, body: str) -> list[str]:
 
 
 def guidance(cfg: float) -> str:
-    """Its strength."""
+    """The strength of guidance, for columns: `4`, `none`."""
     return f"{cfg:g}" if cfg else "none"
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds."""
+    """Seconds as milliseconds without the unit."""
     return f"{1e3 * seconds:.2f}"
 
 

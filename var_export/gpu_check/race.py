@@ -36,7 +36,7 @@ from var_export.model.reference import Reference
 from var_export.model.sampling import sample, tensors_of
 
 MODES = {"compiled": "default", "compiled-graphs": "reduce-overhead"}
-"""Of torch.compile."""
+"""The mode of torch.compile, by the kind of rival that is compiled."""
 SHAPES = 64  # compiled per function, at most; PyTorch's default of 8 would leave the larger scales uncompiled
 WARMUP = 4  # runs: CUDA graphs of PyTorch are recorded in the second
 
@@ -124,7 +124,7 @@ def race_on(
     dtype: torch.dtype,
     compiler: Callable[..., Any] = torch.compile,
 ) -> dict[str, Any]:
-    """As `race_on_gpu`, on any device of PyTorch's."""
+    """What `race_on_gpu` does, on any device of PyTorch's."""
     assert job.folder is not None
     tell("loading the PyTorch reference")
     bundle = Bundle.open(job.folder, verify=False)
@@ -170,7 +170,7 @@ def race_on(
 
 
 def _seeds(batch: int, pairs: int) -> Iterator[Sequence[int]]:
-    """Those of each pair: none comes twice."""
+    """The seeds of each pair; none comes twice."""
     return (range(pair * batch, (pair + 1) * batch) for pair in range(pairs))
 
 

@@ -118,7 +118,7 @@ class GpuCheck:
         return str(gpu.result["compute_capability"])
 
     def _take(self, step: CheckStep, count: str) -> None:
-        """One step, unless what it builds upon failed."""
+        """Do one step, unless what it builds upon failed."""
         if step.kind == "bundle":
             record = self._do(step, None, count)
             if record.result is not None:

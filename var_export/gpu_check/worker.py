@@ -70,7 +70,7 @@ def perform(job: StepJob, send: Send) -> None:
 
 
 def _work_of(kind: str) -> Callable[[StepJob, Progress], dict[str, Any]]:
-    """What does a kind of step."""
+    """The function that does a kind of step."""
     if kind == "race":  # alone needs PyTorch
         from var_export.gpu_check.race import race_on_gpu
 

@@ -159,7 +159,7 @@ def bars(names: Sequence[str], values: Sequence[float], labels: Sequence[str], *
 
 
 def bars_height(count: int) -> float:
-    """Of a drawing of so many bars."""
+    """Height of a drawing with this many bars, in its own units."""
     return 62 + 21 * count
 
 

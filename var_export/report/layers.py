@@ -39,17 +39,17 @@ def plot_layers(table: Sensitivity, file: Path, title: str) -> None:
 
 
 def effects_of(table: Sensitivity, part: str) -> list[Effect]:
-    """On one part of the model, in the order of computation."""
+    """Effects on one part of the model, in the order of computation."""
     return [effect for effect in table.effects if effect.part == part]
 
 
 def layers_of(effects: Sequence[Effect]) -> list[str]:
-    """Their layers, each once."""
+    """The layers of some effects, each once."""
     return list(dict.fromkeys(effect.layer for effect in effects))
 
 
 def value_of(effect: Effect) -> float:
-    """What its part's axis shows."""
+    """The figure of an effect that the axis of its part shows."""
     if effect.part == TRANSFORMER:
         return effect.kl
     return effect.image_psnr if effect.part == DECODER else effect.reconstruction_loss or 0.0

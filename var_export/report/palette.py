@@ -43,4 +43,4 @@ DARK = {
     "s7": "#b5c1ce",
 }
 SERIES = tuple(LIGHT[name] for name in LIGHT if name[0] == "s" and name[1:].isdigit())
-"""Of the curves, points and bars of a chart, in this order."""
+"""Colours of a chart's curves, points and bars, in this order."""

@@ -30,7 +30,7 @@ class Encoded:
     """Images for a page, in their order."""
 
     sources: list[str]
-    """A data URI each."""
+    """The data URI of each image."""
     note: str
     """What was done to make them fit; empty where they are what they were."""
 
@@ -50,7 +50,7 @@ def amplification(differences: Sequence[NDArray[np.uint8]]) -> int:
 
 
 def amplified(differences: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Brighter, up to white."""
+    """Differences made brighter by a factor, up to white."""
     return np.minimum(differences.astype(np.int32) * factor, 255).astype(np.uint8)
 
 

@@ -34,7 +34,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Of the model: its chart and its layers."""
+    """What the page shows of one part of the model: its chart and its layers."""
 
     title: str
     chart: Chart

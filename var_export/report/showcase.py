@@ -24,10 +24,10 @@ MOST = 8
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture."""
+    """One picture and the words around it."""
 
     source: str
-    """Its data URI."""
+    """The picture's data URI."""
     caption: str
     figures: str
     alternative: str
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Showcase:
-    """Of all images, or of those that differ most."""
+    """The pictures of all images, or of those that differ most."""
 
     comparisons: list[Comparison]
     note: str

@@ -25,7 +25,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def power(exponent: int) -> str:
-    """Of ten."""
+    """A power of ten: `10⁻⁶`."""
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
@@ -42,7 +42,7 @@ def scientific(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share; never rounded up to all of them."""
+    """A share in percent; never rounded up to all of them."""
     if math.isnan(share):
         return NOTHING
     text = f"{100 * share:.2f}"
@@ -55,31 +55,31 @@ def percent_of(share: float) -> str:
 
 
 def similarity(ssim: float) -> str:
-    """An SSIM; never rounded up to sameness."""
+    """An SSIM with four digits; never rounded up to sameness."""
     text = f"{ssim:.4f}"
     return "0.9999" if text == "1.0000" and ssim < 1 else text
 
 
 def decibels(value: float) -> str:
-    """A PSNR."""
+    """A PSNR with its unit, or what equal images are."""
     if math.isinf(value):
         return "identical pixels"
     return NOTHING if math.isnan(value) else f"{value:.1f}{_GAP}dB"
 
 
 def milliseconds(seconds: float) -> str:
-    """Without the unit, for columns."""
+    """Seconds as milliseconds without the unit, for columns."""
     ms = 1e3 * seconds
     return f"{ms:,.0f}" if abs(ms) >= 99.95 else f"{ms:.1f}" if abs(ms) >= 9.995 else f"{ms:.2f}"
 
 
 def duration(seconds: float) -> str:
-    """With its unit."""
+    """Seconds with their unit: `1.25 s`, `13.1 ms`."""
     return f"{seconds:.2f}{_GAP}s" if seconds >= 1 else f"{milliseconds(seconds)}{_GAP}ms"
 
 
 def size(count: int) -> str:
-    """Of `count` bytes."""
+    """A number of bytes: `5.9 KiB`, `1.0 MiB`."""
     return (mebibytes(count) if count >= 2**20 else f"{count / 2**10:.1f} KiB").replace(" ", _GAP)
 
 
