@@ -21,7 +21,8 @@ from tests.var_export.report.reading import NASTY
 @pytest.fixture(scope="session")
 def tiny() -> Bundle:
     """Five classes with names that a page must escape; both forms."""
-    return replace(Bundle.open(shared_bundle("tiny-fp32")), labels=NASTY)
+    bundle = Bundle.open(shared_bundle("tiny-fp32"))
+    return Bundle(bundle.path, replace(bundle.manifest, labels=NASTY))
 
 
 def evidence_of(bundle: Bundle, form: str) -> Any:
@@ -83,7 +84,7 @@ def measured() -> Any:
     """Two batch sizes with and without guidance, and a race."""
     cases = [
         Case(
-            batch, cfg, 5, spread(1e-3), tuple(spread(s * 1e-3 * batch) for s in (1, 2, 4)), spread(5e-3),
+            batch, cfg, 5, spread(1e-3), tuple(spread(s * 1e-3 * batch) for s in (1, 2, 4, 6)), spread(5e-3),
             spread(1e-4), spread(0.0131 * batch),
         )
         for batch in (1, 4)
