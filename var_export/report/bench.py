@@ -59,7 +59,8 @@ def _tiles(measured: Measured) -> list[Tile]:
 
 def _latency(bundle: Bundle, case: Case) -> Chart:
     stages = case.stages(bundle.config.patch_nums, "{1}×{2}")
-    names, spreads = [name for name, _ in stages[:-1]], [spread for _, spread in stages[:-1]]
+    names = [name.removesuffix(" the engines") for name, _ in stages[:-1]]  # short, beside the bars
+    spreads = [spread for _, spread in stages[:-1]]
     labels = [milliseconds(spread.p50) for spread in spreads]
     svg = drawn(
         "latency",
