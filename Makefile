@@ -13,13 +13,22 @@ TRITON_VENV ?= $(VENV)-triton
 TRITON_HERE = $(shell $(PYTHON) -c "import platform as p, sys; print(p.system(), p.machine(), sys.version_info < (3, 13))")
 TRITON_TEST := $(if $(filter Linux-x86_64-True,$(subst $() ,-,$(TRITON_HERE))),$(TRITON_VENV)/.ready)
 
-.PHONY: demo test test-runtime test-bundles lint types format clean demo-bundle gpu-check triton-env
+.PHONY: demo test test-quick test-runtime test-bundles lint types format clean demo-bundle gpu-check triton-env
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
 
-test: $(VENV)/.test $(TRITON_TEST)
-	TRITON_VENV="$(TRITON_VENV)" $(BIN)/python -m pytest
+# Tests run in WORKERS processes, a file at a time, with the slow ones first. What they make once, bundles above all, is
+# kept in build/test-bundles until the code that made it changes.
+WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: test-bundles $(TRITON_TEST)
+	TRITON_VENV="$(TRITON_VENV)" $(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# After an edit: without the slow tests, and on bundles as the last `make test` left them.
+test-quick: $(VENV)/.test
+	VAR_EXPORT_TEST_BUNDLES_AS_KEPT=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # The tests of what runs on a device, with the Python of one and without torch: make test-runtime PYTHON=python3.10
 # NUMPY=1.26.4 installs that one. Bundles that only torch makes come from `make test-bundles`; without them, the tests
@@ -27,17 +36,16 @@ test: $(VENV)/.test $(TRITON_TEST)
 NUMPY ?=
 RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')$(addprefix -numpy,$(NUMPY))
 RUNTIME_PIP = $(subst $(BIN),$(RUNTIME)/bin,$(PIP))
-TEST_BUNDLES := build/test-bundles
 
 test-runtime:
 	$(PYTHON) -m venv $(RUNTIME)
 	$(RUNTIME_PIP) --upgrade "pip>=25.1"
 	$(RUNTIME_PIP) --editable ".[cpu,int8,jetson]" --group test-runtime $(addprefix numpy==,$(NUMPY))
-	VAR_EXPORT_TEST_BUNDLES=$(TEST_BUNDLES) $(RUNTIME)/bin/python -m pytest tests/engines tests/calib \
+	$(RUNTIME)/bin/python -m pytest $(SIDE_BY_SIDE) tests/engines tests/calib \
 		tests/test_isolation.py tests/test_minimal_install.py
 
 test-bundles: $(VENV)/.test
-	$(BIN)/python -m tests.bundles $(TEST_BUNDLES)
+	$(BIN)/python -m tests.bundles $(WORKERS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Bundles that tests share, by name: built once for a state of the code, and kept for the next run (`tests.kept`).
 
-    python -m tests.bundles      (`make test-bundles`)
+    python -m tests.bundles 2      (`make test-bundles`)
 
 builds them all, two at a time. Building one needs PyTorch; a kept one serves an interpreter that has none, which takes
 it as it is: `make test-runtime` does that.
@@ -9,15 +9,18 @@ it as it is: `make test-runtime` does that.
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.metadata
 import importlib.util
 import multiprocessing
+import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from engines.bundle.manifest import MANIFEST
-from tests.kept import KEPT, digest_of_code, locked
+from tests.kept import given, locked, made_once
 from tests.support import demo_checkpoint, need_torch, tiny_checkpoint, tiny_config
 
 
@@ -51,34 +54,24 @@ SHARED = {
     "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
 }
 INT8 = "demo-int8"
+AS_KEPT = "VAR_EXPORT_TEST_BUNDLES_AS_KEPT" in os.environ or importlib.util.find_spec("torch") is None
 _MADE: dict[str, Path] = {}
-_SEEN: dict[str, dict[str, tuple[int, int]]] = {}
 
 
-def shared_bundle(name: str) -> Path:
+def shared_bundle(name: str, *, current: bool = False) -> Path:
     """The folder of a bundle of `SHARED`, or of the demo model in INT8. Copy it before changing a file.
 
-    Skips the test where it would have to be built and a package for that is missing.
+    A kept one that code of today would make otherwise is built anew, but not where `make test-quick` or an interpreter
+    without PyTorch takes bundles as they are; `current` says that a test needs it as the code of today makes it.
+    Skips the test where the bundle would have to be built and a package for that is missing.
     """
-    if name not in _MADE:
-        if importlib.util.find_spec("torch") is None and (KEPT / name / MANIFEST).is_file():
-            _MADE[name] = KEPT / name
-        else:
-            with locked(name) as path:
-                _MADE[name] = _quantised(path) if name == INT8 else _built(name, path)
-        _SEEN[name] = _listing(_MADE[name])
-    return _MADE[name]
-
-
-def changed_bundles() -> list[str]:
-    """The shared bundles that some test has changed since it was given them."""
-    return [name for name, listing in _SEEN.items() if _listing(_MADE[name]) != listing]
-
-
-def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file."""
-    states = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*"))}
-    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+    kept_as = f"{name}-current" if current and AS_KEPT else name
+    if kept_as not in _MADE:
+        with locked(kept_as) as path:
+            if not (AS_KEPT and (path / MANIFEST).is_file()) or current:
+                path = _quantised(path) if name == INT8 else _built(name, path)
+        _MADE[kept_as] = given(path)
+    return _MADE[kept_as]
 
 
 def _built(name: str, out: Path) -> Path:
@@ -92,22 +85,23 @@ def _built(name: str, out: Path) -> Path:
 def _quantised(out: Path) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples."""
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
+    from calib.calibration import Calibration
     from calib.choose.options import Int8Options
+    from calib.keys import INT8_BUNDLE, code_digest
     from calib.observe.collect import Requests
     from calib.quantise import calibrate, quantize_bundle
     from engines.bundle.bundle import Bundle
 
     base = Bundle.open(shared_bundle("demo-fp32"))
-    key = digest_of_code(("calib", "engines"), ("onnx", "onnx-ir", "onnxruntime", "numpy"))[:16]
-    file = KEPT / f"{base.build_key[:16]}-{key}.calibration.json"
-    return quantize_bundle(
-        base,
-        out,
-        Int8Options(form="both"),
-        lambda: calibrate(base, Requests.spread(base.config, 8), file, threads=1),
-        force=True,
-        threads=1,
-    ).bundle.path
+
+    def calibration(folder: Path) -> None:
+        calibrate(base, Requests.spread(base.config, 8), folder / "calibration.json", threads=1)
+
+    versions = [importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxruntime", "numpy")]
+    key = f"{base.build_key} {code_digest(INT8_BUNDLE)} {versions}"
+    file = made_once("demo-calibration", key, calibration) / "calibration.json"
+    options = Int8Options(form="both")
+    return quantize_bundle(base, out, options, lambda: Calibration.load(file), force=True, threads=1).bundle.path
 
 
 def _timed(name: str) -> tuple[str, float]:
@@ -122,12 +116,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _build_all() -> None:
+def _build_all(workers: int) -> None:
     names = [name for name in SHARED if name != "demo-fp16"] + [INT8]
-    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for path, seconds in pool.map(_timed, names):
             print(f"{path}  {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    _build_all()
+    _build_all(int(sys.argv[1]))

@@ -1,12 +1,38 @@
-"""Bundles that tests of several packages share; each is built at most once per session."""
+"""What all tests share: bundles, emulated machines, the order in which they run and the threads that they have."""
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
-from tests.bundles import changed_bundles, shared_bundle
+from tests.bundles import shared_bundle
+from tests.kept import changed
+
+# Fixtures that start another program for seconds: a Triton server, a browser, NVIDIA's builder.
+PROGRAMS = {"needs_triton", "chromium", "rtx"}
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        from tests.one_thread import limit_onnxruntime
+
+        limit_onnxruntime()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, those with the longest time limits before all: workers end together."""
+    limits = {}
+    for item in items:
+        if PROGRAMS & set(item.fixturenames):
+            item.add_marker("slow")
+        timeout = item.get_closest_marker("timeout")
+        limit = 1 if item.get_closest_marker("slow") else 0
+        limits[item.path] = max(limits.get(item.path, 0), limit * (timeout.args[0] if timeout else 1))
+    items.sort(key=lambda item: -limits[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +78,7 @@ def demo_int8_bundle() -> Path:
 def shared_bundles_stay_as_they_are():
     """A test that changes a shared bundle changes what others test: it has to copy it first."""
     yield
-    assert changed_bundles() == []
+    assert changed() == []
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ import fcntl
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(os.environ.get("VAR_EXPORT_TEST_BUNDLES", ROOT / "build" / "test-bundles")).absolute()
+_GIVEN: dict[Path, dict[str, tuple[int, int]]] = {}
 
 
 @contextlib.contextmanager
@@ -40,3 +42,33 @@ def digest_of_code(sources: Iterable[str | Path], packages: Iterable[str] = ()) 
         for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
             digest.update(f"{os.path.relpath(file, ROOT)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def made_once(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of the kept ones, as `make` filled it for `key`. Shared: copy it before changing a file."""
+    with locked(name) as folder:
+        stamp = folder.with_name(f".{name}.key")
+        if not stamp.exists() or stamp.read_text() != key:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            stamp.write_text(key)
+    return given(folder)
+
+
+def given(folder: Path) -> Path:
+    """`folder`, which from now on has to stay as it is."""
+    _GIVEN.setdefault(folder, _listing(folder))
+    return folder
+
+
+def changed() -> list[str]:
+    """The names of the kept folders that some test has changed since it was given them."""
+    return [folder.name for folder, listing in _GIVEN.items() if _listing(folder) != listing]
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file."""
+    states = {str(file.relative_to(folder)): file.stat() for file in folder.rglob("*") if file.is_file()}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}

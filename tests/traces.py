@@ -13,13 +13,16 @@ import io
 import os
 import pickle
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tests.kept import KEPT, digest_of_code, locked
 
 FOLDER = "traces"
-SOURCES = ("var_export/model", "var_export/graphs", "engines/spec", "tests/traces.py")
+FORMAT = 2  # of what is kept
+INLINE = 1024  # bytes; smaller tensors stay in the file
+SOURCES = ("var_export/model", "var_export/graphs", "engines/spec")
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
 UNUSED_DAYS = 7
 
@@ -40,20 +43,53 @@ class Exporter:
         self.export = export
 
     def __call__(self, module: Any, args: Any = (), **options: Any) -> Any:
-        import onnx_ir as ir
-
-        key = _key(module, args, options)
-        with locked(f"{FOLDER}/{key}.onnx") as path:
+        weights = {_digest(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+        with locked(f"{FOLDER}/{_key(module, args, options)}.onnx") as path:
             if path.exists():
                 os.utime(path)
             else:
                 program = self.export(module, args, **options)
                 if program is None:
                     return None
-                half = path.with_suffix(".partial")
-                ir.save(program.model, half)
-                half.rename(path)
-            return SimpleNamespace(model=ir.load(path))
+                _save(program.model, path, weights)
+        return SimpleNamespace(model=_load(path, weights))
+
+
+def _save(model: Any, path: Path, weights: dict[str, Any]) -> None:
+    """Write the graph, with a reference where a tensor is one of the module's own: those are at hand at each call."""
+    import onnx_ir as ir
+    import torch
+
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor.nbytes >= INLINE and isinstance(tensor.raw, torch.Tensor):
+            digest = _digest(tensor.raw)
+            if digest in weights:
+                value.const_value = ir.ExternalTensor(
+                    digest, 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name
+                )
+    half = path.with_suffix(".partial")
+    ir.save(model, half, format="protobuf")
+    half.rename(path)
+
+
+def _load(path: Path, weights: dict[str, Any]) -> Any:
+    import onnx_ir as ir
+    from torch.onnx._internal.exporter._core import TorchTensor
+
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = TorchTensor(weights[value.const_value.location], name=value.name)
+    return model
+
+
+def _digest(tensor: Any) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    import torch
+
+    data = tensor.detach().reshape(-1).clone().view(torch.uint8).numpy()
+    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + data.tobytes()).hexdigest()
 
 
 def _key(module: Any, args: Any, options: Any) -> str:
@@ -61,19 +97,16 @@ def _key(module: Any, args: Any, options: Any) -> str:
     import torch
 
     class Content(pickle.Pickler):
-        """Tensors by their bytes: pickled by PyTorch they hold addresses."""
+        """Tensors by their bytes: as PyTorch pickles them they hold addresses."""
 
         def persistent_id(self, value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return None
-            data = value.detach().reshape(-1).clone().view(torch.uint8).numpy()
-            return str(value.dtype), tuple(value.shape), hashlib.sha256(data).hexdigest()
+            return _digest(value) if isinstance(value, torch.Tensor) else None
 
     content = io.BytesIO()
     Content(content).dump((module, args, options | {"dynamic_shapes": repr(options.get("dynamic_shapes"))}))
     files = {inspect.getfile(type(part)) for part in module.modules()}
-    own = sorted(file for file in files if "site-packages" not in file)
-    return hashlib.sha256(content.getvalue() + _code().encode() + digest_of_code(own).encode()).hexdigest()
+    own = digest_of_code(sorted(file for file in files if "site-packages" not in file))
+    return hashlib.sha256(f"{FORMAT} {_code()} {own} ".encode() + content.getvalue()).hexdigest()
 
 
 @functools.cache

@@ -26,7 +26,7 @@ def checkpoint():
 
 @pytest.fixture
 def bundle(tmp_path):
-    return copy_bundle(shared_bundle("tiny-fp32"), tmp_path / "model")
+    return copy_bundle(shared_bundle("tiny-fp32", current=True), tmp_path / "model")
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from calib.keys import code_digest
 from engines.bundle.manifest import MANIFEST
 from engines.storage import sha256_of
+from tests.kept import made_once
 from var_export.cli.main import main
 
 
@@ -59,25 +61,22 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def tiny_build(tiny_checkpoint, tmp_path_factory) -> Built:
+def tiny_build(tiny_checkpoint) -> Built:
     """The tiny model in FP32, in both forms. Shared: copy it before changing a file."""
-    path = tmp_path_factory.mktemp("tiny-bundles") / "tiny"
-    args = (
-        "build",
-        str(tiny_checkpoint),
-        "--precision",
-        "fp32",
-        "--form",
-        "both",
-        "--threads",
-        "1",
-        "--out",
-        str(path),
-    )
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert main(list(args)) == 0, err.getvalue()
-    return Built(path, args, out.getvalue(), err.getvalue())
+
+    def arguments(folder: Path) -> tuple[str, ...]:
+        options = ("--precision", "fp32", "--form", "both", "--threads", "1", "--out", str(folder / "tiny"))
+        return ("build", str(tiny_checkpoint), *options)
+
+    def make(folder: Path) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            assert main(list(arguments(folder))) == 0, err.getvalue()
+        (folder / "out").write_text(out.getvalue())
+        (folder / "err").write_text(err.getvalue())
+
+    folder = made_once("built-by-command", code_digest(()), make)
+    return Built(folder / "tiny", arguments(folder), (folder / "out").read_text(), (folder / "err").read_text())
 
 
 @pytest.fixture

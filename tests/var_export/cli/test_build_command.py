@@ -18,8 +18,10 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, CheckFailedError
+from tests.kept import ROOT
 
 COMMAND = (sys.executable, "-c", "from var_export.cli.main import main; raise SystemExit(main())")
+REMEMBERING = (sys.executable, "-c", f"from tests import traces; traces.install(); {COMMAND[2]}")
 
 
 @pytest.fixture
@@ -191,8 +193,11 @@ def test_on_a_terminal_one_live_line(monkeypatch, capsys):
     assert capsys.readouterr().err.replace("    0.0 s  ", "") == f"{CLEAR}first{CLEAR}second{CLEAR}"
 
 
-def start(args, cwd):
-    return subprocess.Popen([*COMMAND, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(args, cwd, command=COMMAND):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, *args], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def check_what_is_there(out: Path):
@@ -209,8 +214,8 @@ def check_what_is_there(out: Path):
 def test_whatever_stops_a_build_the_next_one_works(tiny_checkpoint, tmp_path):
     """Stopped four times, one of them while the finished graphs are checked; then left alone."""
     args = ("build", str(tiny_checkpoint), "--precision", "fp32", "--threads", "1", "--out", "b")
-    delays = [random.uniform(0.3, 8.0) for _ in range(3)]
-    print("seconds until each signal:", delays)
+    random_of = random.Random(13)
+    delays = [random_of.uniform(0.3, 8.0) for _ in range(3)]
     for number, delay in zip((signal.SIGKILL, signal.SIGINT, signal.SIGTERM), delays, strict=True):
         before = set(tmp_path.iterdir())  # a build that was stopped early has not yet cleaned up after a killed one
         process = start(args, tmp_path)
@@ -225,16 +230,16 @@ def test_whatever_stops_a_build_the_next_one_works(tiny_checkpoint, tmp_path):
             assert set(tmp_path.iterdir()) <= before
             assert err.splitlines()[-1].startswith("interrupted: nothing")
 
-    process = start((*args, "--force"), tmp_path)
+    process = start((*args, "--force"), tmp_path, REMEMBERING)  # the end alone is looked at
     for line in process.stderr:
         if "check:" in line:
             break
-    time.sleep(random.uniform(0, 0.3))
+    time.sleep(random_of.uniform(0, 0.3))
     process.kill()
     process.communicate()
     check_what_is_there(tmp_path / "b")
 
-    process = start(args, tmp_path)
+    process = start(args, tmp_path, REMEMBERING)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     check_what_is_there(tmp_path / "b")

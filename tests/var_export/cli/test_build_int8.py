@@ -260,13 +260,12 @@ def test_an_int8_bundle_is_no_base(call, made, tmp_path, no_drawing):
     one_line(call(*arguments(made, tmp_path / "out")), "bundle in fp32 that has the stepwise form", "is int8")
 
 
-def test_a_base_without_the_stepwise_form_is_refused(call, tiny_checkpoint, tmp_path, no_drawing):
-    base = tmp_path / "fused-only"
-    assert call("build", tiny_checkpoint, "--precision", "fp32", "--form", "fused", "--out", base)[0] == 0
+def test_a_base_without_the_stepwise_form_is_refused(call, altered, tmp_path, no_drawing):
+    base = altered(form="fused")
     for form in ("stepwise", "fused", "both"):
         answer = call(*arguments(base, tmp_path / "out", "--form", form))
         one_line(answer, base, "that has the stepwise form", "is fp32, fused")
-    assert names(tmp_path) == ["fused-only"]
+    assert names(tmp_path) == [base.name]
 
 
 def test_pictures_for_the_encoder(call, tiny_build, tmp_path):

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import engines.backends.cuda
+from calib.keys import code_digest
 from engines.backends.tensorrt import library
 from engines.errors import BackendError
 from tests.emulation import HostCuda, HostTensorRT, HostTensorRTX
+from tests.kept import made_once
 from tests.support import tiny_config
 from var_export.cli.common import torch_threads
 from var_export.cli.main import main
@@ -24,15 +26,17 @@ QUICK = ("--model", "d16", "--precision", "fp32,fp16", "--backend", "tensorrt", 
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory):
-    """The tiny model's bundles, once for all tests."""
-    out = tmp_path_factory.mktemp("gpu-check-bundles")
-    with pytest.MonkeyPatch.context() as patch, torch_threads(1):
-        patch.setattr(building, "RANDOM", {"d16": TINY})
-        for precision in ("fp32", "fp16"):
-            step = CheckStep(kind="bundle", model="d16", precision=precision, form="both")
-            building.bundle(StepJob(step=step, out=out), lambda line, done=None: None)
-    return out / "bundles"
+def bundles():
+    """The tiny model's bundles. Shared: copy them before changing a file."""
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch, torch_threads(1):
+            patch.setattr(building, "RANDOM", {"d16": TINY})
+            for precision in ("fp32", "fp16"):
+                step = CheckStep(kind="bundle", model="d16", precision=precision, form="both")
+                building.bundle(StepJob(step=step, out=folder), lambda line, done=None: None)
+
+    return made_once("gpu-check", f"{code_digest(())} {TINY}", make) / "bundles"
 
 
 @pytest.fixture
