@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.metadata
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,18 +27,6 @@ def locked(name: str) -> Iterator[Path]:
     with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield path
-
-
-def digest_of_code(sources: Iterable[str | Path], packages: Iterable[str] = ()) -> str:
-    """SHA-256 of Python files, folders of them (relative to the checkout) and versions of installed packages."""
-    digest = hashlib.sha256(sys.version.encode())
-    for package in packages:
-        digest.update(f"{package} {importlib.metadata.version(package)}\0".encode())
-    for source in sources:
-        place = ROOT / source
-        for file in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            digest.update(f"{os.path.relpath(file, ROOT)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def made_once(name: str, key: str, make: Callable[[Path], None]) -> Path:

@@ -48,6 +48,22 @@ def test_fidelity_page_holds_the_thresholds():
     assert others == [], "thresholds stand on one page"
 
 
+def rooms() -> list[str]:
+    """Every folder of code and every module beside them, as docs/architecture.md writes them."""
+    entries = [entry for package in ("var_export", "calib", "engines") for entry in (ROOT / package).iterdir()]
+    folders = [f"{entry.parent.name}/{entry.name}/" for entry in entries if any(entry.glob("*.py"))]
+    modules = [
+        f"{entry.parent.name}/{entry.name}" for entry in entries if entry.suffix == ".py" and entry.stem[:2] != "__"
+    ]
+    return sorted(folders + modules)
+
+
+def test_every_room_has_a_row():
+    """A row of a room that is gone fails too."""
+    rows = re.findall(r"^\| `((?:var_export|calib|engines)/\w+(?:/|\.py))` \|", text_of("docs/architecture.md"), re.M)
+    assert sorted(rows) == rooms()
+
+
 # Where the options of a command are: a page, or a section of one.
 OPTIONS = {
     "var-run": ["docs/var-run.md"],

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import inspect
 import io
 import os
 import pickle
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.kept import KEPT, digest_of_code, locked
+from engines.storage import source_digest
+from tests.kept import KEPT, locked
 
 FOLDER = "traces"
 FORMAT = 2  # of what is kept
@@ -104,14 +107,15 @@ def _key(module: Any, args: Any, options: Any) -> str:
 
     content = io.BytesIO()
     Content(content).dump((module, args, options | {"dynamic_shapes": repr(options.get("dynamic_shapes"))}))
-    files = {inspect.getfile(type(part)) for part in module.modules()}
-    own = digest_of_code(sorted(file for file in files if "site-packages" not in file))
+    classes = {type(part) for part in module.modules()}
+    own = sorted(map(inspect.getsource, (each for each in classes if each.__module__.partition(".")[0] != "torch")))
     return hashlib.sha256(f"{FORMAT} {_code()} {own} ".encode() + content.getvalue()).hexdigest()
 
 
 @functools.cache
 def _code() -> str:
-    return digest_of_code(SOURCES, PACKAGES)
+    versions = [importlib.metadata.version(name) for name in PACKAGES]
+    return f"{source_digest(SOURCES)} {versions} {sys.version}"
 
 
 def _forget() -> None:
