@@ -7,100 +7,75 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import click
 
-from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, peak_memory, show, tell, version
-from engines.files.jobs import Item, Job, Made, Sink, run_job
+from engines.cli.sinks import ImageSinks
+from engines.draw.results import ImageSource, Timings
+from engines.files.jobs import ImageJob, Item, Made, run_job
 
 if TYPE_CHECKING:
-    from engines.cli.options import Options
-    from engines.draw.pipeline import Pipeline
-    from engines.draw.results import Timings
-    from engines.triton.client import RemotePipeline
+    from engines.cli.options import RunOptions
 
 SHOWN_FILES = 4
 PLAIN_PROGRESS_SECONDS = 10.0
+Source = TypeVar("Source", bound=ImageSource)
 
 
-class Execution:
+@dataclass(frozen=True)
+class Opened(Generic[Source]):
+    """A bundle that can be asked, and what draws with it once there is something to draw."""
+
+    manifest: Manifest
+    place: str
+    """The bundle's folder, or the address of the server that has it."""
+    load: Callable[[], Source]
+
+
+class Execution(Generic[Source]):
     """One job from its first check to its report.
 
     Args:
         options: of the command.
-        drawer: what draws: a bundle, loaded when the first image is due, or a server.
+        opened: what draws, loaded when the first image is due.
         job: the items.
-        produce: makes a batch of them with `self.pipeline`, or with `self.source`.
+        sinks: where they go.
+        produce: makes a batch of them.
     """
 
     def __init__(
         self,
-        options: Options,
-        drawer: Bundle | RemotePipeline,
-        job: Job,
-        produce: Callable[[Sequence[Item]], Made],
+        options: RunOptions,
+        opened: Opened[Source],
+        job: ImageJob,
+        sinks: ImageSinks,
+        produce: Callable[[Source, Sequence[Item]], Made],
     ) -> None:
-        self._options, self._drawer, self._job, self._produce = options, drawer, job, produce
-        self._facts = drawer.manifest
-        self._remote = None if isinstance(drawer, Bundle) else drawer
-        self._pipeline: Pipeline | None = None
-        self._timings: Timings | None = None
-        self._load_seconds = self._total_seconds = 0.0
+        self._options, self._opened, self._job, self._sinks, self._produce = options, opened, job, sinks, produce
+        self._source: Source | None = None
         self._runtime: dict[str, Any] | None = None
+        self._timings = Timings()
+        self._load_seconds = self._total_seconds = 0.0
         self.extra: dict[str, Any] = {}
         """More for the report."""
 
-    @property
-    def pipeline(self) -> Pipeline:
-        """The engines, loaded on first use."""
-        if self._pipeline is None:
-            from engines.draw.pipeline import Pipeline
-
-            start = time.perf_counter()
-            options = self._options
-            assert isinstance(self._drawer, Bundle), "a server needs no engines here"
-            self._pipeline = Pipeline.load(
-                self._drawer.path, form=options.form, max_batch=options.batch, **vars(options.runtime)
-            )
-            self._runtime = self._pipeline.describe_runtime()
-            self._load_seconds = time.perf_counter() - start
-        return self._pipeline
-
-    @property
-    def source(self) -> Pipeline | RemotePipeline:
-        """What draws: the engines, or a server."""
-        if self._remote is None:
-            return self.pipeline
-        if self._runtime is None:
-            self._runtime = self._remote.describe_runtime()
-        return self._remote
-
-    def add_timings(self, timings: Timings) -> None:
-        """Sum the timings of a batch; a server's are its own."""
-        if self._remote is not None:
-            return
-        if self._timings is None:
-            self._timings = timings
-            return
-        total = self._timings
-        total.cond += timings.cond
-        total.decode += timings.decode
-        total.total += timings.total
-        total.scales = [a + b for a, b in zip(total.scales, timings.scales, strict=True)]
-
-    def run(self, make_sinks: Callable[[], tuple[list[Sink], list[Sequence[Path]]]]) -> None:
-        """Make what is missing, then report on stdout."""
-        sinks, files = make_sinks()
+    def run(self, remark: str | None = None) -> None:
+        """Make what is missing, then report on stdout. `remark`: to tell before, once the files can be written."""
+        sinks, files = self._sinks.open()
+        if remark is not None:
+            tell(remark)
         total = len(self._job.items)
         try:
             with _progress(total, self._options.batch) as progress:
                 made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=progress)
         finally:
-            if self._pipeline is not None:
-                self._pipeline.close()
+            if self._source is not None:
+                self._source.close()
         if self._options.as_json:
             json_out(self._document([file for group in files for file in group], made))
             return
@@ -109,9 +84,15 @@ class Execution:
             _list(group)
 
     def _timed(self, items: Sequence[Item]) -> Made:
-        _ = self.source  # loading has its own figure
         start = time.perf_counter()
-        made = self._produce(items)
+        if self._source is None:
+            self._source = self._opened.load()
+            self._runtime = self._source.describe_runtime()
+            loaded = time.perf_counter()
+            self._load_seconds, start = loaded - start, loaded
+        made = self._produce(self._source, items)
+        if made.timings is not None:
+            self._timings.add(made.timings)
         self._total_seconds += time.perf_counter() - start
         return made
 
@@ -128,7 +109,8 @@ class Execution:
 
     def _document(self, files: Sequence[Path], made: int) -> dict[str, Any]:
         """What --json prints; seconds are sums over the images made now, null where they were not taken."""
-        taken = self._timings
+        taken = self._timings if self._timings.scales else None
+        facts = self._opened.manifest
         return {
             "files": [str(file) for file in files],
             "images": len(self._job.items),
@@ -144,10 +126,10 @@ class Execution:
             },
             "peak_memory_bytes": peak_memory(),
             "bundle": {
-                "path": str(self._drawer.path if isinstance(self._drawer, Bundle) else self._drawer.url),
-                "name": self._facts.name,
-                "precision": self._facts.precision,
-                "build_key": self._facts.build_key,
+                "path": self._opened.place,
+                "name": facts.name,
+                "precision": facts.precision,
+                "build_key": facts.build_key,
             },
             "versions": {"var_export": version(), "python": platform.python_version()},
             "runtime": self._runtime,

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from engines.cli.common import POSITIVE, given, guarded, runtime_options, version_option
-from engines.cli.options import Options
+from engines.cli.options import RunOptions, sampling_options
 from engines.spec.choices import FITS, FORMS
+from engines.spec.sampling import OPTIONS
 
 _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
 _EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
-_SAMPLING = ("seed", "count", "cfg", "top_k", "top_p", "temperature", "smooth", "form", "preview", "save_tokens")
+_SAMPLING = ("seed", "count", *(option.name for option in OPTIONS), "form", "preview", "save_tokens")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
     ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
@@ -61,11 +62,7 @@ _PATH = click.Path(path_type=Path)
     help="Seed of the first image; image k has SEED + k.",
 )
 @click.option("--count", type=POSITIVE, default=1, show_default=True, help="Images per class.")
-@click.option("--cfg", type=float, help="Guidance; 0 is none, and half the work.")
-@click.option("--top-k", type=int, help="Draw each token from its K likeliest.")
-@click.option("--top-p", type=float, help="Draw each token from the likeliest that sum to P.")
-@click.option("--temperature", type=float, help="Of the token distribution.")
-@click.option("--smooth", is_flag=True, help="Mix codebook entries: softer pictures, from bundles built with --smooth.")
+@sampling_options
 @click.option(
     "--engine",
     type=_PATH,
@@ -127,7 +124,7 @@ def run(context: click.Context, /, **values: Any) -> None:
     An image follows from its class, its seed and the settings, whatever else is made with it. A command that
     was interrupted continues when it is given again: images that are there are not made twice.
     """
-    options = Options(**values)
+    options = RunOptions(**values)
     _check_conflicts(context)
     from engines.cli import actions
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from engines.draw.results import Timings
+
 JOB_FILE = "job.json"
 JOB_FORMAT = 1
 MAX_IMAGES = 5_000_000  # a job has no more: a hundred times the 50,000 of an FID, and some seconds to prepare
@@ -53,10 +55,12 @@ class Made:
     """The token maps of all scales, (B, tokens of an image) int64, where asked for."""
     previews: Sequence[NDArray[np.uint8]] = ()
     """The pictures after each scale, each (B, h, w, 3) uint8, where asked for."""
+    timings: Timings | None = None
+    """What the engines took, where they tell."""
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """The images to make, in order, with the settings that they share."""
 
     items: tuple[Item, ...]
@@ -106,7 +110,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> Job:
+def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> ImageJob:
     """`count` images of each class in order; image k of the whole job has the seed `seed` + k.
 
     Args:
@@ -129,11 +133,11 @@ def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping
     for index in range(total):
         class_id = classes[index // count]
         items.append(Item(index, class_id, seed + index, _digest(f"{shared} {class_id} {seed + index}")))
-    return Job(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
+    return ImageJob(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
 
 
 def run_job(
-    job: Job,
+    job: ImageJob,
     sinks: Sequence[Sink],
     produce: Callable[[Sequence[Item]], Made],
     *,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engines.errors import UsageError
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Made, hash_of, held, read_job_file
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, hash_of, held, read_job_file
 from engines.storage import Lock, parts, write_json, writing
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class NpzRows:
 
     def __init__(
         self,
-        job: Job,
+        job: ImageJob,
         path: Path,
         arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
         rows: Callable[[Sequence[Item], Made], Mapping[str, NDArray[Any]]],

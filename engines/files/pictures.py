@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engines.errors import UsageError
 from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_png_text, save_png, strip
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, Item, Job, Made, hash_of, held, read_job_file
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, hash_of, held, read_job_file
 from engines.storage import Lock, parts, write_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Pictures:
 
     def __init__(
         self,
-        job: Job,
+        job: ImageJob,
         paths: Sequence[Path],
         text: Callable[[Item], Mapping[str, str]],
         *,
@@ -141,7 +141,7 @@ class Grid:
 
     def __init__(
         self,
-        job: Job,
+        job: ImageJob,
         path: Path,
         text: Mapping[str, str],
         *,

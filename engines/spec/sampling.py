@@ -88,6 +88,8 @@ class Sampling:
         for option in OPTIONS:
             if not option.holds(value := getattr(self, option.name)):
                 raise UsageError(f"sampling.{option.refusal(value)}")
+            if option.kind == "float":  # as JSON may have it without a point
+                object.__setattr__(self, option.name, float(value))
 
     def fitted(self, max_top_k: int) -> Sampling:
         """The same with what a bundle can do that sorts so many tokens."""
