@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, print_table, show, tell
-from engines.cli.execute import Execution, Opened
+from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import RunOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
@@ -58,7 +58,7 @@ def generate(options: RunOptions) -> None:
         def produce(source: ImageSource, items: Sequence[Item]) -> Made:
             return draw(source, items, settings, preview=options.preview)
 
-        Execution(options, opened, job, sinks, produce).run()
+        ImageRun(options, opened, job, sinks, produce).run()
 
 
 def draw(source: ImageSource, items: Sequence[Item], settings: dict[str, Any], *, preview: bool, **more: Any) -> Made:
@@ -96,7 +96,7 @@ def decode_tokens(options: RunOptions, path: Path) -> None:
         rows = tokens[[item.index for item in batch]]
         return Made(pipeline.decode(rows), rows)
 
-    Execution(options, opened, job, ImageSinks(options, manifest, job, naming), produce).run()
+    ImageRun(options, opened, job, ImageSinks(options, manifest, job, naming), produce).run()
 
 
 def reconstruct(options: RunOptions, path: Path) -> None:
@@ -114,7 +114,7 @@ def reconstruct(options: RunOptions, path: Path) -> None:
         execution.extra["psnr_db"] = None if math.isinf(quality) else quality
         return Made(images)
 
-    execution = Execution(options, opened, job, ImageSinks(options, manifest, job, naming), produce)
+    execution = ImageRun(options, opened, job, ImageSinks(options, manifest, job, naming), produce)
     execution.run()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cli.actions import draw, job_settings, literal, open_local
-from engines.cli.execute import Execution
+from engines.cli.execute import ImageRun
 from engines.cli.options import RunOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import ImageSinks, names_of
@@ -58,7 +58,7 @@ def edit(options: RunOptions, path: Path) -> None:
         images = np.stack([canvas.lay_over(picture, image, redrawn) for image in made.images])
         return replace(made, images=images)
 
-    execution = Execution(options, opened, job, sinks, produce)
+    execution = ImageRun(options, opened, job, sinks, produce)
     execution.extra["redrawn_cells"] = int(redrawn.sum())
     execution.run(f"{canvas.describe(path.name)}; {redrawn.sum()} of {redrawn.size} cells are redrawn")
 

@@ -37,7 +37,7 @@ class Opened(Generic[Source]):
     load: Callable[[], Source]
 
 
-class Execution(Generic[Source]):
+class ImageRun(Generic[Source]):
     """One job from its first check to its report.
 
     Args:
