@@ -1,7 +1,9 @@
 """Calibration and quantisation to INT8, torch-free.
 
-a bundle in float      layers.py       which products can be quantised, by the names of their weights
-     |                 collect.py      activations of the real scale loop --> statistics.py --> calibration.py (a file)
-     v                 policy.py       which of them are, and how
-a bundle in INT8       quantize.py     Q/DQ pairs and products with ranges per token put into the graphs
+    a bundle in float --> observe   activations of the real scale loop --> statistics --> calibration (a file)
+            |             choose    which layers are quantised, how, and with which ranges and factors
+            v             rewrite   integer products put into the graphs
+    a bundle in INT8  --> judge     what it costs, layer by layer and as a whole
+
+`quantise` runs the stages; `graphs` holds what all of them, and builds from a checkpoint, do with ONNX graphs.
 """

@@ -38,7 +38,6 @@ class Runs:
 def verify(
     pipeline: Pipeline,
     golden: Mapping[str, Array],
-    precision: str | None = None,
     on_runs: Callable[[Runs], None] = lambda runs: None,
 ) -> Report:
     """Hold a pipeline against a reference run: of either form its draws and images, of the stepwise one each stage.
@@ -46,7 +45,6 @@ def verify(
     Args:
         pipeline: what to judge.
         golden: arrays of `engines.spec.golden_run.GOLDEN_ARRAYS`.
-        precision: whose thresholds to judge by; the bundle's own, unless the pipeline emulates another.
         on_runs: called with what the engine drew, for whoever shows it.
 
     """
@@ -57,7 +55,7 @@ def verify(
     same = runs.free.tokens == tokens
     differing = [scale for scale in range(config.num_scales) if not same[:, config.scale_slice(scale)].all()]
     return Report(
-        precision=precision or pipeline.bundle.precision,
+        precision=pipeline.bundle.precision,
         images=len(tokens),
         draws=float((runs.forced.drawn == tokens).mean()),
         image_psnr=psnr(runs.forced.images, image),
