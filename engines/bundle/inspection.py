@@ -73,7 +73,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
         "labels": None if bundle.labels is None else len(bundle.labels),
         "model": config.to_dict()
         | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
-        "bytes": sum(entry.size for entry in bundle.files.values()),
+        "bytes": bundle.total_bytes,
         "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
         "plans": [plans.to_dict() | {"states": plan_states(bundle, plans)} for plans in bundle.plans],
         "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},

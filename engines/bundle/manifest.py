@@ -190,6 +190,11 @@ class Manifest:
         """Size of the weight file."""
         return self.files[WEIGHTS].size
 
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files together, without the manifest and the plans."""
+        return sum(entry.size for entry in self.files.values())
+
 
 def needed_files(form: str) -> list[str]:
     """Files of a bundle of this form, beside the manifest."""

@@ -194,7 +194,7 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
 
 def _summary(built: Built, seconds: float) -> None:
     bundle = built.bundle
-    size = mebibytes(sum(entry.size for entry in bundle.files.values()))
+    size = mebibytes(bundle.total_bytes)
     if built.reused:
         show(f"up to date: {bundle.path} ({size})")
     else:
@@ -220,7 +220,7 @@ def _document(built: Built, seconds: float) -> dict[str, Any]:
         "name": bundle.name,
         "reused": built.reused,
         "seconds": seconds,
-        "bytes": sum(entry.size for entry in bundle.files.values()),
+        "bytes": bundle.total_bytes,
         "precision": bundle.precision,
         "form": bundle.form,
         "target": bundle.target,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from engines.cli.common import POSITIVE, Figure, json_option, json_out, print_table, show
 from engines.errors import UsageError
 from engines.spec import policy
-from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, TENSORRT
+from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE, TENSORRT
 from engines.words import counted, mebibytes
 from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, checkpoint_options, needs_export_packages
 
@@ -221,7 +222,7 @@ def _print(estimate: Estimate) -> None:
     exact = device.peaks[load.high]
     if device.peak(load.high) > exact:
         show(f"with FP16 accumulators; a runtime that accumulates in FP32 has {_tera(exact)} TFLOP/s")
-    if load.form == "stepwise":
+    if load.form == STEPWISE:
         show(f"classes not drawn before take {estimate.cond.seconds * 1e3:.3f} ms more at least, once each")
 
 
@@ -283,9 +284,11 @@ def _compare(load: Workload, estimates: list[Estimate]) -> None:
         device = estimate.device
         able = device.supports(load.precision)
         fits = ("yes" if estimate.fits else "no") if able else f"no {load.precision}"
-        speed = (Figure(estimate.images_per_s, ".3g"), Figure(estimate.seconds * 1e3, ".1f"), estimate.bound_by)
+        speed: Sequence[object] = "---"
+        if able:
+            speed = (Figure(estimate.images_per_s, ".3g"), Figure(estimate.seconds * 1e3, ".1f"), estimate.bound_by)
         first = (device.name, mebibytes(estimate.usable_bytes), fits, estimate.largest_batch)
-        rows.append((*first, *(speed if able else "---"), ", ".join(device.targets)))
+        rows.append((*first, *speed, ", ".join(device.targets)))
     headers = ("device", "usable", "fits", "largest batch", "images/s at most", "least ms", "bound by", "targets")
     print_table(rows, headers)
     show("\nbounds, not predictions: nothing is faster at the rated clocks. --device NAME shows the parts.")

@@ -51,13 +51,12 @@ def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> N
 
 def _print(bundle: Bundle, states: dict[str, str]) -> None:
     c, s, t, v = bundle.config, bundle.sampling, bundle.config.transformer, bundle.config.vae
-    total = sum(entry.size for entry in bundle.files.values())
     recorded = bundle.provenance.get("checkpoint") or {}
     versions = bundle.provenance.get("versions") or {}
     quantised = bundle.provenance.get("quantisation") or {}
     labels = "no labels" if bundle.labels is None else f"{len(bundle.labels)} labels"
     lines = {
-        "bundle": f"{bundle.path} ({mebibytes(total)})",
+        "bundle": f"{bundle.path} ({mebibytes(bundle.total_bytes)})",
         "model": f"{bundle.name}, {c.image_size}x{c.image_size} pixels",
         "transformer": f"depth {t.depth}, width {t.width}, {t.heads} heads of {t.head_dim}, MLP {t.mlp_hidden}",
         "VQ-VAE": f"{v.vocab_size} codes of {v.z_channels} channels, width {v.ch} x {', '.join(map(str, v.ch_mult))}",

@@ -22,7 +22,6 @@ LOADED = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx",
 def bundle_facts(bundle: Bundle) -> Facts:
     """What is in a bundle."""
     config, checkpoint = bundle.config, bundle.provenance.get("checkpoint") or {}
-    total = sum(entry.size for entry in bundle.files.values())
     files = Table(
         "Files of the bundle",
         ("file", "SHA-256", "size"),
@@ -37,7 +36,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
         ("precision", bundle.precision.upper() + _ways(bundle)),
         ("forms", " and ".join(bundle.forms) + (", can be smoothed" if bundle.smooth else "")),
         ("graphs for", bundle.target),
-        ("size", f"{size(total)} in {counted(len(bundle.files), 'file')}"),
+        ("size", f"{size(bundle.total_bytes)} in {counted(len(bundle.files), 'file')}"),
         ("plans", "; ".join(map(str, bundle.plans))),
         ("checkpoint", ", ".join(map(str, checkpoint.get("files", ())))),
         ("checkpoint's SHA-256", str(checkpoint.get("sha256", ""))),

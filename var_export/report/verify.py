@@ -253,11 +253,10 @@ def _costs(verified: Verified) -> Facts:
     images, runs = len(verified.golden["tokens"]), verified.runs
     free = duration(runs.free.timings.total / images)
     cold = duration((runs.forced.timings.total - runs.forced.timings.outside) / images)
-    total = sum(entry.size for entry in verified.bundle.files.values())
     pairs = [
         ("drawn freely", f"{free} an image, the mean of {images}, one at a time"),
         ("first run", f"{cold} an image in the engines, with forced tokens"),
         ("peak memory", f"{size(verified.peak_memory)} of the whole check"),
-        ("bundle", size(total)),
+        ("bundle", size(verified.bundle.total_bytes)),
     ]
     return Facts("Whole images, memory", pairs)
