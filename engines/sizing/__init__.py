@@ -3,5 +3,6 @@
 models.py      the official sizes by name        devices.py   figures of devices, each with its source
 cost.py        operations of cond and step       roofline.py  bytes and FLOPs -> the least time
 decoder.py     operations of decode              memory.py    bytes of weights, cache, buffers, activations
+workload.py    what is to run
 estimate.py    all of it for one workload on one device
 """

@@ -9,15 +9,16 @@ type. A runtime takes more. Two parts of that are known well enough for an allow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engines.sizing import cost
 from engines.sizing.cost import BYTES, CONVOLUTION, GEMM, PREFIX_SUM
-from engines.sizing.decoder import decode_norm_bytes, decode_operations
+from engines.sizing.decoder import decode_norm_bytes
 from engines.sizing.quantised import FLOATS, Quantisation, weights_by_way
-from engines.sizing.roofline import cache_bytes, tensor_bytes
+from engines.sizing.roofline import cache_bytes, modulation_bytes, tensor_bytes
+from engines.sizing.workload import Workload
 from engines.spec import contract
 from engines.spec.config import ModelConfig, num_phi
 
@@ -94,59 +95,26 @@ class Memory:
         }
 
 
-def memory(
-    config: ModelConfig,
-    precision: str,
-    *,
-    images: int,
-    rows: int,
-    max_top_k: int,
-    form: str,
-    tokens_only: bool,
-    smooth: bool = False,
-    quantisation: Quantisation = FLOATS,
-    on_gpu: bool = True,
-) -> Memory:
-    """Count the bytes that B images in N rows of the transformer need.
-
-    Args:
-        config: the model.
-        precision: `fp32`, `fp16` or `bf16`, of all that is not quantised.
-        images: B.
-        rows: N.
-        max_top_k: longest sorted list of the sampler.
-        form: `stepwise` or `fused`.
-        tokens_only: leave the decoder out.
-        smooth: as the bundle was built.
-        quantisation: which layers are in INT8.
-        on_gpu: add what a CUDA context and a plan take.
-
-    """
-    fused = form == "fused"
-    decode = [] if tokens_only else quantisation.apply(decode_operations(config, precision, images))
-    cond = quantisation.apply(cost.cond_operations(config, precision, 1))
-    step = quantisation.apply(cost.step_operations(config, precision, 0, images=1, rows=1, max_top_k=max_top_k))
-    steps = (
-        cost.step_operations(
-            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
-        )
-        for scale in range(config.num_scales)
-    )
+def memory(load: Workload) -> Memory:
+    """Count the bytes that a workload needs; of a GPU, with what a CUDA context and a plan take."""
+    config, precision, fused = load.config, load.high, load.form == "fused"
+    decode, cond = load.decode_operations(), load.cond_operations(1)
+    steps = [load.step_operations(scale) for scale in range(config.num_scales)]
     # What the fused call keeps between its scales lies in buffers of the loop otherwise.
-    kept = _modulation(config, rows) + _feature_map(config, images) if fused else 0
-    cached = cache_bytes(config, precision, config.scale_offsets[-1], rows)
-    buffers: Callable[[ModelConfig, int, int, bool, bool], int] = _fused_buffers if fused else _stepwise_buffers
+    kept = modulation_bytes(config, load.rows) + _feature_map(config, load.images) if fused else 0
+    cached = cache_bytes(config, precision, config.scale_offsets[-1], load.rows)
+    allowance = CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, load.max_top_k))
     return Memory(
-        transformer=step_weights(config, precision, max_top_k, quantisation),
-        conditioning=cond_weights(config, precision, quantisation),
+        transformer=step_weights(config, precision, load.max_top_k, load.quantisation),
+        conditioning=cond_weights(config, precision, load.quantisation),
         decoder=cost.total_weights(decode) + decode_norm_bytes(config) if decode else 0,
-        scale_constants=constant_bytes(config, smooth=smooth),
-        kv_cache=cached if fused else cached + _unread(config, precision, rows),
-        loop_buffers=buffers(config, images, rows, tokens_only, smooth),
+        scale_constants=constant_bytes(config, smooth=load.smooth),
+        kv_cache=cached if fused else cached + _unread(config, precision, load.rows),
+        loop_buffers=_fused_buffers(load) if fused else _stepwise_buffers(load),
         step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
         decoder_activations=max((op.live_bytes for op in decode), default=0),
-        by_way=weights_by_way([*cond, *step, *decode]),
-        allowance=CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, max_top_k)) if on_gpu else 0,
+        by_way=weights_by_way([*cond, *steps[0], *decode]),
+        allowance=0 if load.target == "onnxruntime" else allowance,
     )
 
 
@@ -188,32 +156,28 @@ def _unread(config: ModelConfig, precision: str, rows: int) -> int:
     return cache_bytes(config, precision, config.scale_lengths[-1], rows) // config.transformer.depth
 
 
-def _modulation(config: ModelConfig, rows: int) -> int:
-    sizes = config.transformer
-    return rows * (6 * sizes.depth + 2) * sizes.width * _FLOAT
-
-
 def _feature_map(config: ModelConfig, images: int) -> int:
     return images * config.vae.z_channels * config.latent_size**2 * _FLOAT
 
 
-def _stepwise_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
+def _stepwise_buffers(load: Workload) -> int:
     """Bytes of `draw.workspace.Workspace` without the cache, and of `cond`'s tensors for classes not drawn before."""
-    inputs, _ = contract.resolve(contract.STEP, config, "fp32", smooth=smooth)
+    config, images, rows = load.config, load.images, load.rows
+    inputs, _ = contract.resolve(contract.STEP, config, "fp32", smooth=load.smooth)
     per_image = (
         3 * config.vae.z_channels * config.latent_size**2 * _FLOAT  # zeros, and two feature maps in turns
         + config.num_tokens * (3 * _LONG + _FLOAT + 1)  # tokens, drawn, forced tokens; uniforms; mask
         + config.scale_lengths[-1] * config.vae.vocab_size * _FLOAT  # logits
         + config.num_scales * _FLOAT  # guidance
         + tensor_bytes([info for info in inputs if info.shape == ("B",) and info.name != "guidance"], {"B": 1})
-        + (0 if tokens_only else 3 * config.image_size**2)
-        + (_smoothing(config) if smooth else 0)
+        + (0 if load.tokens_only else 3 * config.image_size**2)
+        + (_smoothing(config) if load.smooth else 0)
     )  # fmt: skip
     x = (config.num_tokens + 1) * config.transformer.width * _FLOAT
     labels = images + (rows > images)  # one per image at most, and the unconditional one
     first = config.scale_lengths[0] * config.transformer.width * _FLOAT
-    cond = labels * (_LONG + first) + _modulation(config, labels)
-    return images * per_image + rows * (x + _LONG) + _modulation(config, rows) + cond
+    cond = labels * (_LONG + first) + modulation_bytes(config, labels)
+    return images * per_image + rows * (x + _LONG) + modulation_bytes(config, rows) + cond
 
 
 def _smoothing(config: ModelConfig) -> int:
@@ -221,8 +185,8 @@ def _smoothing(config: ModelConfig) -> int:
     return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT
 
 
-def _fused_buffers(config: ModelConfig, images: int, rows: int, tokens_only: bool, smooth: bool) -> int:
+def _fused_buffers(load: Workload) -> int:
     """Bytes of the `engines.draw.workspace.GraphWorkspace` of the fused graph."""
-    inputs, outputs = contract.resolve(contract.FUSED, config, "fp32", smooth=smooth)  # no cache among them
-    tensors = [info for info in (*inputs, *outputs) if not (tokens_only and info.name == "image")]
-    return tensor_bytes(tensors, {"B": images, "N": rows})
+    inputs, outputs = contract.resolve(contract.FUSED, load.config, "fp32", smooth=load.smooth)  # no cache among them
+    tensors = [info for info in (*inputs, *outputs) if not (load.tokens_only and info.name == "image")]
+    return tensor_bytes(tensors, {"B": load.images, "N": load.rows})

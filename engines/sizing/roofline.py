@@ -9,20 +9,20 @@ they are not among them; and what the last-level cache can hold when a call begi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engines.sizing import cost
 from engines.sizing.cost import BYTES, next_tokens
-from engines.sizing.decoder import decode_norm_bytes, decode_operations
+from engines.sizing.decoder import decode_norm_bytes
 from engines.sizing.devices import Device
-from engines.sizing.quantised import FLOATS, Quantisation
+from engines.sizing.workload import Workload
 from engines.spec import contract
 from engines.spec.config import ModelConfig
 
 MEMORY, COMPUTE = "memory", "compute"
-DTYPE_BYTES = {"float32": 4, "float16": 2, "int64": 8, "uint8": 1, "bool": 1}
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,11 @@ def slower_side(bounds: Iterable[Bound]) -> str:
 
 def tensor_bytes(infos: Iterable[contract.TensorInfo], sizes: Mapping[str, int]) -> int:
     """Bytes of graph tensors whose varying dimensions have these `sizes`."""
-    total = 0
-    for info in infos:
-        count = 1
-        for dim in info.shape:
-            count *= sizes[dim] if isinstance(dim, str) else dim
-        total += count * DTYPE_BYTES[info.dtype]
-    return total
+    return sum(
+        math.prod(sizes[dim] if isinstance(dim, str) else dim for dim in info.shape)
+        * contract.storage(info.dtype).itemsize
+        for info in infos
+    )
 
 
 def cache_bytes(config: ModelConfig, precision: str, tokens: int, rows: int) -> int:
@@ -104,43 +102,27 @@ def cache_bytes(config: ModelConfig, precision: str, tokens: int, rows: int) -> 
     return 2 * config.transformer.depth * tokens * rows * config.transformer.width * BYTES[precision]
 
 
-def step_work(
-    config: ModelConfig,
-    precision: str,
-    scale: int,
-    *,
-    images: int,
-    rows: int,
-    max_top_k: int,
-    form: str,
-    smooth: bool = False,
-    quantisation: Quantisation = FLOATS,
-) -> Work:
+def modulation_bytes(config: ModelConfig, rows: int) -> int:
+    """Bytes of the AdaLN vectors of all blocks and of the head, for some rows."""
+    sizes = config.transformer
+    return rows * (6 * sizes.depth + 2) * sizes.width * BYTES["fp32"]
+
+
+def step_work(load: Workload, scale: int) -> Work:
     """One scale: a call of `step`, or that part of the fused call."""
-    operations = quantisation.apply(
-        cost.step_operations(
-            config, precision, scale, images=images, rows=rows, max_top_k=max_top_k, form=form, smooth=smooth
-        )
-    )
-    read = {
-        "weights": cost.total_weights(operations),
-        "cache": cache_bytes(config, precision, config.scale_offsets[scale], rows),
-    }
-    written = {"cache": cache_bytes(config, precision, config.scale_lengths[scale], rows)}
+    config, operations = load.config, load.step_operations(scale)
+    length, cached = config.scale_lengths[scale], config.scale_offsets[scale]
+    read = {"weights": cost.total_weights(operations), "cache": cache_bytes(config, load.high, cached, load.rows)}
+    written = {"cache": cache_bytes(config, load.high, length, load.rows)}
     last = scale == config.num_scales - 1
-    if form == "fused":
-        read["modulation"] = _modulation_bytes(config, rows)
+    if load.form == "fused":
+        read["modulation"] = modulation_bytes(config, load.rows)
         if last:  # nobody reads the last keys and values
             written = {}
     else:
-        sizes = {
-            "B": images,
-            "N": rows,
-            "L": config.scale_lengths[scale],
-            "M": next_tokens(config, scale, form),
-            "P": config.scale_offsets[scale],
-        }
-        inputs, outputs = step_tensors(config, smooth=smooth)
+        following = next_tokens(config, scale, load.form)
+        sizes = {"B": load.images, "N": load.rows, "L": length, "M": following, "P": cached}
+        inputs, outputs = step_tensors(config, smooth=load.smooth)
         read["inputs"], written["outputs"] = tensor_bytes(inputs, sizes), tensor_bytes(outputs, sizes)
         if last:  # all blocks write theirs to one place (`engines/draw/workspace.py`)
             written["cache"] //= config.transformer.depth
@@ -159,23 +141,18 @@ def step_tensors(
     )
 
 
-def _modulation_bytes(config: ModelConfig, rows: int) -> int:
-    sizes = config.transformer
-    return rows * (6 * sizes.depth + 2) * sizes.width * BYTES["fp32"]
-
-
-def cond_work(config: ModelConfig, precision: str, labels: int, quantisation: Quantisation = FLOATS) -> Work:
-    """The conditioning of some labels; the fused graph does one label per row in every call."""
-    operations = quantisation.apply(cost.cond_operations(config, precision, labels))
+def cond_work(load: Workload) -> Work:
+    """The conditioning of one label per row, as the fused graph does it in every call."""
+    operations = load.cond_operations(load.rows)
     return Work("cond", cost.total_flops(operations), {"weights": cost.total_weights(operations)}, {})
 
 
-def decode_work(config: ModelConfig, precision: str, images: int, quantisation: Quantisation = FLOATS) -> Work:
-    """A call of `decode` for B images."""
-    operations = quantisation.apply(decode_operations(config, precision, images))
-    weights = cost.total_weights(operations) + decode_norm_bytes(config)
-    inputs, outputs = contract.resolve(contract.DECODE, config, "fp32")
-    sizes = {"B": images}
+def decode_work(load: Workload) -> Work:
+    """A call of `decode` for all images."""
+    operations = load.decode_operations()
+    weights = cost.total_weights(operations) + decode_norm_bytes(load.config)
+    inputs, outputs = contract.resolve(contract.DECODE, load.config, "fp32")
+    sizes = {"B": load.images}
     return Work(
         "decode",
         cost.total_flops(operations),

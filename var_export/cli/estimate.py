@@ -18,8 +18,9 @@ from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, checkpoint
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
     from engines.sizing.devices import Device
-    from engines.sizing.estimate import Estimate, Workload
+    from engines.sizing.estimate import Estimate
     from engines.sizing.roofline import Bound
+    from engines.sizing.workload import Workload
 
 TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit any more
 MIB = 2**20
@@ -131,7 +132,7 @@ def _workload(
     from engines.bundle.bundle import Bundle
     from engines.bundle.manifest import is_bundle
     from engines.sizing import models
-    from engines.sizing.estimate import Workload
+    from engines.sizing.workload import Workload
     from engines.spec.sampling import Sampling
 
     if no_guidance and cfg:

@@ -74,7 +74,7 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class Execution:
+class SharedResources:
     """What the engines of a backend share: the vendor's library, one stream of one GPU, and scratch memory on it."""
 
     library: Library
@@ -87,7 +87,7 @@ class TensorRTEngine(Engine):
 
     def __init__(
         self,
-        execution: Execution,
+        shared: SharedResources,
         engine: Any,
         plan: PlanFile,
         chosen: PlanSet,
@@ -97,7 +97,7 @@ class TensorRTEngine(Engine):
         outputs: tuple[TensorInfo, ...],
     ) -> None:
         self.name, self.inputs, self.outputs = graph, inputs, outputs
-        self._execution, self._engine, self._plan, self._kernels = execution, engine, plan, kernels
+        self._shared, self._engine, self._plan, self._kernels = shared, engine, plan, kernels
         # Whether a capture holds the copies of streamed weights is nowhere documented: such engines run directly.
         self.capturable = not chosen.weight_streaming
         self._told = False
@@ -129,23 +129,23 @@ class TensorRTEngine(Engine):
         """A new execution context, whose scratch memory is ours."""
         if self._kernels is not None:
             return self._engine.create_execution_context(self._kernels.config)
-        strategy = self._execution.library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = self._shared.library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return self._engine.create_execution_context(strategy)
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> TensorRTCall:
         """See `Engine`. Raises `BackendError` where no profile holds these shapes."""
-        with self._execution.cuda.held():  # another thread may close it meanwhile
+        with self._shared.cuda.held():  # another thread may close it meanwhile
             if self._engine is None:
                 raise BackendError(f"the {self.name} engine is closed")
             shapes = {info.name: inputs[info.name].shape for info in self.inputs if _varies(info)}
             profile = self._profile_for(shapes)
-            call = TensorRTCall(self._execution, self, profile, shapes, {**inputs, **outputs})
+            call = TensorRTCall(self._shared, self, profile, shapes, {**inputs, **outputs})
             self._calls.add(call)
         return call
 
     def close(self) -> None:
         """See `Engine`."""
-        with self._execution.cuda.lock:  # not held(): the device may be closed already
+        with self._shared.cuda.lock:  # not held(): the device may be closed already
             for call in list(self._calls):
                 call.close()
             if self._kernels is not None:
@@ -169,7 +169,7 @@ class TensorRTEngine(Engine):
 
     def _check_tensors(self) -> None:
         """The plan takes and gives what the contract says."""
-        trt, engine = self._execution.library.trt, self._engine
+        trt, engine = self._shared.library.trt, self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         wanted = {info.name: info for info in (*self.inputs, *self.outputs)}
         if set(names) != set(wanted):
@@ -188,18 +188,18 @@ class TensorRTCall(Call):
 
     def __init__(
         self,
-        execution: Execution,
+        shared: SharedResources,
         engine: TensorRTEngine,
         profile: int,
         shapes: Mapping[str, tuple[int, ...]],
         buffers: Mapping[str, Buffer],
     ) -> None:
-        self._execution, self._engine = execution, engine
+        self._shared, self._engine = shared, engine
         self._buffers = dict(buffers)  # the context holds addresses only
         self._graph: Graph | None = None
         self._runs, self._generation = 0, -1
         self._capturable = engine.capturable
-        library, cuda = execution.library, execution.cuda
+        library, cuda = shared.library, shared.cuda
         doing = f"preparing {engine.name}"
         with library.translated(doing), cuda.held():
             context = library.check(engine.context(), doing)
@@ -216,16 +216,16 @@ class TensorRTCall(Call):
                     )
                 library.check(context.set_tensor_address(name, buffer.address), f"{doing}: address of {name}")
             need = context.update_device_memory_size_for_shapes()
-            execution.scratch.reserve(int(need))
+            shared.scratch.reserve(int(need))
         self._context = context
 
     def run(self) -> None:
         """See `Call`: starts the work and returns."""
-        execution = self._execution
-        with execution.cuda.held():
+        shared = self._shared
+        with shared.cuda.held():
             if self._context is None:
                 raise BackendError(f"the {self._engine.name} engine is closed")
-            if self._generation != execution.scratch.generation:
+            if self._generation != shared.scratch.generation:
                 self._settle()
             if self._graph is not None:
                 self._graph.launch()
@@ -238,8 +238,8 @@ class TensorRTCall(Call):
     def close(self) -> None:
         """Free the graph and the context; the work must be done."""
         if self._context is not None:
-            with self._execution.cuda.held():
-                self._execution.cuda.synchronize()
+            with self._shared.cuda.held():
+                self._shared.cuda.synchronize()
                 self._drop_graph()
                 self._context = None
                 self._buffers.clear()
@@ -251,20 +251,20 @@ class TensorRTCall(Call):
 
     def _settle(self) -> None:
         """Use the scratch memory where it is now; a graph that was recorded with the old address is void."""
-        scratch = self._execution.scratch
+        scratch = self._shared.scratch
         self._drop_graph()
         self._context.set_device_memory(scratch.address, scratch.size)
         self._generation = scratch.generation
         self._runs = 0
 
     def _execute(self) -> None:
-        library, name = self._execution.library, self._engine.name
+        library, name = self._shared.library, self._engine.name
         with library.translated(f"running {name}"):
-            library.check(self._context.execute_async_v3(self._execution.cuda.stream), f"running {name}")
+            library.check(self._context.execute_async_v3(self._shared.cuda.stream), f"running {name}")
 
     def _capture(self) -> bool:
         """Record the call as a CUDA graph and start it; False where TensorRT or CUDA will not."""
-        cuda, context = self._execution.cuda, self._context
+        cuda, context = self._shared.cuda, self._context
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(cuda.stream):
             self._capturable = False
             self._engine.tell(logging.INFO, "cannot be captured as a CUDA graph; it runs directly")

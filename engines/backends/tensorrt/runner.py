@@ -13,7 +13,7 @@ from engines.backends.base import Backend
 from engines.backends.cuda import Cuda, EventMark
 from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.tensorrt import library as libraries
-from engines.backends.tensorrt.engine import Execution, Scratch, TensorRTEngine
+from engines.backends.tensorrt.engine import Scratch, SharedResources, TensorRTEngine
 from engines.backends.tensorrt.kernel_cache import KernelCache, default_folder
 from engines.backends.tensorrt.library import Library
 from engines.errors import BackendError, BundleError
@@ -38,7 +38,7 @@ class TensorRTBackend(Backend):
         self.library = library or libraries.load(target)
         self.cuda = cuda or Cuda(device)
         self.scratch = Scratch(self.cuda)
-        self._execution = Execution(self.library, self.cuda, self.scratch)
+        self._shared = SharedResources(self.library, self.cuda, self.scratch)
         self.here = self.library.platform(self.cuda)
         with self.library.translated("starting the runtime"):
             self._runtime = self.library.check(self.library.trt.Runtime(self.library.logger), "starting the runtime")
@@ -67,7 +67,7 @@ class TensorRTBackend(Backend):
             kernels = None
             if self.library.flavour.name == "tensorrt-rtx":
                 kernels = KernelCache(self.library.trt, engine, self._kernels / f"{plan.sha256[:32]}.cache")
-        opened = TensorRTEngine(self._execution, engine, plan, chosen, kernels, graph, *bundle.tensors(graph))
+        opened = TensorRTEngine(self._shared, engine, plan, chosen, kernels, graph, *bundle.tensors(graph))
         self._engines.add(opened)
         return opened
 

@@ -14,10 +14,12 @@ from engines.errors import UsageError
 from engines.sizing import cost
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import CPU, find
-from engines.sizing.estimate import Estimate, Workload
+from engines.sizing.estimate import Estimate
+from engines.sizing.memory import memory
 from engines.sizing.models import official
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names, of_level, weights_by_way
 from engines.sizing.roofline import COMPUTE, Work, bound
+from engines.sizing.workload import Workload
 from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC
 from tests.bundles import shared_bundle
 
@@ -89,12 +91,12 @@ def test_layers_of_shared_adaln():
 
 def test_sizes_that_were_measured():
     """docs/int8.md: TensorRT-RTX plans of d16, and the weight file of its CPU bundle, which has the encoder too."""
-    half, eight = (Workload(config=D16, precision=precision).memory() for precision in ("fp16", "int8"))
+    half, eight = (memory(Workload(config=D16, precision=precision)) for precision in ("fp16", "int8"))
     assert half.transformer - eight.transformer == pytest.approx(549e6 - 415e6, rel=0.01)
     assert half.decoder == pytest.approx(134e6, rel=0.05)
     assert 0.8 * 77e6 < eight.decoder < 77e6
     assert half.allowance == eight.allowance  # kernels: 137 MB of either plan
-    floats, cpu = (Workload(config=D16, precision=p, target="onnxruntime").memory() for p in ("fp32", "int8"))
+    floats, cpu = (memory(Workload(config=D16, precision=p, target="onnxruntime")) for p in ("fp32", "int8"))
     assert cpu.weights / floats.weights == pytest.approx(0.2655, abs=0.003)
     assert sum(cpu.by_way.values()) < cpu.weights
     assert set(cpu.by_way) == {FLOAT, STATIC, PER_TOKEN, PER_BLOCK}
@@ -104,7 +106,7 @@ def test_sizes_that_were_measured():
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 def test_cache_and_activations_are_in_the_high_precision(target):
     high = {"onnxruntime": "fp32", "tensorrt": "fp16"}[target]
-    floats, eight = (Workload(config=D16, precision=p, target=target, images=3).memory() for p in (high, "int8"))
+    floats, eight = (memory(Workload(config=D16, precision=p, target=target, images=3)) for p in (high, "int8"))
     for part in ("kv_cache", "loop_buffers", "step_activations", "decoder_activations", "scale_constants"):
         assert getattr(floats, part) == getattr(eight, part), part
 
@@ -165,7 +167,7 @@ def test_int8_is_a_remedy_where_it_helps():
             self.usable_bytes = usable
 
     half = Workload(config=D16, images=8)
-    room = Workload(config=D16, images=8, precision="int8").memory().total
+    room = memory(Workload(config=D16, images=8, precision="int8")).total
     assert Estimate(half, Box(room)).remedies[-1] == "--precision int8"
     assert "--precision int8" not in Estimate(half, Box(room - 1)).remedies
 

@@ -1,15 +1,18 @@
 """Memory estimates against what the loop really allocates, buffer by buffer."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from recording_backend import RecordingBackend
 
 from engines.bundle.bundle import Bundle
 from engines.draw.workspace import Constants, GraphWorkspace, Workspace
-from engines.sizing.estimate import MAX_BATCH, Estimate, Workload
+from engines.sizing.estimate import Estimate
 from engines.sizing.memory import CONTEXT_BYTES, PLAN_OVERHEAD, memory
 from engines.sizing.models import official
 from engines.sizing.roofline import step_work
+from engines.sizing.workload import MAX_BATCH, Workload
 from engines.spec.contract import FUSED, GRAPHS, resolve
 from tests.bundles import shared_bundle
 
@@ -20,10 +23,25 @@ def allocated(backend):
     return sum(event.size for event in backend.of("buffer"))
 
 
-def estimate(bundle, shape, form="stepwise", **more):
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Workload):
+    """Images with and without guidance in one batch."""
+
+    all_rows: int
+
+    @property
+    def rows(self):
+        return self.all_rows
+
+
+def load_of(bundle, shape, form="stepwise"):
     images, rows = shape
-    options = {"max_top_k": bundle.max_top_k, "tokens_only": False, "smooth": bundle.smooth} | more
-    return memory(bundle.config, bundle.precision, images=images, rows=rows, form=form, **options)
+    same = {name: getattr(bundle, name) for name in ("config", "precision", "max_top_k", "smooth")}
+    return Mixed(images=images, all_rows=rows, form=form, **same)
+
+
+def estimate(bundle, shape, form="stepwise"):
+    return memory(load_of(bundle, shape, form))
 
 
 @pytest.fixture(params=["demo_fp16", "tiny", "tiny-smooth"])
@@ -71,18 +89,8 @@ def test_cache_is_what_the_calls_are_bound_to(bundle, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bytes_that_a_step_moves_are_those_of_its_buffers(bundle, shape):
     workspace, _, _ = stepwise(bundle, shape)
-    images, rows = shape
     for scale, call in enumerate(workspace.calls):
-        work = step_work(
-            bundle.config,
-            bundle.precision,
-            scale,
-            images=images,
-            rows=rows,
-            max_top_k=bundle.max_top_k,
-            form="stepwise",
-            smooth=bundle.smooth,
-        )
+        work = step_work(load_of(bundle, shape), scale)
         inputs = {b.address: b.array.nbytes for b in call.inputs.values() if b.array.nbytes}
         outputs = {b.address: b.array.nbytes for b in call.outputs.values()}
         resampling = sum(call.inputs[name].array.nbytes for name in ("up", "down"))
@@ -108,7 +116,7 @@ def test_no_tensor_of_the_fused_graph_has_the_type_of_the_cache():
 
 def test_parts_add_up():
     for form in ("stepwise", "fused"):
-        needed = Workload(config=official("d20"), images=3, form=form).memory()
+        needed = memory(Workload(config=official("d20"), images=3, form=form))
         document = needed.to_dict()
         assert document["weights"] == sum(document["weights_by_graph"].values())
         scratch = max(document["activations"], document["decoder"])
@@ -121,26 +129,26 @@ def test_parts_add_up():
 def test_known_sizes():
     """Parameters of the papers; docs/performance.md: d16 FP16 is a bundle of 0.79 GiB, with the encoder."""
     for name, parameters in (("d16", 310e6), ("d20", 600e6), ("d24", 1.0e9), ("d30", 2.0e9), ("d36", 2.3e9)):
-        needed = Workload(config=official(name)).memory()
+        needed = memory(Workload(config=official(name)))
         assert (needed.transformer + needed.conditioning) / 2 == pytest.approx(parameters, rel=0.06), name
-    assert Workload(config=official("d16")).memory().weights == pytest.approx(0.70 * 2**30, rel=0.02)
+    assert memory(Workload(config=official("d16"))).weights == pytest.approx(0.70 * 2**30, rel=0.02)
 
 
 def test_what_makes_it_smaller():
     base = {"config": official("d16"), "images": 4}
-    total = Workload(**base).memory().total
-    counted = Workload(**base).memory().counted
+    total = memory(Workload(**base)).total
+    counted = memory(Workload(**base)).counted
     for change in ({"images": 3}, {"guidance": False}, {"tokens_only": True}):
-        assert Workload(**base | change).memory().total < total, change
-    assert Workload(**base, precision="fp32").memory().counted > 1.8 * counted
-    assert Workload(**base, precision="bf16").memory() == Workload(**base, precision="fp16").memory()
-    without = Workload(**base, tokens_only=True).memory()
+        assert memory(Workload(**base | change)).total < total, change
+    assert memory(Workload(**base, precision="fp32")).counted > 1.8 * counted
+    assert memory(Workload(**base, precision="bf16")) == memory(Workload(**base, precision="fp16"))
+    without = memory(Workload(**base, tokens_only=True))
     assert without.decoder == without.decoder_activations == 0
 
 
 def test_memory_grows_with_the_batch():
     """`largest_batch` halves intervals."""
-    totals = [Workload(config=official("d36"), images=images).memory().total for images in range(1, 40)]
+    totals = [memory(Workload(config=official("d36"), images=images)).total for images in range(1, 40)]
     assert np.all(np.diff(totals) > 0)
 
 
@@ -158,8 +166,8 @@ def test_largest_batch_is_exact(name):
     estimate = Estimate(workload, Box(room))
     assert not estimate.fits
     largest = estimate.largest_batch
-    assert Workload(config=workload.config, images=largest).memory().total <= room
-    assert Workload(config=workload.config, images=largest + 1).memory().total > room
+    assert memory(Workload(config=workload.config, images=largest)).total <= room
+    assert memory(Workload(config=workload.config, images=largest + 1)).total > room
     assert f"--batch {largest}" in estimate.remedies
 
 
@@ -171,10 +179,10 @@ def test_nothing_helps_where_the_weights_are_too_large():
 def test_every_remedy_helps_by_itself():
     config = official("d16")
     workload = Workload(config=config, precision="fp32", images=8)
-    room = Workload(config=config, precision="fp32", images=8, guidance=False).memory().total
+    room = memory(Workload(config=config, precision="fp32", images=8, guidance=False)).total
     estimate = Estimate(workload, Box(room))
     assert estimate.remedies[1:] == ["--no-guidance", "--precision fp16", "--precision int8"]
-    assert Workload(config=config, precision="fp16", images=8).memory().total <= room
+    assert memory(Workload(config=config, precision="fp16", images=8)).total <= room
 
 
 def test_no_batch_beyond_what_a_graph_takes():

@@ -10,9 +10,10 @@ from engines.sizing import devices as devices_module
 from engines.sizing.cost import ATTENTION, step_operations, total_flops
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import devices, find
-from engines.sizing.estimate import Estimate, Workload
+from engines.sizing.estimate import Estimate
 from engines.sizing.models import official
 from engines.sizing.roofline import COMPUTE, MEMORY, Work, bound, slower_side
+from engines.sizing.workload import Workload
 
 # ARPG (arXiv 2503.10568, table 2): images per second of the official code on an A800-80GB, batch 64, bfloat16, without
 # the decoder; GB of memory.

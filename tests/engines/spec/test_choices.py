@@ -14,8 +14,8 @@ from engines.backends.tensorrt.library import FLAVOURS
 from engines.backends.tensorrt.options import COMPATIBILITY_LEVELS
 from engines.fidelity.thresholds import THRESHOLDS
 from engines.sizing.cost import BYTES
-from engines.sizing.estimate import Workload
 from engines.sizing.models import official
+from engines.sizing.workload import Workload
 from engines.spec import choices, contract
 from engines.triton.writing.stock import STOCK
 

@@ -137,7 +137,7 @@ def test_scratch_memory_that_has_moved(kept, noticed, monkeypatch):
             graph, self._graph = self._graph, None
             settle(self)
             self._graph = graph
-        self._generation = self._execution.scratch.generation
+        self._generation = self._shared.scratch.generation
 
     monkeypatch.setattr(TensorRTCall, "_settle", keep)
     assert any("no live allocation" in line for line in noticed(encode=True, scratch={"encode": 1 << 20}))
@@ -157,7 +157,7 @@ def test_a_wrong_profile(noticed, monkeypatch):
 
 def test_a_context_that_is_freed_before_its_work_is_done(noticed, monkeypatch):
     def run_and_forget(self):
-        with self._execution.cuda.held():
+        with self._shared.cuda.held():
             self._settle()
             self._execute()
             self._context = None
@@ -169,8 +169,8 @@ def test_a_context_that_is_freed_before_its_work_is_done(noticed, monkeypatch):
 def test_a_tensor_without_an_address(noticed, monkeypatch):
     init = TensorRTCall.__init__
 
-    def one_missing(self, execution, engine, profile, shapes, buffers):
-        init(self, execution, engine, profile, shapes, dict(list(buffers.items())[:-1]))
+    def one_missing(self, shared, engine, profile, shapes, buffers):
+        init(self, shared, engine, profile, shapes, dict(list(buffers.items())[:-1]))
 
     monkeypatch.setattr(TensorRTCall, "__init__", one_missing)
     assert any("has no address" in line for line in noticed())
@@ -181,7 +181,7 @@ def test_an_allocation_in_a_recording(noticed, monkeypatch):
     execute = TensorRTCall._execute
 
     def allocating(self):
-        self._execution.cuda.allocate(1)
+        self._shared.cuda.allocate(1)
         execute(self)
 
     monkeypatch.setattr(TensorRTCall, "_execute", allocating)
