@@ -20,7 +20,7 @@ def test_says_what_is_in_it(call, tiny_build):
         "5, no labels",
         "fp32",
         "both",
-        "cfg 2, top-k 8 (at most 64), top-p 0.9",
+        "cfg 2, temperature 1, top-k 8, top-p 0.9 (top-k at most 64)",
         "var.safetensors, vae.safetensors",
         "torch ",
         GRAPHS["step"].meaning,
