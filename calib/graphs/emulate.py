@@ -58,6 +58,22 @@ def emulate(model: ir.Model, precision: str) -> None:
                 graph.insert_after(node, _rounding(value, half))
     weights = [value for value in graph.initializers.values() if value.dtype == half]
     graph.insert_before(graph[0], [cast for value in weights for cast in _rounding(value, half)])
+    _part_integers(graph)
+
+
+def _part_integers(graph: ir.Graph) -> None:
+    """Give each node that reads an 8-bit constant a name of its own for it; the stored bytes stay the same.
+
+    All scales of a fused graph for TensorRT share theirs. ONNX Runtime refuses that on processors where it replaces
+    8-bit weights by exact ones (engines/backends/onnxruntime/arithmetic.py), once per node that reads them.
+    """
+    for value in [value for value in graph.initializers.values() if value.dtype == ir.DataType.INT8]:
+        for number, (node, index) in enumerate(value.uses()[1:], 1):
+            own = ir.Value(
+                name=f"{value.name}.{number}", const_value=value.const_value, type=value.type, shape=value.shape
+            )
+            graph.register_initializer(own)
+            node.replace_input_with(index, own)
 
 
 def _rounding(value: ir.Value, half: ir.DataType) -> list[ir.Node]:
