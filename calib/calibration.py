@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calib.graphs.layers import Layer
 from calib.statistics import Statistics
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
 from engines.storage import digest_of, read_json, write_json
+
+if TYPE_CHECKING:
+    from calib.graphs.layers import Layer  # needs onnx-ir, which a reader of the file may lack
 
 FORMAT = "var-export calibration 1"
 INPUT, OUTPUT = "input", "output"
