@@ -1,4 +1,4 @@
-"""Fidelity of a loaded bundle against a run of the PyTorch reference (DESIGN: no torch needed).
+"""Fidelity of a loaded bundle against a run of the PyTorch reference, without torch.
 
 Logits are judged teacher-forced: the reference's tokens are forced at every place, so that one flipped
 draw does not spoil all that follows. The reference run is a set of arrays (`engines.spec.golden_run`): the

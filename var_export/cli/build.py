@@ -27,7 +27,6 @@ from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
     checkpoint_options,
-    needs_export_packages,
 )
 from var_export.cli.int8 import (
     CalibrationOptions,
@@ -162,8 +161,7 @@ def _int8(
         for group in (LayerOptions, CalibrationOptions):
             refuse(context, group, "needs --precision int8")
         return None
-    with needs_export_packages("quantising", INT8 if options.is_bundle else "export"):
-        return int8_options(context, calibrating, options.target, layers, options.form)
+    return int8_options(context, calibrating, options.target, layers, options.form)
 
 
 def _opened(path: str | Path) -> Bundle:

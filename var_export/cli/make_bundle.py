@@ -98,8 +98,9 @@ class BundleWork:
         self, context: click.Context, int8: Int8Options, calibrating: CalibrationOptions, given_base: Path | None
     ) -> Built:
         """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
-        from calib.judge.effects import sensitivity_file
-        from calib.quantise import quantize_bundle
+        with needs_export_packages("quantising", "export" if given_base is None else INT8):
+            from calib.judge.effects import sensitivity_file
+            from calib.quantise import quantize_bundle
         from engines.bundle.bundle import Bundle
 
         options = self.options
