@@ -16,6 +16,8 @@ from engines.errors import BackendError, OutOfMemoryError, VarExportError
 from engines.machine import system
 
 log = logging.getLogger(__name__)
+# TensorRT writes to the first logger of a process until that ends, even after all that was made with it is gone.
+_LOGGERS: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -125,4 +127,6 @@ def _logger(trt: Any, complaints: deque[str]) -> Any:
             elif level == logging.INFO:
                 log.info("%s", message)
 
-    return Logger()
+    logger = Logger()
+    _LOGGERS.append(logger)
+    return logger

@@ -126,9 +126,8 @@ def apply_extra(trt: Any, config: Any, settings: dict[str, Any]) -> None:
 
 
 def _set_attribute(trt: Any, config: Any, name: str, value: Any) -> None:
-    # Names are asked of the class: reading a property of a real configuration can crash TensorRT-RTX 1.7.
-    known = [n for n in dir(config) if not n.startswith("_") and not callable(getattr(type(config), n, None))]
-    if name not in known:
+    if name.startswith("_") or not hasattr(config, name) or callable(getattr(config, name)):
+        known = [n for n in dir(config) if not n.startswith("_") and not callable(getattr(config, n))]
         raise UsageError(f"TensorRT {trt.__version__} has no builder setting {name!r}; it has {', '.join(known)}")
     if isinstance(value, str):  # the name of an enum member: its type is that of the present value
         kind = type(getattr(config, name))

@@ -14,6 +14,7 @@ from calib.choose.ranges import Ranges
 from calib.graphs.layers import find_layers
 from calib.rewrite.integers import BLOCK, quantize, quantize_blocks, quantize_weight
 from calib.statistics import Statistics
+from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.spec.policy import FLOAT, PER_BLOCK, PER_TOKEN, STATIC, assign
 
 MINMAX = Ranges(method="minmax")
@@ -59,6 +60,7 @@ def convolution(channels=16, seed=0):
 def session_of(model, **options):
     chosen = onnxruntime.SessionOptions()
     chosen.log_severity_level = 3
+    exact_products(onnxruntime, chosen)
     for name, value in options.items():
         setattr(chosen, name, value)
     return onnxruntime.InferenceSession(model.SerializeToString(), chosen, providers=["CPUExecutionProvider"])

@@ -197,6 +197,8 @@ def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_dr
     one_line(call(*arguments(tiny_build.path, out, "--calibration", file)), file, "another checkpoint")
     one_line(call(*arguments(tiny_build.path, out)), file, "another checkpoint")
     file.write_text("{")
+    one_line(call(*arguments(tiny_build.path, out)), file, "no JSON file")
+    file.write_text("{}")
     one_line(call(*arguments(tiny_build.path, out)), file, "no calibration of this version")
     assert names(made.parent) == ["tiny-int8", CALIBRATION]
 

@@ -183,12 +183,20 @@ def test_a_timing_cache_of_another_gpu(path, machine, tmp_path):
     assert cache.read_bytes() == b"other GPU"
 
 
-@pytest.mark.parametrize("place", ["a folder", "a missing folder"])
+def test_a_timing_cache_in_a_new_folder(path, machine, tmp_path):
+    cache = tmp_path / "new" / "kernels.cache"
+    machine().build(path, timing_cache=cache)
+    assert cache.read_bytes() == b"timed;" * 6
+
+
+@pytest.mark.parametrize("place", ["a folder", "below a file"])
 def test_a_timing_cache_that_cannot_be_a_file(place, path, machine, tmp_path):
     before = sorted(path.rglob("*"))
-    cache = tmp_path if place == "a folder" else tmp_path / "none" / "kernels.cache"
+    file = tmp_path / "file"
+    file.touch()
+    cache = tmp_path if place == "a folder" else file / "kernels.cache"
     emulation = machine()
-    refused(lambda: emulation.build(path, timing_cache=cache), "the timing cache", str(cache))
+    refused(lambda: emulation.build(path, timing_cache=cache), "cannot", str(cache))
     assert sorted(path.rglob("*")) == before
 
 

@@ -1,10 +1,13 @@
 """What a user may decide about a build, what is refused, and what arrives at the builder."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 
 from engines.backends.tensorrt.options import PlanOptions, apply_extra, read_options
+from engines.backends.tensorrt.library import load
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.errors import UsageError
 from tests.emulation import HostCuda, HostTensorRT
@@ -146,6 +149,12 @@ def test_a_file_that_is_not_there(tmp_path):
 # --- at the builder -----------------------------------------------------------------------------------------------
 
 
+def nvidias_builder():
+    """TensorRT-RTX's module and a builder of it."""
+    module = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    return module, module.Builder(load("tensorrt-rtx").logger)
+
+
 class Product:
     """A module and a new builder configuration of it, and how to look inside."""
 
@@ -163,9 +172,7 @@ def product(request):
         module = HostTensorRT(HostCuda())
         yield Product(module, module.config())
         return
-    module = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    logger = module.Logger(module.Logger.ERROR)
-    builder = module.Builder(logger)
+    module, builder = nvidias_builder()
     yield Product(module, builder.create_builder_config())
 
 
@@ -198,8 +205,7 @@ def test_an_enum_is_given_by_the_name_of_its_member():
     config = Product(module, module.config()).apply(hardware_compatibility_level="AMPERE_PLUS")
     assert config.hardware_compatibility_level == module.HardwareCompatibilityLevel.AMPERE_PLUS
 
-    module = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    builder = module.Builder(module.Logger(module.Logger.ERROR))
+    module, builder = nvidias_builder()
     config = Product(module, builder.create_builder_config()).apply(profiling_verbosity="DETAILED")
     assert config.profiling_verbosity == module.ProfilingVerbosity.DETAILED
 
@@ -254,6 +260,15 @@ def test_a_setting_that_cannot_be(settings, words, product):
     ids=str,
 )
 def test_a_value_of_the_wrong_kind_is_one_line_of_nvidias_builder_too(settings):
-    module = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
-    builder = module.Builder(module.Logger(module.Logger.ERROR))
+    module, builder = nvidias_builder()
     refused(lambda: apply_extra(module, builder.create_builder_config(), settings), next(iter(settings)))
+
+
+def test_a_logger_outlives_all_that_used_it():
+    """TensorRT keeps the first logger of a process for what has no other, and crashes where that is gone."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu12 is not installed")
+    library = load("tensorrt-rtx")
+    logger = weakref.ref(library.logger)
+    del library
+    gc.collect()
+    assert logger() is not None
