@@ -53,7 +53,7 @@ ELSEWHERE = {
         "var-export build var_d16.pth *",
         "var-export bench d16*",
     ],
-    "it needs a GPU, or NVIDIA's builder: tests/engines/backends/tensorrt has that one and an emulation": [
+    "it needs a GPU, or NVIDIA's builder: tests/engines/backends/trt has that one and an emulation": [
         "var-export build * --target tensorrt*",
         "var-* --backend tensorrt*",
         "var-run * --provider cuda",

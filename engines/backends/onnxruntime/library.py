@@ -66,9 +66,10 @@ def load_tensorrt() -> str | None:
     None where it is no Python package: then the loader finds them, or ONNX Runtime will say what is missing.
     """
     try:
-        return str(importlib.import_module("tensorrt").__version__)
+        module = importlib.import_module("tensorrt")
     except (ImportError, OSError):
         return None
+    return None if module.__file__ is None else str(module.__version__)  # any folder of that name can be imported
 
 
 def what_is_missing(ort: Any, provider: str) -> str:

@@ -109,15 +109,15 @@ def test_max_loss_chooses_the_layers(call, base):
     )  # fmt: skip
     assert code == 0, err
     document = json.loads(out)
-    total = document["checks"]["stepwise"]["total"]
-    assert total["kl"] <= 1e-4
-    assert total["psnr"] >= 33
+    check = document["checks"]["stepwise"]
+    assert check["total"]["kl"] <= 1e-4
+    assert check["image_psnr"] >= 33
     layers = Bundle.open(out_dir).provenance["quantisation"]["layers"]
     ways = {name: way for name, way in layers.items() if name.startswith(("step/blocks", "decode"))}
     assert FLOAT in ways.values()
     assert {*ways.values()} > {FLOAT}
     code, out, _ = call("verify", out_dir, "--json")
-    assert json.loads(out)["total"]["kl"] == pytest.approx(total["kl"], rel=1e-3)
+    assert json.loads(out)["total"]["kl"] == pytest.approx(check["total"]["kl"], rel=1e-3)
     code, out, _ = call("inspect", out_dir)
     assert "kl kept to 0.0001" in out
 
