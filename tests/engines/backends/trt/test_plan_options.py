@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.backends.tensorrt.options import PlanOptions, apply_extra, read_options
 from engines.backends.tensorrt.library import load
+from engines.backends.tensorrt.options import PlanOptions, apply_extra, read_options
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.errors import UsageError
 from tests.emulation import HostCuda, HostTensorRT
