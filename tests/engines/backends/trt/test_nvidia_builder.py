@@ -19,6 +19,7 @@ from engines.bundle.manifest import Manifest
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError
 from engines.spec import contract
+from tests.bundles import shared_bundle
 
 CONFIG = Manifest.read(DEMO_BUNDLE).config
 OPTIONS = PlanOptions(batch=BatchRange(1, 1, 1), compute_capabilities=("8.6",))  # the fastest to build
@@ -27,10 +28,13 @@ STOPPED = 7
 pytestmark = pytest.mark.slow
 
 
-def build_graph(library, folder, graph, precision, progress=lambda done: None):
-    inputs, _ = contract.resolve(contract.GRAPHS[graph], CONFIG, precision)
-    profiles = profiles_of(graph, CONFIG, inputs, OPTIONS.batch)
-    return build_plan(library, folder / f"{graph}.onnx", profiles, OPTIONS, OPTIONS.compute_capabilities, progress)
+def build_graph(library, path, graph, progress=lambda done: None, file=None):
+    """Plan of a bundle's graph, or of another file that should hold that graph."""
+    bundle = Bundle.open(path, verify=False)
+    inputs, _ = bundle.tensors(graph)
+    profiles = profiles_of(graph, bundle.config, inputs, OPTIONS.batch)
+    file = file or bundle.graph_path(graph)
+    return build_plan(library, file, profiles, OPTIONS, OPTIONS.compute_capabilities, progress)
 
 
 def weight_bytes(file):
@@ -56,26 +60,25 @@ def planned(rtx, demo_both_bundle, tmp_path_factory):
     return path, built, told
 
 
-@pytest.mark.parametrize("precision", tuple(contract.CACHE_DTYPES))
 @pytest.mark.parametrize("graph", contract.graphs_of("both"))
-def test_every_graph_builds(graph, precision, planned, rtx, demo_graphs):
+def test_every_graph_is_in_the_plans_of_a_bundle(graph, planned):
+    path, built, _ = planned
+    assert built.plans.graphs[graph].size > 0.9 * weight_bytes(path / f"{graph}.onnx"), "the weights are in it"
+
+
+@pytest.mark.parametrize("name", ["tiny-fp32", "tiny-bf16"])
+@pytest.mark.parametrize("graph", contract.graphs_of("both"))
+def test_every_graph_builds_in_other_precisions(graph, name, rtx):
     """With all its profiles: of `step`, one per scale."""
-    folder = demo_graphs(precision)
-    if precision == "fp16":  # a whole bundle, built by one call
-        size = planned[1].plans.graphs[graph].size
-    else:
-        size = memoryview(build_graph(rtx, folder, graph, precision)).nbytes
-    assert size > 0.9 * weight_bytes(folder / f"{graph}.onnx"), "the weights are in it"
+    path = shared_bundle(name)
+    assert memoryview(build_graph(rtx, path, graph)).nbytes > 0.9 * weight_bytes(path / f"{graph}.onnx")
 
 
 @pytest.mark.parametrize("graph", ["step", "fused"])
-def test_graphs_that_mix_codebook_entries_build(graph, rtx, demo_smooth_bundle):
-    bundle = Bundle.open(demo_smooth_bundle)
-    inputs, _ = bundle.tensors(graph)
-    assert "noise" in {info.name for info in inputs}
-    profiles = profiles_of(graph, CONFIG, inputs, OPTIONS.batch)
-    plan = build_plan(rtx, bundle.graph_path(graph), profiles, OPTIONS, OPTIONS.compute_capabilities, lambda done: None)
-    assert memoryview(plan).nbytes > 0.9 * weight_bytes(bundle.graph_path(graph))
+def test_graphs_that_mix_codebook_entries_build(graph, rtx):
+    path = shared_bundle("tiny-smooth")
+    assert "noise" in {info.name for info in Bundle.open(path).tensors(graph)[0]}
+    assert memoryview(build_graph(rtx, path, graph)).nbytes > 0.9 * weight_bytes(path / f"{graph}.onnx")
 
 
 def test_a_bundle_is_given_plans(planned, rtx):
@@ -132,7 +135,7 @@ def test_a_file_that_is_no_graph_is_one_line(rtx, tmp_path):
 def test_a_graph_without_its_weights_is_one_line(rtx, demo_both_bundle, tmp_path):
     (tmp_path / "cond.onnx").write_bytes((demo_both_bundle / "cond.onnx").read_bytes())
     with pytest.raises(BackendError) as caught:
-        build_graph(rtx, tmp_path, "cond", "fp16")
+        build_graph(rtx, demo_both_bundle, "cond", file=tmp_path / "cond.onnx")
     assert "\n" not in str(caught.value)
     assert "cond.onnx" in str(caught.value)
 
@@ -145,7 +148,7 @@ def test_a_progress_bar_that_fails_stops_the_build(rtx, demo_both_bundle, capfd)
             raise BrokenPipeError("the terminal is gone")
 
     with pytest.raises(BrokenPipeError, match="the terminal is gone"):
-        build_graph(rtx, demo_both_bundle, "accumulate", "fp16", fail)
+        build_graph(rtx, demo_both_bundle, "accumulate", fail)
     assert "Traceback" not in capfd.readouterr().err
 
 
