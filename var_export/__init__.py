@@ -13,20 +13,7 @@ import engines
 from engines import __all__
 
 if TYPE_CHECKING:
-    from engines import (
-        BackendError,
-        Bundle,
-        BundleError,
-        CancelledError,
-        CheckFailedError,
-        CheckpointError,
-        OutOfMemoryError,
-        Pipeline,
-        Preview,
-        Result,
-        UsageError,
-        VarExportError,
-    )
+    from engines import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

@@ -133,8 +133,8 @@ runtime_options = option_group(
     Runtime,
     threads_option,
     click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
-    click.option("--provider", default="cpu", show_default=True, help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}."),
-    click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU."),
+    click.option("--provider", default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}."),
+    click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 

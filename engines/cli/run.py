@@ -45,7 +45,9 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command(
-    "var-run", epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    "var-run",
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.option(
     "--class",
@@ -58,10 +60,9 @@ _PATH = click.Path(path_type=Path)
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Seed of the first image; image k has SEED + k.",
 )
-@click.option("--count", type=POSITIVE, default=1, show_default=True, help="Images per class.")
+@click.option("--count", type=POSITIVE, default=1, help="Images per class.")
 @sampling_options
 @click.option(
     "--engine",
@@ -71,7 +72,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--url", metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
 @click.option("--form", type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
-@click.option("--batch", type=POSITIVE, default=8, show_default=True, help="Images at once, at most.")
+@click.option("--batch", type=POSITIVE, default=8, help="Images at once, at most.")
 @click.option(
     "--out",
     metavar="PATH",
@@ -102,13 +103,12 @@ _PATH = click.Path(path_type=Path)
     "--fit",
     type=click.Choice(FITS),
     default=FITS[0],
-    show_default=True,
     help="How a picture becomes square: its middle, squeezed, or with its edges repeated.",
 )
 @click.option(
     "--composite/--no-composite",
     default=True,
-    help="Lay what was redrawn over the original, or write the model's square as it is. [default: composite]",
+    help="Lay what was redrawn over the original, or write the model's square as it is.",
 )
 @click.option("--list-classes", is_flag=True, help="Print the classes of the bundle.")
 @runtime_options

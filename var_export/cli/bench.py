@@ -56,8 +56,8 @@ class BenchOptions:
 @click.command(short_help="Measure latency, throughput and memory.")
 @bundle_argument
 @sizes_option("1,2,4,8", "Images at once, to compare.")
-@click.option("--runs", "--images", type=POSITIVE, default=5, show_default=True, help="Timed runs of each case.")
-@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Runs before, not counted.")
+@click.option("--runs", "--images", type=POSITIVE, default=5, help="Timed runs of each case.")
+@click.option("--warmup", type=click.IntRange(min=0), default=1, help="Runs before, not counted.")
 @click.option("--cfg", type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]")
 @click.option("--form", type=click.Choice(FORMS), help="[default: stepwise where the bundle has it]")
 @click.option(

@@ -61,15 +61,12 @@ Examples:
 
 @click.command(epilog=_EPILOG, short_help="Build a bundle from a VAR checkpoint.")
 @click.argument("checkpoint", required=False, type=CHECKPOINT)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", show_default=True, help="Of the engines.")
-@click.option(
-    "--target", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True, help="What runs the engines."
-)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", help="Of the engines.")
+@click.option("--target", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the engines.")
 @click.option(
     "--form",
     type=click.Choice(BUNDLE_FORMS),
     default=STEPWISE,
-    show_default=True,
     help="Scale by scale (previews, editing), or class to image in one graph.",
 )
 @checkpoint_options(
@@ -90,7 +87,6 @@ Examples:
     "--max-top-k",
     type=POSITIVE,
     default=DEFAULT_MAX_TOP_K,
-    show_default=True,
     help="Largest top-k that can be asked for.",
 )
 @click.option("--smooth", is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")

@@ -75,7 +75,7 @@ def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:
             raise click.BadParameter(f"{value!r} is no list of batch sizes such as {default}", param=parameter)
         return sizes
 
-    return click.option("--batch", default=default, show_default=True, metavar="N,M", callback=parse, help=help_text)
+    return click.option("--batch", default=default, metavar="N,M", callback=parse, help=help_text)
 
 
 def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:

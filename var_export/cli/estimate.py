@@ -41,7 +41,7 @@ MIB = 2**20
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
 @click.option("--level", type=LEVEL, help="Of int8, as for build. [default: of the bundle, else 2]")
-@click.option("--batch", type=POSITIVE, default=1, show_default=True, help="Images at once.")
+@click.option("--batch", type=POSITIVE, default=1, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
 )

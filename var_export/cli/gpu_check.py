@@ -25,9 +25,7 @@ def _list_option(flag: str, name: str, known: tuple[str, ...], help_text: str) -
             raise click.BadParameter(f"{value!r} is no list of some of {','.join(known)}", param=parameter)
         return names
 
-    return click.option(
-        flag, name, default=",".join(known), show_default=True, metavar="A,B", callback=parse, help=help_text
-    )
+    return click.option(flag, name, default=",".join(known), metavar="A,B", callback=parse, help=help_text)
 
 
 @click.command("gpu-check", short_help="On a machine with a GPU: build, check and time everything.")
@@ -40,14 +38,12 @@ def _list_option(flag: str, name: str, known: tuple[str, ...], help_text: str) -
     CHECKED_BACKENDS,
     "onnxruntime: its CUDA provider. What is not here is listed as not run.",
 )
-@click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU.")
+@click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU.")
 @sizes_option("1,8", "Images at once, to time.")
-@click.option("--runs", type=POSITIVE, default=20, show_default=True, help="Timed runs of each case.")
-@click.option("--out", type=FOLDER, default="gpu-check", show_default=True, metavar="DIR", help="Where it all goes.")
+@click.option("--runs", type=POSITIVE, default=20, help="Timed runs of each case.")
+@click.option("--out", type=FOLDER, default="gpu-check", metavar="DIR", help="Where it all goes.")
 @click.option("--no-torch", is_flag=True, help="Leave out the comparison with PyTorch on the GPU.")
-@click.option(
-    "--resume/--no-resume", default=True, show_default=True, help="Take what earlier runs found and what still holds."
-)
+@click.option("--resume/--no-resume", default=True, help="Take what earlier runs found and what still holds.")
 @json_option
 def gpu_check(out: Path, resume: bool, as_json: bool, batch: tuple[int, ...], no_torch: bool, **values: Any) -> None:
     """On a machine with a GPU: build, check and time every precision and form, and write one page about it.

@@ -69,7 +69,6 @@ layer_options = option_group(
         "--level",
         type=LEVEL,
         default=DEFAULT_LEVEL,
-        show_default=True,
         help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
     ),
     click.option(
@@ -84,25 +83,21 @@ layer_options = option_group(
 calibration_options = option_group(
     "calibrating",
     CalibrationOptions,
-    click.option(
-        "--ranges", type=click.Choice(RANGES), default="mse", show_default=True, help="How activation ranges are set."
-    ),
+    click.option("--ranges", type=click.Choice(RANGES), default="mse", help="How activation ranges are set."),
     click.option(
         "--percentile",
         type=click.FloatRange(50, 100, min_open=True),
         default=99.99,
-        show_default=True,
         help="Share of the values inside, for --ranges percentile.",
     ),
     click.option(
         "--smoothquant",
         metavar="search|off|ALPHA",
         default="search",
-        show_default=True,
         callback=_smoothquant,
         help="Move outliers into weights.",
     ),
-    click.option("--samples", type=POSITIVE, default=SAMPLES, show_default=True, help="Images drawn to calibrate."),
+    click.option("--samples", type=POSITIVE, default=SAMPLES, help="Images drawn to calibrate."),
     click.option("--classes", multiple=True, metavar="CLASS", help="To draw, as in var-run. [default: spread out]"),
     click.option(
         "--images",

@@ -45,7 +45,7 @@ class _InOrder(click.Group):
     epilog=_EPILOG,
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @version_option("var-export")
 @click.pass_context

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     "--target",
     type=click.Choice(GRAPH_TARGETS),
     default=GRAPH_TARGETS[0],
-    show_default=True,
     help="Whose form of INT8; tensorrt stands for tensorrt-rtx too.",
 )
 @calibration_options

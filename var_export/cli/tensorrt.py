@@ -58,9 +58,7 @@ class BuilderOptions:
 builder_options = option_group(
     "builder",
     BuilderOptions,
-    click.option(
-        "--batch", metavar="N|MIN:OPT:MAX", default="1:1:8", show_default=True, help="Images of one call of a plan."
-    ),
+    click.option("--batch", metavar="N|MIN:OPT:MAX", default="1:1:8", help="Images of one call of a plan."),
     click.option("--workspace", type=POSITIVE, metavar="MIB", help="Scratch memory that TensorRT may use, at most."),
     click.option(
         "--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT searches. [default: TensorRT's, 3]"
@@ -76,14 +74,13 @@ builder_options = option_group(
         "--hardware-compatibility",
         type=click.Choice(HARDWARE_COMPATIBILITY),
         default=HARDWARE_COMPATIBILITY[0],
-        show_default=True,
         help="Other GPUs that may run the plans; tensorrt.",
     ),
     click.option("--weight-streaming", is_flag=True, help="Keep weights in host memory where the GPU's is too small."),
     click.option(
         "--builder-config", type=FILE, metavar="FILE", help="More builder settings, in the [tensorrt] table of a TOML."
     ),
-    click.option("--device", type=click.IntRange(min=0), default=0, show_default=True, help="Which GPU builds."),
+    click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU builds."),
 )
 
 

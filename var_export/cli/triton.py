@@ -19,19 +19,18 @@ _PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache"
 @click.option(
     "--repository", type=FOLDER, required=True, metavar="DIR", help="Model repository; other models in it stay."
 )
-@click.option("--name", default="var", show_default=True, help="Of the unary model; the streaming one is NAME_stream.")
-@click.option("--max-batch", type=POSITIVE, default=8, show_default=True, help="Images at once, at most.")
-@click.option("--queue-size", type=POSITIVE, default=64, show_default=True, help="Requests that wait, at most.")
+@click.option("--name", default="var", help="Of the unary model; the streaming one is NAME_stream.")
+@click.option("--max-batch", type=POSITIVE, default=8, help="Images at once, at most.")
+@click.option("--queue-size", type=POSITIVE, default=64, help="Requests that wait, at most.")
 @click.option(
     "--queue-timeout",
     "queue_seconds",
     type=click.FloatRange(min=0.001),
     default=60,
-    show_default=True,
     metavar="SECONDS",
     help="A request that waited so long is refused.",
 )
-@click.option("--instances", type=POSITIVE, default=1, show_default=True, help="Processes with engines of their own.")
+@click.option("--instances", type=POSITIVE, default=1, help="Processes with engines of their own.")
 @click.option("--cache", is_flag=True, help="Let Triton answer repeated requests from its response cache.")
 @click.option("--link", is_flag=True, help="Refer to the bundle where it lies, instead of holding its files.")
 @click.option(

@@ -64,10 +64,8 @@ _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
     help="Compare with a new run of PyTorch on this checkpoint (`demo`: the embedded one), not with the stored run.",
 )
 @checkpoint_options("The VQ-VAE of --checkpoint, as for build.", "The config.json of --checkpoint, as for build.")
-@click.option("--images", type=POSITIVE, default=4, show_default=True, help="Images to draw with --checkpoint.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=FRESH_SEED, show_default=True, help="Chooses them, their classes too."
-)
+@click.option("--images", type=POSITIVE, default=4, help="Images to draw with --checkpoint.")
+@click.option("--seed", type=click.IntRange(min=0), default=FRESH_SEED, help="Chooses them, their classes too.")
 @runtime_options
 @html_option
 @json_option

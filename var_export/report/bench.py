@@ -9,7 +9,7 @@ from pathlib import Path
 from engines.bundle.bundle import Bundle
 from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
 from engines.words import counted, guidance
-from var_export.report.charts import Curve, bars, bars_height, curves, drawn
+from var_export.report.charts import bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
@@ -90,11 +90,11 @@ def _throughput(cases: Sequence[Case]) -> Chart:
     batches = list(dict.fromkeys(case.batch for case in cases))
     cfgs = list(dict.fromkeys(case.cfg for case in cases))
     found = {(case.batch, case.cfg): case.images_per_second for case in cases}
-    lines = [Curve(guidance(cfg), [found[batch, cfg] for batch in batches]) for cfg in cfgs]
+    lines = {guidance(cfg): [found[batch, cfg] for batch in batches] for cfg in cfgs}
     plot = curves([str(batch) for batch in batches], lines, x="images at once", y="images per second", from_zero=True)
     said = "; ".join(
-        f"{line.label}: {', '.join(f'{number(v)} at batch {b}' for b, v in zip(batches, line.values, strict=True))}"
-        for line in lines
+        f"{label}: {', '.join(f'{number(v)} at batch {b}' for b, v in zip(batches, values, strict=True))}"
+        for label, values in lines.items()
     )
     rows = [
         (str(c.batch), guidance(c.cfg), str(c.runs), milliseconds(c.total.p50), number(c.images_per_second))

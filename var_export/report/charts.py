@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +51,6 @@ Plot = Callable[[Figure, Any], None]
 """Draws on a figure and its axes."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One value per category."""
-
-    label: str
-    values: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A line that values are held against."""
-
-    label: str
-    value: float
-
-
 def drawn(name: str, alternative: str, plot: Plot, *, width: float = WIDTH, height: float = HEIGHT) -> Markup:
     """What `plot` draws, as an element of a page; `name` is one of its kind there, `alternative` says what it shows."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
@@ -86,25 +69,28 @@ def save(file: Path, make: Callable[[], Figure]) -> None:
 
 def curves(
     categories: Sequence[str],
-    lines: Sequence[Curve],
+    lines: Mapping[str, Sequence[float]],
     *,
     x: str,
     y: str,
     log: bool = False,
     from_zero: bool = False,
-    limit: Limit | None = None,
+    limit: tuple[str, float] | None = None,
 ) -> Plot:
-    """Lines with marks over categories, on a logarithmic scale or from 0 up if asked."""
+    """Lines with marks, by label, with a value per category; on a logarithmic scale or from 0 up if asked.
+
+    `limit`: label and value of a line that they are held against.
+    """
 
     def plot(figure: Figure, axes: Any) -> None:
-        for number, line in enumerate(lines):
+        for number, (label, values) in enumerate(lines.items()):
             axes.plot(
                 range(len(categories)),
-                line.values,
+                values,
                 color=SERIES[number % len(SERIES)],
                 linestyle=LINES[number % len(LINES)],
                 marker=MARKERS[number % len(MARKERS)],
-                label=line.label,
+                label=label,
                 clip_on=False,
                 zorder=3,
             )
@@ -114,7 +100,7 @@ def curves(
         axes.set_xlabel(x)
         axes.set_title(y, color=LIGHT["muted"], fontsize=10)
         if limit is not None:
-            axes.axhline(limit.value, color=LIGHT["bad"], linestyle=(0, (5, 3)), linewidth=1.4, label=limit.label)
+            axes.axhline(limit[1], color=LIGHT["bad"], linestyle=(0, (5, 3)), linewidth=1.4, label=limit[0])
         if log:
             log_axis(axes, axes.yaxis)
         if from_zero:

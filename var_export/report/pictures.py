@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,16 +22,6 @@ FINE = 192  # pixels: a smaller image is shown pixel by pixel, larger than it is
 AMPLIFICATIONS = (128, 64, 32, 16, 8, 4, 2, 1)
 QUALITY = 90
 SMALLEST = 128  # pixels along a side, that images are reduced to before some are left out
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Images for a page, in their order."""
-
-    sources: list[str]
-    """The data URI of each image."""
-    note: str
-    """What was done to make them fit; empty where they are what they were."""
 
 
 def difference(a: Picture, b: Picture) -> NDArray[np.uint8]:
@@ -54,25 +43,22 @@ def amplified(differences: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return np.minimum(differences.astype(np.int32) * factor, 255).astype(np.uint8)
 
 
-def encode(images: Sequence[Picture], budget: int = BUDGET) -> Encoded | None:
-    """Images (h, w, 3) as data URIs of WebP, within `budget` bytes.
+def encode(images: Sequence[Picture], budget: int = BUDGET) -> tuple[list[str], str] | None:
+    """Images (h, w, 3) as data URIs of WebP, within `budget` bytes, and what was done to make them fit, in words.
 
-    Without loss where that fits; else slightly compressed, then smaller. None where even that takes too much.
+    Without loss and words where that fits; else slightly compressed, then smaller. None where even that is too much.
     """
     side = max((image.shape[0] for image in images), default=0)
     sources = _sources(images, side, budget, lossless=True)
     if sources is not None:
-        return Encoded(sources, "")
+        return sources, ""
     size = side
     while size >= min(SMALLEST, side):
         sources = _sources(images, size, budget, lossless=False)
         if sources is not None:
             smaller = "" if size == side else f" and reduced from {side} to {size} pixels"
-            return Encoded(
-                sources,
-                f"To keep this page small, the pictures in it are compressed{smaller}; "
-                "every figure was taken from the originals.",
-            )
+            note = f"To keep this page small, the pictures in it are compressed{smaller}; "
+            return sources, note + "every figure was taken from the originals."
         size //= 2
     return None
 

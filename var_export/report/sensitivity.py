@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ QUESTIONS = {
     DECODER: "How close the image stays: to the right is better.",
     ENCODER: "By how much a picture is reconstructed worse from its tokens: to the left is better.",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the page shows of one part of the model: its chart and its layers."""
-
-    title: str
-    chart: Chart
-    worst: Table
-    all: Table | None
-    """None where `worst` has all of them."""
 
 
 def write_sensitivity(
@@ -81,7 +69,8 @@ def _value(effect: Effect) -> str:
     return number(value) if effect.part == TRANSFORMER else f"{value:+.2f}\N{NO-BREAK SPACE}dB"
 
 
-def _part(table: Sensitivity, part: str) -> Part:
+def _part(table: Sensitivity, part: str) -> dict[str, Any]:
+    """What the page shows of one part of the model: its chart, its worst layers, and all of them if there are more."""
     effects, worst = effects_of(table, part), table.worst_first(part)
     layers = layers_of(effects)
 
@@ -97,10 +86,9 @@ def _part(table: Sensitivity, part: str) -> Part:
         height=AROUND + UNITS_PER_LAYER * max(len(layers), 4),
     )
     shown = _table(table, f"{part}: the {WORST} worst", worst[:WORST])
-    rest = (
-        _table(table, f"All {counted(len(worst), 'measurement')} of the {part}", worst) if len(worst) > WORST else None
-    )
-    return Part(part.capitalize(), Chart("In the order of computation", svg, None, QUESTIONS[part]), shown, rest)
+    every = _table(table, f"All {counted(len(worst), 'measurement')} of the {part}", worst)
+    chart = Chart("In the order of computation", svg, None, QUESTIONS[part])
+    return {"title": part.capitalize(), "chart": chart, "worst": shown, "all": every if len(worst) > WORST else None}
 
 
 def _table(table: Sensitivity, caption: str, effects: Sequence[Effect]) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,41 +21,12 @@ MOST = 8
 """Images of a page: of more, those that differ most."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One picture and the words around it."""
+def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, budget: int = BUDGET) -> dict[str, Any]:
+    """The pictures of a page within `budget` bytes, as its template takes them; figures are of the originals.
 
-    source: str
-    """The picture's data URI."""
-    caption: str
-    figures: str
-    alternative: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The pictures of one image."""
-
-    title: str
-    how: str
-    """How it was drawn."""
-    pictures: tuple[Shown, ...]
-
-
-@dataclass(frozen=True)
-class Showcase:
-    """The pictures of all images, or of those that differ most."""
-
-    comparisons: list[Comparison]
-    note: str
-    side: int
-    """Pixels along one side."""
-    fine: bool
-    """Whether single pixels are to be seen."""
-
-
-def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, budget: int = BUDGET) -> Showcase:
-    """The pictures of a page within `budget` bytes; figures are of the originals."""
+    Of each image that is shown: title, how it was drawn, and the source, caption, figures and alternative text of each
+    of its pictures. Then a note, the pixels along one side, and whether single pixels are to be seen.
+    """
     reference, forced, free = golden["image"], runs.forced.images, runs.free.images
     differences = [difference(a, b) for a, b in zip(reference, forced, strict=True)]
     factor = amplification(differences)
@@ -77,6 +47,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
             raise UsageError(f"not even one image of {bundle.config.image_size} pixels fits into a page")
         count //= 2
 
+    sources, made_to_fit = encoded
     names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
     comparisons = []
     for place, image in enumerate(chosen):
@@ -93,16 +64,18 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
             ),
             ("Engine, drawn freely", freely, f"{name}, drawn freely by the engine: {freely}"),
         )
-        sources = encoded.sources[4 * place : 4 * place + 4]
-        shown = tuple(Shown(source, *words) for source, words in zip(sources, said, strict=True))
-        comparisons.append(Comparison(title, _how(golden, image), shown))
+        pictures = [
+            {"source": source, "caption": caption, "figures": figures, "alternative": alternative}
+            for source, (caption, figures, alternative) in zip(sources[4 * place : 4 * place + 4], said, strict=True)
+        ]
+        comparisons.append({"title": title, "how": _how(golden, image), "pictures": pictures})
     notes = [
         f"The {count} of {counted(len(errors), 'image')} that differ most." if count < len(errors) else "",
         f"Differences are shown {factor} times as bright as they are." if factor > 1 else "",
-        encoded.note,
+        made_to_fit,
     ]
     side = bundle.config.image_size
-    return Showcase(comparisons, " ".join(filter(None, notes)), side, side < FINE)
+    return {"comparisons": comparisons, "note": " ".join(filter(None, notes)), "side": side, "fine": side < FINE}
 
 
 def _names(names: ClassNames, label: int) -> tuple[str, str]:

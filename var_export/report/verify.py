@@ -16,7 +16,7 @@ from engines.fidelity.reports import Report
 from engines.fidelity.thresholds import THRESHOLDS
 from engines.machine import Machine
 from engines.words import counted
-from var_export.report.charts import Curve, Limit, bars, bars_height, curves, drawn, near_the_top
+from var_export.report.charts import bars, bars_height, curves, drawn, near_the_top
 from var_export.report.facts import bundle_facts, environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
@@ -167,30 +167,31 @@ def _fidelity_charts(verified: Verified) -> list[Chart]:
     sides = [str(side) for side in config.patch_nums]
     slices = [config.scale_slice(scale) for scale in range(config.num_scales)]
     drawn_alike, free = verified.runs.forced.drawn == tokens, verified.runs.free.tokens == tokens
-    draws = [float(drawn_alike[:, here].mean()) for here in slices]
-    freely = [float(free[:, here].mean()) for here in slices]
     x = "side of the token map"
     charts = []
-    shares = [Curve("draws alike", draws), Curve("tokens alike, drawn freely", freely)]
+    shares = {}
     if report.scales:
         charts.append(_kl_chart(report, sides, x))
-        shares.insert(0, Curve("top-1", [scale.top1 for scale in report.scales]))
-    lowest = min((value for share in shares for value in share.values if math.isfinite(value)), default=1.0)
-    plot = curves(sides, [Curve(share.label, [100 * v for v in share.values]) for share in shares], x=x, y="tokens")
+        shares["top-1"] = [scale.top1 for scale in report.scales]
+    shares["draws alike"] = [float(drawn_alike[:, here].mean()) for here in slices]
+    shares["tokens alike, drawn freely"] = [float(free[:, here].mean()) for here in slices]
+    lowest = min((value for share in shares.values() for value in share if math.isfinite(value)), default=1.0)
+    percents = {label: [100 * value for value in share] for label, share in shares.items()}
+    plot = curves(sides, percents, x=x, y="tokens")
 
     def near(figure: Any, axes: Any) -> None:
         plot(figure, axes)
         near_the_top(axes, 100 * lowest)
 
     said = "; ".join(
-        f"{share.label}: {percent(min(share.values))} at the worst scale, {percent(share.values[-1])} at the last"
-        for share in shares
+        f"{label}: {percent(min(share))} at the worst scale, {percent(share[-1])} at the last"
+        for label, share in shares.items()
     )
     rows = [
-        (f"{side}×{side}", f"{here.stop - here.start:,}", *(percent(share.values[scale]) for share in shares))
+        (f"{side}×{side}", f"{here.stop - here.start:,}", *(percent(share[scale]) for share in shares.values()))
         for scale, (side, here) in enumerate(zip(sides, slices, strict=True))
     ]
-    table = Table("Agreement per scale", ("scale", "tokens an image", *(share.label for share in shares)), rows)
+    table = Table("Agreement per scale", ("scale", "tokens an image", *shares), rows)
     svg = drawn("agreement", f"Agreement with the reference per scale. {said}.", near)
     note = "Freely drawn, one flipped token changes all that follow; that curve is reported, not judged."
     return [*charts, Chart("Tokens that agree", svg, table, note)]
@@ -200,13 +201,13 @@ def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
     limit = THRESHOLDS[report.precision].kl
     values = [scale.kl for scale in report.scales]
     worst = max(range(len(values)), key=lambda scale: values[scale])
-    line = Limit(f"limit of all tokens: {rounded(limit)}", limit)
+    line = (f"limit of all tokens: {rounded(limit)}", limit)
     shown = [value if value > 0 else float("nan") for value in values]  # a logarithmic scale has no 0
     svg = drawn(
         "kl",
         f"KL divergence per scale, on a logarithmic scale: {number(report.total.kl)} nats over all tokens, the worst "
         f"{number(values[worst])} at {sides[worst]} by {sides[worst]}; the limit of all tokens is {rounded(limit)}.",
-        curves(sides, [Curve("KL", shown)], x=x, y="KL in nats", log=True, limit=line),
+        curves(sides, {"KL": shown}, x=x, y="KL in nats", log=True, limit=line),
     )
     rows = [
         (name, number(part.kl), number(part.max_abs), f"{part.cosine:.6f}")

@@ -7,19 +7,19 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from engines.errors import UsageError
-from var_export.report.charts import Curve, Limit, bars, curves, drawn, near_the_top
+from var_export.report.charts import bars, curves, drawn, near_the_top
 from var_export.report.layers import plot_layers
 
 SCALES = ("1", "2", "3")
 
 
 def chart(name, **options):
-    lines = [Curve("one", (1e-3, 2e-3, 4e-3)), Curve("two", (1e-4, 2e-2, 4e-1))]
+    lines = {"one": (1e-3, 2e-3, 4e-3), "two": (1e-4, 2e-2, 4e-1)}
     return drawn(name, f"what {name} shows", curves(SCALES, lines, x="side", y="KL <in> nats", **options))
 
 
 def test_is_one_image_with_words():
-    root = ElementTree.fromstring(chart("kl", log=True, limit=Limit("the limit", 0.02)))
+    root = ElementTree.fromstring(chart("kl", log=True, limit=("the limit", 0.02)))
     assert (root.tag, root.get("role"), root.get("aria-label")) == ("svg", "img", "what kl shows")
     texts = {element.text for element in root.iter("text")}
     assert {"1", "2", "3", "side", "KL <in> nats", "one", "two", "the limit", "10⁻²"} <= texts
@@ -27,7 +27,7 @@ def test_is_one_image_with_words():
 
 
 def test_colours_follow_the_page():
-    svg = chart("kl", limit=Limit("the limit", 0.02)) + drawn("b", "b", bars(("a",), (1.0,), ("one",), x="ms"))
+    svg = chart("kl", limit=("the limit", 0.02)) + drawn("b", "b", bars(("a",), (1.0,), ("one",), x="ms"))
     for variable in ("--s1", "--s2", "--bad", "--text", "--muted", "--grid", "--line"):
         assert f"var({variable})" in svg
     assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
@@ -55,16 +55,16 @@ def test_is_drawn_alike_every_time():
 
 
 def test_values_that_a_scale_cannot_show_are_left_out():
-    lines = [Curve("one", (math.nan, 1e-3, math.inf))]
+    lines = {"one": (math.nan, 1e-3, math.inf)}
     assert "<path" in drawn("kl", "x", curves(SCALES, lines, x="x", y="y", log=True))
-    lines = [Curve("one", (math.nan,) * 3)]
-    assert "<svg" in drawn("kl", "x", curves(SCALES, lines, x="x", y="y", log=True, limit=Limit("limit", 0.1)))
+    lines = {"one": (math.nan,) * 3}
+    assert "<svg" in drawn("kl", "x", curves(SCALES, lines, x="x", y="y", log=True, limit=("limit", 0.1)))
 
 
 @pytest.mark.parametrize(("lowest", "ticks"), [(100.0, {"100 %", "99 %"}), (0.0, {"100 %", "0 %"})])
 def test_shares_reach_from_the_lowest_to_all(lowest, ticks):
     def plot(figure, axes):
-        curves(SCALES, [Curve("one", (100, 100, lowest))], x="x", y="y")(figure, axes)
+        curves(SCALES, {"one": (100, 100, lowest)}, x="x", y="y")(figure, axes)
         near_the_top(axes, lowest)
 
     assert ticks <= set(re.findall(r">([^<]+ %)<", drawn("n", "n", plot)))
