@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,45 +36,49 @@ def greedy(reference) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def built(reference, tmp_path_factory):
-    """Build a bundle of the random model; one golden image is enough here."""
-    checkpoint = Checkpoint(
-        config=CONFIG,
-        sampling=Sampling(),
-        labels=None,
-        var_state=reference.var.state_dict(),
-        vae_state=reference.vae.state_dict(),
-        sha256="random",
-        sources=(),
-    )
+def built(tmp_path_factory):
+    """Build a bundle of a random model; one golden image is enough here, and the next precision takes it over."""
+    folder = tmp_path_factory.mktemp("d16")
 
-    def make(precision: str, form: str):
+    def make(reference: Reference, precision: str, form: str):
+        checkpoint = Checkpoint(
+            config=reference.config,
+            sampling=Sampling(),
+            labels=None,
+            var_state=reference.var.state_dict(),
+            vae_state=reference.vae.state_dict(),
+            sha256="random",
+            sources=(),
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(var_export.golden, "IMAGES", 1)
-            out = tmp_path_factory.mktemp("d16") / precision
-            return build(checkpoint, out, FloatOptions(precision=precision, form=form))
+            options = FloatOptions(precision=precision, form=form)
+            return build(checkpoint, folder / reference.config.name, options, force=True)
 
     return make
 
 
-def test_fp32_greedy_tokens_are_the_references_in_both_forms(built, greedy):
-    bundle = built("fp32", "both").bundle
+def test_fp32_greedy_tokens_are_the_references_in_both_forms(built, reference, greedy):
+    bundle = built(reference, "fp32", "both").bundle
     for form in ("stepwise", "fused"):
         with Pipeline.load(bundle.path, form=form) as pipeline:
             drawn = pipeline.generate(LABEL, cfg=4.0, top_k=1, top_p=0)
         assert (drawn.tokens == greedy).sum() == 680, form
 
 
-def test_fp16_keeps_the_most_likely_token(built):
-    report = built("fp16", "stepwise").reports["stepwise"]
+def test_fp16_keeps_the_most_likely_token(built, reference):
+    report = built(reference, "fp16", "stepwise").reports["stepwise"]
     assert report.passed
     assert report.total.top1 >= 0.99
     assert report.total.tokens == 680
 
 
 def test_bf16_passes_with_its_rounding(built):
-    report = built("bf16", "stepwise").reports["stepwise"]
+    """Four of the sixteen blocks at their official width, and a small decoder: rounding is emulated, which is slow."""
+    config = replace(CONFIG, name="d4-random", transformer=replace(CONFIG.transformer, depth=4))
+    config = replace(config, vae=replace(CONFIG.vae, ch=32))
+    report = built(Reference.random(config), "bf16", "stepwise").reports["stepwise"]
     assert report.passed
     assert report.precision == "bf16"
-    assert report.total.top1 >= 0.94  # measured: 0.969 of 2720 tokens
-    assert report.image_psnr >= 40  # 47.5
+    assert report.total.top1 >= 0.94  # measured: 0.972 of 680 tokens
+    assert report.image_psnr >= 40  # 46.6
