@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def tiny_config(name="tiny", *, patch_nums=(1, 2, 3), vae=None, **transformer):
     sizes = {"depth": 2, "width": 64, "heads": 2, "mlp_hidden": 128, "num_classes": 5} | transformer
     small = {"vocab_size": 64, "z_channels": 8, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1} | (vae or {})
     return ModelConfig(name=name, patch_nums=patch_nums, vae=VaeConfig(**small), transformer=TransformerConfig(**sizes))
+
+
+def one_block(config):
+    """`config` with a single block of the transformer, which is quick to trace."""
+    return replace(config, transformer=replace(config.transformer, depth=1))
 
 
 def architectures():

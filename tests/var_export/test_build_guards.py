@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from support import architectures, copy_bundle, tiny_checkpoint, tiny_config
+from support import architectures, copy_bundle, one_block, tiny_checkpoint, tiny_config
 
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
@@ -180,6 +180,6 @@ def test_a_bundle_says_what_it_was_made_from(bundle):
 
 def test_a_model_without_phi_builds_in_both_forms(tmp_path):
     """`step` then lacks one input; the fused graph is stitched from it by the names of its dimensions."""
-    config = architectures()["no-phi"]
-    built = build(tiny_checkpoint(config), tmp_path / "b", OPTIONS)
+    config = one_block(architectures()["no-phi"])
+    built = build(tiny_checkpoint(config), tmp_path / "b", FloatOptions(precision="fp32", form="both", max_top_k=16))
     assert {form: report.failures for form, report in built.reports.items()} == {"stepwise": [], "fused": []}

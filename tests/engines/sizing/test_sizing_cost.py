@@ -3,7 +3,7 @@
 import pytest
 from graph_costs import Counter, count, planned
 from graph_costs import load as load_graph
-from support import architectures, need_torch, tiny_config, tiny_reference
+from support import architectures, need_torch, one_block, tiny_config, tiny_reference
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.sizing import cost
@@ -18,8 +18,8 @@ BATCHES = ((1, 1), (1, 2), (3, 4), (2, 4))  # B, N: without guidance, with, mixe
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 RANDOM = {
     "bf16": architectures()["fixed-shared-phi0"],  # no l2-normalisation, one AdaLN for all blocks
-    "fp16": architectures()["odd"],  # 1x1 quantiser convolutions, no attention in the decoder
-    "fp32": architectures()["no-phi"],
+    "fp16": one_block(architectures()["odd"]),  # 1x1 quantiser convolutions, no attention in the decoder
+    "fp32": one_block(architectures()["no-phi"]),
     "fp32, 512 pixels": tiny_config(patch_nums=SCALES_512, vae={"share_quant_resi": 4}, depth=1, shared_aln=True),
 }
 
@@ -46,7 +46,7 @@ def traced(request):
     from var_export.graphs.quantize import Quantizer
     from var_export.graphs.trace import trace
 
-    config, precision, max_top_k = RANDOM[request.param], request.param.split(",")[0], 20
+    config, precision, max_top_k = RANDOM[request.param], request.param.split(",")[0], 16
     reference = tiny_reference(config)
     quantizer = Quantizer(reference.vae.quantize)
     graphs = {}

@@ -129,8 +129,9 @@ def is_right(token, u, logits, temperature, top_k, top_p, listed):
 
 
 def exact(u, logits, temperature, top_k, top_p, listed):
+    """What the numbers `u` draw."""
     order, p = probabilities(logits, temperature, top_k, top_p, listed)
-    return order[min(np.searchsorted(np.cumsum(p), u, side="right"), np.flatnonzero(p)[-1])]
+    return order[np.minimum(np.searchsorted(np.cumsum(p), u, side="right"), np.flatnonzero(p)[-1])]
 
 
 # --- properties -------------------------------------------------------------------------------------------------
@@ -173,10 +174,11 @@ def test_every_draw_follows_the_definition(case):
     logits = make_logits(case["kind"], case["seed"], vocabulary)
     u = np.random.RandomState(case["seed"]).random_sample(40).astype(np.float32)
     u = np.concatenate((u[u < 1], np.float32([0, LAST])))
+    wanted = exact(u, logits, *chosen)
     for draw in (draw_onnx, draw_reference):
         drawn = one(draw, logits, u, temperature=chosen[0], top_k=chosen[1], top_p=chosen[2], listed=listed)
-        for token, number in zip(drawn, u, strict=True):
-            if token != exact(number, logits, *chosen):
+        for token, number, expected in zip(drawn, u, wanted, strict=True):
+            if token != expected:
                 assert is_right(token, number, logits, *chosen), f"{draw.__name__} drew {token} with {number!r}"
 
 

@@ -1,13 +1,11 @@
 """The traced modules and their ONNX graphs against the reference, scale by scale."""
 
-import dataclasses
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from support import architectures, eager, tiny_reference
+from support import architectures, eager, one_block, tiny_reference
 
 from engines.draw.batch import Rows
 from engines.spec import contract
@@ -64,10 +62,8 @@ def traced(request):
 
 @pytest.fixture(scope="module", params=EXPORTED)
 def exported(request, tmp_path_factory):
-    config = ARCHITECTURES[request.param]
-    if request.param != EXPORTED[0]:  # blocks take the time, and one stands for two
-        config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, depth=1))
-    return Graphs(config, tmp_path_factory.mktemp("graphs"))
+    # Blocks take the time, and one stands for two: shared bundles have two, and are checked when they are built.
+    return Graphs(one_block(ARCHITECTURES[request.param]), tmp_path_factory.mktemp("graphs"))
 
 
 def test_eager_scales_follow_the_reference(traced):
