@@ -75,6 +75,7 @@ def test_embedded_graphs_are_what_todays_exporter_writes(demo_both_bundle):
         assert (embedded.constant(name) == fresh.constant(name)).all(), f"{name}: {STALE}"
 
 
+@pytest.mark.slow
 def test_embedded_bundle_draws_the_golden_images():
     with Pipeline.load(DEMO_BUNDLE) as pipeline:
         report = verify(pipeline, pipeline.bundle.golden)

@@ -189,6 +189,7 @@ def test_readme_blocks_are_all_run():
     assert examples == {"README.md": 1, "docs/editing.md": 1, "docs/smoothing.md": 1, of_one_line: 1}
 
 
+@pytest.mark.slow
 def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shown = [line for block in blocks("docs/editing.md", "sh") for line in commands(block)]
@@ -203,6 +204,7 @@ def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     assert result["variants"].images.shape == (4, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_the_smoothing_page_runs_as_written(tmp_path, monkeypatch, demo_smooth_bundle):
     """But for its build, whose name the bundle gets here."""
     monkeypatch.chdir(tmp_path)

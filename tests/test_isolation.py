@@ -71,12 +71,14 @@ def test_the_guard_guards():
     assert failed == ["torch", "onnx.helper", "safetensors.torch"]
 
 
+@pytest.mark.slow
 def test_every_module_of_the_runtime_imports_without_torch():
     modules = modules_of("engines")
     assert "engines" in modules
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=BLOCKED)
 
 
+@pytest.mark.slow
 def test_the_runtime_imports_without_any_runtime():
     """Backends load theirs when they are made: a bundle can be inspected on a bare machine."""
     modules = modules_of("engines")
@@ -84,6 +86,7 @@ def test_the_runtime_imports_without_any_runtime():
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
 
 
+@pytest.mark.slow
 def test_every_module_of_calibration_imports_without_torch():
     """It rewrites graphs, so that it takes onnx_ir; and what makes INT8 of a float bundle takes no more."""
     modules = [*modules_of("calib"), "calib.quantise", "calib.judge.attribution", "var_export.cli.int8"]
@@ -92,6 +95,7 @@ def test_every_module_of_calibration_imports_without_torch():
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)
 
 
+@pytest.mark.slow
 def test_pages_are_made_without_torch():
     """`verify --html` on a device; the page of `sensitivity` takes what that command takes."""
     for package in ("matplotlib", "jinja2"):
@@ -154,6 +158,7 @@ def test_without_a_runtime_the_error_says_why_the_plans_do_not_run(monkeypatch):
     assert told == []
 
 
+@pytest.mark.slow
 def test_every_module_of_the_exporter_imports():
     need_torch()
     modules = modules_of("var_export")
@@ -183,6 +188,7 @@ def test_the_front_door_needs_no_torch():
     assert not set(BLOCKED) & set(loaded["loaded"])
 
 
+@pytest.mark.slow
 def test_an_image_is_drawn_without_torch(demo_fp16_bundle):
     drawn = run(
         f"""

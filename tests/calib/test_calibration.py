@@ -17,6 +17,7 @@ def saved(calibrated, tmp_path):
     return made, file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_a_file_says_the_same(saved, exact):
     made, file = saved

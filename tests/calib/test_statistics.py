@@ -77,6 +77,7 @@ KINDS = ("normal", "shifted", "uniform", "heavy", "skewed", "gelu", "relu", "neg
 # What is counted
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_histogram_is_the_one_of_the_definition(values):
     statistics = counted(values)
@@ -92,6 +93,7 @@ def test_histogram_is_the_one_of_the_definition(values):
     assert statistics.mean_square == pytest.approx(np.mean(np.float64(values) ** 2), rel=1e-12)
 
 
+@pytest.mark.slow
 @given(st.one_of(VALUES, NEAR_VALUES), st.data())
 def test_neither_batches_nor_their_order_matter(values, data):
     shuffled = data.draw(st.permutations(values))
@@ -103,6 +105,7 @@ def test_neither_batches_nor_their_order_matter(values, data):
     assert_same(added, counted(values))
 
 
+@pytest.mark.slow
 @given(NEAR_VALUES, st.integers(1, 4), st.data())
 def test_channels_and_scales_are_kept_apart(values, channels, data):
     table = np.resize(np.float32(values), (len(values), channels))  # np.float64(table) may be a scalar in numpy 2.2
@@ -136,6 +139,7 @@ def test_any_axis_and_any_strides(axis, order):
     assert statistics.counts.sum() == statistics.count == view.size
 
 
+@pytest.mark.slow
 def test_a_large_tensor_needs_little_memory_beside_it():
     values = np.random.default_rng(0).standard_normal((4, 2500, 1000), dtype=np.float32)
     for view, axis in ((values, -1), (values, 1), (values, None), (values.transpose(2, 0, 1), -1)):
@@ -178,6 +182,7 @@ def test_other_channels_and_dtypes_are_refused():
 # The record
 
 
+@pytest.mark.slow
 @given(st.one_of(VALUES, NEAR_VALUES), st.booleans())
 def test_a_record_survives_json(values, channels):
     statistics = counted(values, channel_axis=0 if channels else None)
@@ -232,6 +237,7 @@ def test_a_damaged_record_is_refused():
 # The ranges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", RANGES)
 @pytest.mark.parametrize("symmetric", [True, False])
 @given(values=st.one_of(VALUES, NEAR_VALUES), percentile=st.floats(1, 100))
@@ -349,6 +355,7 @@ def divergence(counts, end, levels=128):
     return sum(p / p_sum * math.log(p / p_sum * q_sum / q) for p, q in zip(reference, shown, strict=True) if p)
 
 
+@pytest.mark.slow
 def test_entropy_is_that_of_the_paper():
     """On a histogram without gaps, where the paper's divergence is finite throughout."""
     rng = np.random.default_rng(3)
@@ -381,6 +388,7 @@ def test_no_method_has_a_smaller_error_than_mse(kind, symmetric):
     assert errors["mse"] <= 1.005 * min(errors.values())
 
 
+@pytest.mark.slow
 def test_zeros_do_not_vote_in_entropy():
     """Whatever share of the values a mask or a ReLU sets to 0."""
     values = sample("relu", 100_000)

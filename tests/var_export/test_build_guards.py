@@ -178,6 +178,7 @@ def test_a_bundle_says_what_it_was_made_from(bundle):
     assert opened.max_top_k == 64, "900, cut to the vocabulary"
 
 
+@pytest.mark.slow
 def test_a_model_without_phi_builds_in_both_forms(tmp_path):
     """`step` then lacks one input; the fused graph is stitched from it by the names of its dimensions."""
     config = one_block(architectures()["no-phi"])

@@ -43,6 +43,7 @@ def drawn(bundle):
     return result, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny_fp32", "tiny_shared_adaln"])
 def test_folding_changes_nothing(model, request, tmp_path):
     bundle = request.getfixturevalue(model)

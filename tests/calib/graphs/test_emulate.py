@@ -27,6 +27,8 @@ from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer
 
+pytestmark = pytest.mark.slow
+
 NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 ONNX = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALVES = sorted(NUMPY)

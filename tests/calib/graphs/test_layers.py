@@ -28,6 +28,7 @@ def layers(tiny_fp32):
     return by_name(tiny_fp32)
 
 
+@pytest.mark.slow
 def test_every_trained_product_is_found_and_nothing_else(layers):
     """Told from the state dicts, which know nothing of graphs."""
     wanted = collections.Counter()
@@ -54,6 +55,7 @@ def test_a_weight_is_the_trained_one(layers):
         np.testing.assert_array_equal(read_weight(layers[layer].weight), trained.numpy(), err_msg=layer)
 
 
+@pytest.mark.slow
 def test_names_and_roles_are_the_same_in_another_precision_and_size(layers):
     trained = Bundle.open(DEMO_BUNDLE)
     assert trained.precision == "fp16"

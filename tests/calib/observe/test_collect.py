@@ -93,6 +93,7 @@ def steps(fed, config):
     return feeds, [config.scale_offsets.index(len(feed["past_k_0"])) for feed in feeds]
 
 
+@pytest.mark.slow
 def test_the_input_of_attention_is_the_modulated_layer_norm(tiny_fp32, calibrated, fed):
     feeds, scales = steps(fed, tiny_fp32.config)
     assert len(feeds) == SAMPLES * tiny_fp32.config.num_scales
@@ -112,6 +113,7 @@ def test_what_lies_deep_inside(tiny_fp32, calibrated, fed, tmp_path, layer):
     assert_describes(calibrated.tensors[f"step/{layer}:input"], values, scales, axis=-1)
 
 
+@pytest.mark.slow
 def test_convolutions_have_input_and_output(tiny_fp32, calibrated, fed, tmp_path):
     feeds = [feed for graph, feed in fed if graph == "decode"]
     assert_describes(calibrated.tensors["decode/post_quant_conv:input"], [feed["f_hat"] for feed in feeds])
@@ -138,6 +140,7 @@ def test_every_layer_and_scale_is_reached(tiny_fp32, calibrated):
     assert calibrated.done == SAMPLES
 
 
+@pytest.mark.slow
 def test_smoothed_layers_are_seen_divided(tiny_fp32, calibrated):
     smoothed = collect(tiny_fp32, Requests.spread(tiny_fp32.config, SAMPLES, smooth="0.5"), threads=1)
     assert len(smoothed.smoothing) == 6
@@ -187,6 +190,7 @@ def stopping_at(line_start):
     return progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["smoothing: sample 2", "calibration: sample 1", "calibration: sample 4"])
 def test_interrupted_and_taken_up_again_it_says_the_same(own_bundle, monkeypatch, stop):
     monkeypatch.setattr(collecting, "SAVE_EVERY", -1)
@@ -203,6 +207,7 @@ def test_interrupted_and_taken_up_again_it_says_the_same(own_bundle, monkeypatch
     assert again.digest() == collect(own_bundle, requests, threads=1).digest()
 
 
+@pytest.mark.slow
 def test_what_is_left_of_other_requests_is_not_taken_up(own_bundle, monkeypatch):
     monkeypatch.setattr(collecting, "SAVE_EVERY", -1)
     resume = own_bundle.path.parent / "kept"

@@ -338,6 +338,7 @@ def test_static_convolutions_are_integer_products(tmp_path):
     assert 1e-4 < np.sqrt(np.mean((run(changed, x) - wanted) ** 2) / np.mean(wanted**2)) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [2, 3])
 @pytest.mark.parametrize("graph", ["cond", "step", "decode", "encode"])
 def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, graph, level):

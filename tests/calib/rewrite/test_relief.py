@@ -10,6 +10,8 @@ from calib.rewrite.integers import quantize
 from calib.rewrite.relief import find_quantized, relieve
 from engines.spec.policy import FLOAT, assign
 
+pytestmark = pytest.mark.slow
+
 
 def quantised(bundle, calibrated, graph, target="onnxruntime", level=3):
     model = ir.load(bundle.graph_path(graph))

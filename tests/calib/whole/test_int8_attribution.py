@@ -15,6 +15,8 @@ from calib.rewrite.relief import find_quantized
 from engines.bundle.bundle import Bundle
 from engines.spec.contract import DECODER, ENCODER, TRANSFORMER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built(base, calibrated, tmp_path_factory):

@@ -16,6 +16,8 @@ from engines.errors import UsageError
 from engines.spec.contract import DECODER, TRANSFORMER
 from engines.spec.policy import EDGES, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
 
+pytestmark = pytest.mark.slow
+
 SAVED = {PER_BLOCK: 1.0, PER_TOKEN: 2.0, STATIC: 3.0}
 
 

@@ -19,6 +19,7 @@ def made(tmp_path_factory):
     return quantize_bundle(base, out, Int8Options(form="both"), lambda: calibration, threads=1)
 
 
+@pytest.mark.slow
 def test_the_check_judges_what_it_mixes(made):
     assert made.bundle.smooth
     assert made.reports["stepwise"].heaviest > 0.85
@@ -26,6 +27,7 @@ def test_the_check_judges_what_it_mixes(made):
     assert made.reports["fused"].heaviest > 0.85
 
 
+@pytest.mark.slow
 def test_both_forms_smooth(made):
     request = {"classes": [0, 3, 5], "seeds": [1, 2, 3], "smooth": [True, False, True]}
     images = {}

@@ -178,6 +178,7 @@ def test_an_empty_part_has_an_address(cuda):
     assert zeros(cuda, (0, 2), "float16").address
 
 
+@pytest.mark.slow
 def test_a_part_keeps_the_memory_alive(cuda, host):
     part = zeros(cuda, (4,), "int64").rows(1, 2)
     gc.collect()
@@ -200,6 +201,7 @@ def test_writes_are_done_in_order_and_reads_wait(cuda, host):
     assert seen == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_memory_goes_back_when_nobody_holds_it(cuda, host):
     before = host.in_use
     buffer = zeros(cuda, (1000,), "float32")
@@ -211,6 +213,7 @@ def test_memory_goes_back_when_nobody_holds_it(cuda, host):
     assert not host.allocations
 
 
+@pytest.mark.slow
 def test_memory_goes_back_in_any_thread(cuda, host):
     held = [zeros(cuda, (10,), "float32")]
     thread = threading.Thread(target=held.clear)

@@ -21,6 +21,8 @@ from engines.errors import BackendError, OutOfMemoryError
 from tests.emulation import HostCuda, hollow_bundle
 from tests.emulation.onnxruntime import RTX, HostOnnxRuntime
 
+pytestmark = pytest.mark.slow
+
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 
 

@@ -37,6 +37,7 @@ def lives(demo_fp16_bundle):
     return found
 
 
+@pytest.mark.slow
 def test_later_batches_need_no_more_than_the_first(lives):
     _, first, second, third, _ = lives[0]
     assert second - first < 15  # 0; with memory patterns 73, the decoder's tensors once more

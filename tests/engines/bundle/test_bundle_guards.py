@@ -260,6 +260,7 @@ def scratch(original, tmp_path_factory):
     return copy_bundle(original, tmp_path_factory.mktemp("scratch") / "bundle")
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_change_of_the_manifest_is_refused_or_harmless(data, original, scratch):

@@ -136,6 +136,7 @@ KILLED = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["writing", "sealed", "between the renames", "before cleaning up"])
 def test_a_killed_process_costs_no_bundle(point, target):
     write(target, "one")
@@ -156,6 +157,7 @@ def test_a_killed_process_costs_no_bundle(point, target):
     assert around(target) == ["model"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_without_a_previous_bundle_leaves_none(target):
     target.parent.mkdir()
     subprocess.run([sys.executable, "-c", KILLED, str(target), "sealed"], cwd=Path(__file__).parents[3], check=False)

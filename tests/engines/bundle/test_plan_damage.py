@@ -80,6 +80,7 @@ def test_a_plan_that_tensorrt_rtx_itself_refuses(path, machine):
     emulation.load(path).generate([0])
 
 
+@pytest.mark.slow
 def test_a_plan_with_other_tensors_than_the_graph(path, machine):
     """By a builder that has lost or renamed one; the manifest fits it."""
     emulation = machine()

@@ -160,6 +160,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_build_costs_nothing(point, path, machine):
     old = machine().build(path, "1").plans.name

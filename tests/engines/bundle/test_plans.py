@@ -103,6 +103,7 @@ def plan_sets(draw):
     )
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None)
 @given(st.lists(plan_sets(), max_size=3, unique_by=lambda plans: plans.name))
 def test_any_plan_sets_survive_the_manifest(sets):
@@ -114,6 +115,7 @@ def test_a_bundle_of_before_there_were_plans_opens(path):
     assert Bundle.open(path).plans == ()
 
 
+@pytest.mark.slow
 def test_plans_are_no_foreign_files(path, machine):
     machine().build(path)
     assert foreign_files(path) == []

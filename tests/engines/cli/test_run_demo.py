@@ -15,6 +15,7 @@ demo = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @demo
 def test_demo_image_is_the_same_alone_and_in_a_job(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -28,6 +29,7 @@ def test_demo_image_is_the_same_alone_and_in_a_job(tmp_path, monkeypatch, capsys
     assert np.array_equal(load_picture(same), image)
 
 
+@pytest.mark.slow
 @demo
 def test_demo_tokens_decode_to_the_same_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -38,6 +40,7 @@ def test_demo_tokens_decode_to_the_same_image(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 @demo
 def test_demo_reports_and_reconstructs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -47,6 +47,7 @@ def edit(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 @demo
 def test_what_is_kept_is_the_original_and_what_is_redrawn_the_models(edit):
     code, out, err = edit("square.png", "--box", "0,0.5,1,1", "--class", "fox", "--seed", 3)
@@ -69,6 +70,7 @@ def test_what_is_kept_is_the_original_and_what_is_redrawn_the_models(edit):
     assert (text["class"], text["edited"], text["composite"]) == (str(FOX), "square.png", "False")
 
 
+@pytest.mark.slow
 @demo
 def test_boxes_masks_and_detections_of_the_same_place_are_the_same_edit(edit):
     for number, how in enumerate(
@@ -89,6 +91,7 @@ def test_outpainting_keeps_the_box(edit):
     assert (edited[:10] != picture[:10]).mean() > 0.9
 
 
+@pytest.mark.slow
 @demo
 def test_variants_of_several_classes_with_all_that_goes_with_a_job(edit):
     args = ["wide.png", "--box", "40,40,80,80", "--class", "fox,none", "--count", 2, "--batch", 3]
@@ -165,6 +168,7 @@ def test_options_that_make_no_sense(call, pipeline, args, says):
     assert not pipeline.loads
 
 
+@pytest.mark.slow
 @demo
 def test_the_fused_form_edits_too(edit, demo_both_bundle):
     assert edit("wide.png", "--box", "40,40,80,80", "--engine", demo_both_bundle, "--form", "fused")[0] == 0

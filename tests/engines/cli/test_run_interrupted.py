@@ -57,6 +57,7 @@ def wait_until(condition, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["folder", "npz"])
 def test_kill_9_loses_nothing_and_leaves_nothing_half(tmp_path, route):
     args = ["--class", "all", "--count", "10", "--batch", "2", "--save-tokens", "t.npz"]
@@ -118,6 +119,7 @@ def test_a_terminal_shows_a_bar_and_a_log_shows_lines(tmp_path, call, monkeypatc
     assert " of " not in call("--class", "0-3", "--batch", 4, "--out", "y")[2]
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_to_wait(tmp_path):
     args = ["--class", "all", "--count", "10", "--batch", "1"]
     first = start(tmp_path, *args)

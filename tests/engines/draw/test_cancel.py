@@ -71,6 +71,7 @@ def test_a_gpu_is_never_more_than_two_scales_ahead_of_the_question():
         assert len(waited) == SCALES + 1, "who asks for nothing waits for nothing until the end"
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_was_stopped_draws_as_before(pipeline):
     wanted = pipeline.generate([88, 3], seeds=[1, 2])
     for scales in (0, 3, 6):
@@ -90,6 +91,7 @@ def test_an_error_of_stop_is_the_callers_own(pipeline):
     pipeline.generate(88)
 
 
+@pytest.mark.slow
 def test_batches_that_are_split_stop_too():
     with Pipeline.load(DEMO_BUNDLE, threads=1, max_batch=2) as pipeline, pytest.raises(CancelledError):
         pipeline.generate([1] * 6, stop=After(SCALES + 1))  # in the second batch
@@ -102,6 +104,7 @@ def test_the_fused_form_stops_between_batches():
         pipeline.generate([0, 1, 2], stop=After(2))
 
 
+@pytest.mark.slow
 def test_others_go_on_while_one_is_stopped(pipeline, caplog, capfd):
     """Several threads, some stopped at any time: the others' images are right, and nothing is printed."""
     wanted = {seed: pipeline.generate([88, seed], seeds=seed, cfg=seed % 3).tokens for seed in range(6)}
@@ -124,6 +127,7 @@ def test_others_go_on_while_one_is_stopped(pipeline, caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_each_image_chooses_its_previews(pipeline):
     shared = {preview.scale: preview for preview in pipeline.stream([88, 3, 5], seeds=[1, 2, 3])}
     seen = list(pipeline.stream([88, 3, 5], seeds=[1, 2, 3], preview_scales=[[0, 2], [], [2, 4]]))

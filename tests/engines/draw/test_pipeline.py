@@ -54,6 +54,7 @@ def same(result, other, part=slice(None)):
 # --- what an image depends on ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shapes_and_types(pipeline, mixed):
     config = pipeline.config
     assert mixed.images.shape == (7, 64, 64, 3)
@@ -79,6 +80,7 @@ def test_order_does_not_matter(pipeline, mixed):
     same(again, mixed, order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_batch", [1, 3, 7])
 def test_batches_that_are_split_are_the_same(max_batch, demo_fp32_bundle, mixed):
     with Pipeline.load(demo_fp32_bundle, threads=2, max_batch=max_batch) as pipeline:
@@ -94,6 +96,7 @@ def test_a_second_run_is_the_same(pipeline, mixed):
     same(pipeline.generate(CLASSES, seeds=SEEDS, **MIXED), mixed)
 
 
+@pytest.mark.slow
 def test_one_seed_counts_up(pipeline):
     counted = pipeline.generate([3, 3, 3], seeds=41, top_p=0)
     assert counted.seeds.tolist() == [41, 42, 43]
@@ -114,6 +117,7 @@ def test_the_bundle_recommends_what_is_not_given(pipeline):
     same(pipeline.generate([88, 3]), pipeline.generate([88, 3], cfg=1.0, top_k=20, top_p=0.4, temperature=1.0))
 
 
+@pytest.mark.slow
 def test_each_setting_has_an_effect(pipeline):
     plain = pipeline.generate(88, cfg=1.0, top_k=100, top_p=0.9).tokens
     for change in ({"cfg": 4.0}, {"cfg": 0.0}, {"top_k": 3}, {"top_p": 0.1}, {"temperature": 0.1}):
@@ -122,6 +126,7 @@ def test_each_setting_has_an_effect(pipeline):
         )
 
 
+@pytest.mark.slow
 def test_classes_may_be_names_numbers_or_arrays(pipeline):
     label = pipeline.labels[88]
     wanted = pipeline.generate([88])
@@ -134,6 +139,7 @@ def test_no_class_is_the_same_with_any_guidance(pipeline):
     same(pipeline.generate(171, cfg=4.0), pipeline.generate(171, cfg=0.0))
 
 
+@pytest.mark.slow
 def test_the_reference_draws_the_same(pipeline, mixed):
     """FP32 on the CPU: another order of summation, and the same tokens."""
     torch, some = need_torch(), [0, 1, 2, 3]
@@ -149,6 +155,7 @@ def test_the_reference_draws_the_same(pipeline, mixed):
 # --- forced tokens --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forced_tokens_are_taken_everywhere(pipeline):
     tokens = np.random.RandomState(0).randint(0, 2048, (2, 155))
     result = pipeline.generate(**BASE, forced=tokens)
@@ -157,6 +164,7 @@ def test_forced_tokens_are_taken_everywhere(pipeline):
     assert off_by.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_mask_leaves_the_other_places_to_the_sampler(pipeline, base):
     """Forcing what would have been drawn anyway changes nothing, wherever it is forced."""
     mask = np.random.RandomState(1).random_sample((2, 155)) < 0.5
@@ -180,6 +188,7 @@ def test_other_tokens_at_masked_places_change_only_what_follows(pipeline, base):
     assert (result.tokens[:, here.stop :] != base.tokens[:, here.stop :]).any()
 
 
+@pytest.mark.slow
 def test_forced_images_may_stand_beside_free_ones(pipeline, base):
     mask = np.array([[True], [False]])
     tokens = np.random.RandomState(2).randint(0, 2048, 155)
@@ -188,6 +197,7 @@ def test_forced_images_may_stand_beside_free_ones(pipeline, base):
     np.testing.assert_array_equal(result.tokens[1], base.tokens[1])
 
 
+@pytest.mark.slow
 def test_nothing_stays_forced_afterwards(pipeline, base):
     pipeline.generate(**BASE, forced=np.zeros((2, 155), int))
     same(pipeline.generate(**BASE), base)
@@ -196,6 +206,7 @@ def test_nothing_stays_forced_afterwards(pipeline, base):
 # --- previews, logits -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_previews_end_in_the_image_of_generate(pipeline, base):
     previews = list(pipeline.stream(**BASE))
     assert [preview.scale for preview in previews] == list(range(7))
@@ -204,6 +215,7 @@ def test_previews_end_in_the_image_of_generate(pipeline, base):
     np.testing.assert_array_equal(previews[-1].tokens, base.tokens)
 
 
+@pytest.mark.slow
 def test_previews_show_the_tokens_so_far(pipeline, base):
     torch, config, quantizer = need_torch(), pipeline.config, demo_reference().vae.quantize
     f_hat = torch.zeros(2, 16, 8, 8)
@@ -219,6 +231,7 @@ def test_previews_show_the_tokens_so_far(pipeline, base):
         assert off_by.max() <= 1, f"scale {preview.scale}"
 
 
+@pytest.mark.slow
 def test_previews_keep_their_content_when_the_next_comes(pipeline):
     stream = pipeline.stream(88)
     first = next(stream)
@@ -228,6 +241,7 @@ def test_previews_keep_their_content_when_the_next_comes(pipeline):
     np.testing.assert_array_equal(first.tokens, tokens)
 
 
+@pytest.mark.slow
 def test_preview_scales_choose(pipeline, base):
     previews = list(pipeline.stream(**BASE, preview_scales=[3, 0, 3]))
     assert [preview.scale for preview in previews] == [0, 3, 6]
@@ -249,6 +263,7 @@ def test_a_stream_is_refused_when_it_is_asked_for(pipeline):
         pipeline.stream(3, top_p=2)
 
 
+@pytest.mark.slow
 def test_other_images_may_be_drawn_while_a_stream_waits(pipeline, base):
     waiting = pipeline.stream(**BASE)
     other = pipeline.stream(**BASE)
@@ -263,6 +278,7 @@ def test_other_images_may_be_drawn_while_a_stream_waits(pipeline, base):
     np.testing.assert_array_equal(got[-1].tokens, base.tokens)
 
 
+@pytest.mark.slow
 def test_logits_of_each_scale_are_shown(pipeline):
     seen = []
 
@@ -281,6 +297,7 @@ def test_logits_of_each_scale_are_shown(pipeline):
         np.testing.assert_array_equal(best, result.tokens[images, pipeline.config.scale_slice(scale)])
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_caller_does_no_harm(pipeline, base):
     def fail(view):
         if view.scale == 3:
@@ -294,6 +311,7 @@ def test_an_exception_of_the_caller_does_no_harm(pipeline, base):
 # --- images and tokens ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_decode_gives_the_image_of_the_tokens(pipeline, mixed):
     images = pipeline.decode(mixed.tokens)
     assert np.abs(images.astype(int) - mixed.images).max() <= 1
@@ -301,6 +319,7 @@ def test_decode_gives_the_image_of_the_tokens(pipeline, mixed):
     np.testing.assert_array_equal(same_type, images)
 
 
+@pytest.mark.slow
 def test_encode_gives_tokens_that_show_the_image(pipeline, mixed):
     tokens = pipeline.encode(mixed.images)
     assert tokens.shape == (7, 155)
@@ -311,6 +330,7 @@ def test_encode_gives_tokens_that_show_the_image(pipeline, mixed):
     assert 10 * np.log10(255**2 / error) > 20
 
 
+@pytest.mark.slow
 def test_more_images_than_a_batch_are_split(pipeline, mixed):
     many = np.concatenate([mixed.images] * 3)
     tokens = pipeline.encode(many)
@@ -365,6 +385,7 @@ def test_feature_maps_of_another_shape_are_refused(shape, pipeline):
 # --- life of a pipeline ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_closed_pipeline_says_so(demo_fp32_bundle, mixed):
     with Pipeline.load(demo_fp32_bundle, threads=1) as pipeline:
         pipeline.generate(3)
@@ -392,6 +413,7 @@ def test_closing_under_a_waiting_stream_ends_it_cleanly(demo_fp32_bundle):
         assert "closed" in str(error)  # noqa: PT017  either is fine
 
 
+@pytest.mark.slow
 def test_several_threads_may_use_one_pipeline(pipeline):
     jobs = [([c], {"seeds": s, "cfg": g}) for c, s, g in zip(range(12), range(12), [0.0, 1.0, 4.0] * 4, strict=True)]
     jobs += [([c, c + 1], {"seeds": c, "top_k": 1 + c}) for c in range(60, 64)]
@@ -409,6 +431,7 @@ def test_several_threads_may_use_one_pipeline(pipeline):
             np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_threads_may_mix_all_verbs(pipeline, base, mixed):
     tokens = pipeline.encode(mixed.images)
     verbs = [
@@ -422,6 +445,7 @@ def test_threads_may_mix_all_verbs(pipeline, base, mixed):
             done.result()
 
 
+@pytest.mark.slow
 def test_two_pipelines_do_not_meet(demo_fp32_bundle, pipeline, base):
     with Pipeline.load(demo_fp32_bundle, threads=1) as other:
         waiting = other.stream(**BASE)
@@ -526,6 +550,7 @@ def test_a_request_that_cannot_be_is_refused_with_the_remedy(arguments, words, p
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_all_of_the_vocabulary_is_never_cut_to_the_sorted_list(pipeline):
     """top_p 1 keeps everything, like 0; the bundle sorts 900 of 2048 tokens only."""
     hot = {"temperature": 1e4, "top_k": 0}  # almost uniform over 2048 tokens
@@ -543,6 +568,7 @@ def test_all_of_the_vocabulary_is_never_cut_to_the_sorted_list(pipeline):
         assert (drawn >= 900).any()
 
 
+@pytest.mark.slow
 def test_a_temperature_near_0_is_greedy_or_refused(pipeline):
     greedy = pipeline.generate(88, top_k=1).tokens
     for temperature in (1e-3, 1e-30, 1e-38, 1e-40, 1e-44):
@@ -596,6 +622,7 @@ FUSED = {
 }
 
 
+@pytest.mark.slow
 def test_fused_form_draws_what_the_stepwise_form_draws(both):
     stepwise, fused = (pipeline.generate(**FUSED) for pipeline in both)
     np.testing.assert_array_equal(fused.tokens, stepwise.tokens)

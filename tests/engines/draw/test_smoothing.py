@@ -16,6 +16,8 @@ from engines.fidelity.checks import verify
 from engines.fidelity.similarity import psnr
 from engines.spec.config import ModelConfig, mixing
 
+pytestmark = pytest.mark.slow
+
 CASES = ("plain", "default", "whole", "edit")
 CLASSES, SEEDS = [88, 3, 150], [4, 5, 6]
 LOWER_HALF = boxes_to_grid([(0.0, 0.5, 1.0, 1.0)], 8)

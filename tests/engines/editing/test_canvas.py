@@ -60,6 +60,7 @@ def test_a_box_lands_where_its_pixels_do(fit, columns, rows):
     assert grid.any(axis=1).nonzero()[0].tolist() == list(rows)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(width=st.integers(16, 90), height=st.integers(16, 90), fit=st.sampled_from(FITS), seed=st.integers(0, 999))
 def test_a_mask_of_a_box_is_that_box_but_for_its_edge(width, height, fit, seed):
@@ -118,6 +119,7 @@ def test_the_feather_lies_outside_of_what_was_redrawn():
     assert 0 < row[0] < 0.2
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     width=st.integers(5, 150),

@@ -83,6 +83,7 @@ def test_a_model_of_512_px_is_edited_as_officially(kind, official, wide):
     np.testing.assert_array_equal(drawn.tokens, wanted["tokens"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32), cfg=st.sampled_from([0.0, 1.0, 4.0]), count=st.integers(1, 3))
 def test_kept_tokens_are_the_pictures_own(seed, cfg, count, pictures, pipeline):
@@ -96,6 +97,7 @@ def test_kept_tokens_are_the_pictures_own(seed, cfg, count, pictures, pipeline):
     np.testing.assert_array_equal(edited.tokens[~kept], edited.drawn[~kept])
 
 
+@pytest.mark.slow
 def test_the_fused_form_and_the_stream_edit_alike(pictures, demo_both_bundle):
     grid = boxes_to_grid([(0.0, 0.5, 1.0, 1.0)], 8)
     with Pipeline.load(demo_both_bundle, threads=2) as stepwise, Pipeline.load(demo_both_bundle, form="fused") as fused:
@@ -125,6 +127,7 @@ def test_no_class_runs_one_half_whatever_the_guidance(pictures, pipeline):
     assert len(Rows.of(weak.classes, np.full(1, 4.0, np.float32), NONE).labels) == 1
 
 
+@pytest.mark.slow
 def test_pixels_and_cells_are_the_same_mask(pictures, pipeline):
     pixels = np.kron(GRID, np.ones((8, 8), bool))
     np.testing.assert_array_equal(

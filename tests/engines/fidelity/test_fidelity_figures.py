@@ -42,6 +42,7 @@ def checked(folder, form="stepwise", **options):
         return verify(pipeline, pipeline.bundle.golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_demo_passes(precision, request):
     report = checked(request.getfixturevalue(f"demo_{precision}_bundle"))
@@ -58,6 +59,7 @@ def test_the_demo_passes(precision, request):
         assert report.first_difference is None or report.free_identical < 4
 
 
+@pytest.mark.slow
 def test_the_two_forms_pass(tiny):
     assert checked(tiny).passed
     report = checked(tiny, "fused")
@@ -67,6 +69,7 @@ def test_the_two_forms_pass(tiny):
     assert report.failed_parts == report.scales == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["stepwise", "fused"])
 def test_what_the_engine_drew_is_shown(form, tiny):
     shown = []
@@ -92,6 +95,7 @@ def test_every_threshold_is_checked(tiny_smooth):
         assert dataclasses.replace(figure, value=figure.bound).kept
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_batch(tiny):
     one, many = checked(tiny, max_batch=1), checked(tiny, max_batch=3)
     assert one.total.tokens == many.total.tokens

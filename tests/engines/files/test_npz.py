@@ -97,6 +97,7 @@ def test_two_processes_do_not_write_the_same_npz(tmp_path):
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_large_npz_does_not_pass_through_memory(tmp_path):
     side, count = 128, 1000  # 49 MB
     job = job_of((1,), count=count)

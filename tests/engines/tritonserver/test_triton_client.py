@@ -140,6 +140,7 @@ def test_examples(server, folder, local):
     np.testing.assert_array_equal(pixels("frog-6.png"), local.generate("frog").images[0])
 
 
+@pytest.mark.slow
 def test_the_asyncio_example(folder, local):
     def ask(line, *, stay=True):
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:

@@ -101,6 +101,7 @@ def test_a_repository_is_whole_and_may_be_written_again(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["models"], "nothing is left beside it"
 
 
+@pytest.mark.slow
 def test_the_code_in_it_runs_without_this_checkout(tmp_path):
     """As in a server's Python: no var_export, no click; the copied package is enough to draw."""
     write(plan_python(demo, Serving()), tmp_path)
@@ -175,6 +176,7 @@ def both(demo_both_bundle):
     return Bundle.open(demo_both_bundle)
 
 
+@pytest.mark.slow
 def test_onnxruntime_gets_the_fused_graph(both, tmp_path):
     config = parse(plan_stock(both, "onnxruntime", name="var_fused").texts["config.pbtxt"])
     assert (config.backend, config.platform, config.max_batch_size) == ("onnxruntime", "onnxruntime_onnx", 0)

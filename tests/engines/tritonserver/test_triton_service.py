@@ -14,6 +14,8 @@ from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
 from engines.triton.serving.service import Service
 
+pytestmark = pytest.mark.slow
+
 
 class Asked:
     """A request; `gone_after` scales its client has gone."""

@@ -57,6 +57,7 @@ def test_json(call, tiny_build):
     assert document["reference"] is None
 
 
+@pytest.mark.slow
 def test_against_the_checkpoint(call, tiny_build, tiny_checkpoint):
     args = ("bench", tiny_build.path, "--batch", 1, "--reference", tiny_checkpoint, *QUICK)
     code, out, err = call(*args)

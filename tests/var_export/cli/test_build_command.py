@@ -41,6 +41,7 @@ def fake_build(monkeypatch, tiny_build):
     return calls
 
 
+@pytest.mark.slow
 def test_says_what_was_built_and_what_to_do_next(tiny_build):
     lines = tiny_build.out.splitlines()
     assert lines[0].startswith(f"{tiny_build.path} (")

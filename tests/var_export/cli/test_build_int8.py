@@ -70,6 +70,7 @@ def one_line(answer, *words):
         assert str(word) in last
 
 
+@pytest.mark.slow
 def test_makes_a_bundle_and_a_calibration(first, tiny_build):
     path, out, err = first
     assert names(path.parent) == ["tiny-int8", CALIBRATION]
@@ -109,6 +110,7 @@ def test_verify_accepts_it(call, first):
     assert "int8" in json.dumps(document)
 
 
+@pytest.mark.slow
 def test_needs_no_torch(tiny_build, tmp_path, monkeypatch):
     import sys
 
@@ -154,6 +156,7 @@ def test_without_the_packages_it_says_which(tiny_build):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_other_options_take_the_calibration_that_is_there(call, made, tiny_build, no_drawing):
     one_line(call(*arguments(tiny_build.path, made, "--level", 3)), made, "--force")
     code, _, err = call(*arguments(tiny_build.path, made, "--level", 3, "--keep", "decode/*", "--force"))
@@ -270,6 +273,7 @@ def test_a_base_without_the_stepwise_form_is_refused(call, altered, tmp_path, no
     assert names(tmp_path) == [base.name]
 
 
+@pytest.mark.slow
 def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -284,6 +288,7 @@ def test_pictures_for_the_encoder(call, tiny_build, tmp_path):
     one_line(call(*arguments(tiny_build.path, tmp_path / "other", "--images", pictures)), "2.png")
 
 
+@pytest.mark.slow
 def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tmp_path, monkeypatch):
     from engines.cli.progress import StageClock
 
@@ -329,6 +334,7 @@ def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
     assert Bundle.open(made).provenance["quantisation"]["options"]["exclude"] == [*KEEP[1::2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["fused", "both"])
 def test_the_fused_form(call, made, tiny_build, no_drawing, form):
     """Of the same calibration; each form is checked."""
@@ -346,6 +352,7 @@ def test_the_fused_form(call, made, tiny_build, no_drawing, form):
         np.testing.assert_array_equal(pipeline.generate(**options).tokens, stepwise.generate(**options).tokens)
 
 
+@pytest.mark.slow
 def test_without_out_the_name_says_the_form(call, made, tiny_build, no_drawing, monkeypatch):
     monkeypatch.chdir(made.parent)
     args = [*arguments(tiny_build.path, "none", "--form", "fused", "--calibration", made.parent / CALIBRATION)]

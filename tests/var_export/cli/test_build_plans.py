@@ -45,6 +45,7 @@ def test_plans_of_a_bundle(target, bundle, call, emulate):
     assert json.loads(out)["plans"]["reused"] is True
 
 
+@pytest.mark.slow
 def test_a_checkpoint_all_the_way(call, emulate, tiny_checkpoint, tmp_path):
     emulate()
     args = ("build", tiny_checkpoint, "--precision", "fp32", "--target", "tensorrt", "--batch", "1", "--json")
@@ -57,6 +58,7 @@ def test_a_checkpoint_all_the_way(call, emulate, tiny_checkpoint, tmp_path):
     assert document["plans"]["not_checked"] is None
 
 
+@pytest.mark.slow
 def test_another_batch_takes_the_place_of_the_first(bundle, call, emulate):
     emulate()
     call("build", bundle, "--target", "tensorrt", "--batch", "1")
@@ -67,6 +69,7 @@ def test_another_batch_takes_the_place_of_the_first(bundle, call, emulate):
     assert len(sets(bundle)) == 1
 
 
+@pytest.mark.slow
 def test_plans_for_another_gpu_are_built_and_not_judged_by_older_ones(bundle, call, emulate, monkeypatch):
     """What fits this GPU is an older set: it must neither speak for the new one nor have it removed."""
     emulate(rtx=True)

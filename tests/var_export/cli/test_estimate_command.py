@@ -92,6 +92,7 @@ def test_text_of_what_fits(call):
     assert "accumulates in FP32 has 165.2 TFLOP/s" in call("estimate", "--model", "d16", "--device", "rtx-4090")[1]
 
 
+@pytest.mark.slow
 def test_a_table_of_all_devices(call, document):
     out = call("estimate", "--model", "d36", "--batch", "4")[1]
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()[:1] and line.split()[0] in devices()}
@@ -110,6 +111,7 @@ def test_several_devices_in_the_order_given(document):
     assert [estimate["device"]["name"] for estimate in estimates] == ["t4", "orin-nano-8gb"]
 
 
+@pytest.mark.slow
 def test_a_device_without_the_type_is_a_row_among_others_and_a_mistake_alone(call, document):
     estimates = document("--model", "d16", "--precision", "bf16")["devices"]
     (t4,) = [estimate for estimate in estimates if not estimate["supported"]]
@@ -286,6 +288,7 @@ def test_every_option_has_a_help():
     assert all(parameter.help for parameter in group.commands["estimate"].params)
 
 
+@pytest.mark.slow
 def test_help_is_light_and_fast():
     best = float("inf")
     for _ in range(5):
@@ -320,6 +323,7 @@ def test_the_page_has_examples():
     assert len(CONSOLES) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "shown"), CONSOLES, ids=[command for command, _ in CONSOLES])
 def test_examples_of_the_page_are_what_the_command_prints(call, command, shown):
     """A line of three dots stands for lines that are left out."""

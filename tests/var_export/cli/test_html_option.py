@@ -16,6 +16,7 @@ from var_export.cli.common import PAGE_SUFFIXES
 NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
 
 
+@pytest.mark.slow
 def test_verify_writes_a_page_beside_what_it_prints(call, tiny_build, tmp_path):
     file = tmp_path / "made" / "it's a page.html"
     plain = call("verify", tiny_build.path, "--threads", 1)
@@ -29,6 +30,7 @@ def test_verify_writes_a_page_beside_what_it_prints(call, tiny_build, tmp_path):
     assert shlex.split(command) == typed
 
 
+@pytest.mark.slow
 def test_verify_prints_the_same_json(call, tiny_build, tmp_path):
     arguments = ("verify", tiny_build.path, "--threads", 1, "--json")
     with_page = call(*arguments, "--html", tmp_path / "p.html")
@@ -55,6 +57,7 @@ def test_a_new_run_is_named(call, tiny_build, tiny_checkpoint, tmp_path):
     assert page.count("<img ") == 32  # of 9 images, 8
 
 
+@pytest.mark.slow
 def test_bench_writes_a_page(call, tiny_build, tmp_path):
     arguments = ("bench", tiny_build.path, "--batch", "1,2", "--runs", 2, "--threads", 1, "--json")
     code, out, _ = call(*arguments, "--reference", "random", "--html", tmp_path / "p.html")
@@ -123,6 +126,7 @@ def test_a_folder_that_may_not_be_written_to(call, no_work, tmp_path, monkeypatc
     assert f"{tmp_path} may not be written to" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["verify"], ["bench", "--batch", "1", "--runs", "1"]], ids=lambda words: words[0])
 def test_measuring_does_not_count_what_draws(tiny_build, tmp_path, command):
     """The packages of pages are loaded after the figures, peak memory among them, are taken."""

@@ -12,6 +12,8 @@ from engines.bundle.bundle import Bundle
 from engines.fidelity import thresholds
 from engines.spec.policy import FLOAT
 
+pytestmark = pytest.mark.slow
+
 TABLE = "tiny.calibration.sensitivity-onnxruntime.json"
 KEEP = ("--keep", "decode/post_quant_conv", "--keep", "decode/conv_in", "--samples", 4, "--threads", 1)
 

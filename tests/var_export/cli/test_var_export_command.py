@@ -26,6 +26,7 @@ def fresh(*args, code="from var_export.cli.main import main; raise SystemExit(ma
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_fast(command):
     """The promise is 0.25 s; the best of five, because other programs may run."""
@@ -91,6 +92,7 @@ def test_a_mistake_is_one_line(call, args, says):
     assert says in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [

@@ -106,6 +106,7 @@ def test_a_damaged_record_is_no_record(tmp_path):
     assert store.load(step, record.key) is None
 
 
+@pytest.mark.slow
 def test_a_part_of_a_bundle(bundles, tmp_path):
     source, folder = bundles / "d16-fp16", tmp_path / "part"
     building.narrow(source, folder, "stepwise")

@@ -10,6 +10,8 @@ from engines.fidelity import thresholds
 from tests.emulation import HostCuda
 from var_export.gpu_check import cases, hardware, report
 
+pytestmark = pytest.mark.slow
+
 CASES = [f"d16 {precision} {form} tensorrt" for precision in ("fp32", "fp16") for form in ("stepwise", "fused")]
 STATIC = "d16 fp16 stepwise tensorrt (batch 1 only)"
 

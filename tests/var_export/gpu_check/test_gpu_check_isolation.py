@@ -76,6 +76,7 @@ def test_a_crash_after_the_work_is_a_note(run):
     assert outcome.notes[-1] == "its process was ended by SIGABRT after its work was done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["leaves-a-child", "hangs-late"])
 def test_what_is_left_running_is_stopped(run, how):
     start = time.monotonic()
@@ -84,6 +85,7 @@ def test_what_is_left_running_is_stopped(run, how):
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hangs", "deaf"])
 def test_one_that_hangs_is_stopped(run, monkeypatch, how):
     monkeypatch.setitem(isolation.LIMITS, "bench", 1)
@@ -110,6 +112,7 @@ def test_no_descriptor_is_left(run):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 def test_the_real_worker_reports_and_follows_its_parent(tmp_path):
     """Its own words on the pipe; and when stdin closes, as it does when the parent dies, it ends."""
     job = StepJob(step=CheckStep(kind="bundle", model="demo", precision="fp8", form="both"), out=tmp_path)

@@ -15,6 +15,8 @@ from var_export.gpu_check.race import Rival, sample_alike
 from var_export.model.reference import Reference
 from var_export.model.sampling import sample
 
+pytestmark = pytest.mark.slow
+
 CONFIG = tiny_config(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), depth=1, vae={"ch_mult": (1,)})
 SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.9)
 CPU = torch.device("cpu")

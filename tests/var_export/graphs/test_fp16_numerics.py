@@ -18,6 +18,8 @@ from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS
 from var_export.graphs.quantize import Quantizer
 
+pytestmark = pytest.mark.slow
+
 CLASSES = np.array([88, 3, 171, 120])
 CFG = np.array([1.0, 4.0, 1.0, 2.0], np.float32)
 

@@ -165,6 +165,7 @@ CASES = st.fixed_dictionaries(
 WHOLE = {"size": (64, 64), "kind": "one", "seed": 5, "temperature": 1.0, "top_k": 0, "top_p": 0.0}
 
 
+@pytest.mark.slow
 @given(CASES)
 @example(WHOLE)
 @hypothesis_settings(max_examples=150, deadline=None)
@@ -182,6 +183,7 @@ def test_every_draw_follows_the_definition(case):
                 assert is_right(token, number, logits, *chosen), f"{draw.__name__} drew {token} with {number!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "flat", "peaked"])
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (20, 0.0), (0, 0.8), (20, 0.8), (1, 0.0)])
 def test_tokens_come_as_often_as_they_should(draw, kind, top_k, top_p):
@@ -340,6 +342,7 @@ def mix_reference(logits, noise, gain, tau, temperature, top_k, top_p, listed):
     ).numpy()
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

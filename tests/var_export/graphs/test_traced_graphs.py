@@ -16,6 +16,8 @@ from var_export.graphs.quantize import Quantizer
 from var_export.graphs.trace import trace
 from var_export.model.sampling import sample
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = architectures()
 EXPORTED = ("l2-own-phi4", "fixed-shared-phi1-znorm", "fixed-own-phi0", "no-phi")  # each takes seconds
 MAX_TOP_K = 16

@@ -59,6 +59,7 @@ def greedy(reference, labels, cfg, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "default", "whole", "edit"])
 def test_demo_smooths_as_officially(case, demo):
     """`more_smooth=True`, with our Gumbel noise (`engines.spec.uniforms`) in place of the official generator's."""
@@ -84,6 +85,7 @@ def test_demo_smooths_as_officially(case, demo):
     assert np.abs(drawn.image.numpy().astype(int) - wanted["image"]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_image_is_the_official_one(name, official):
     config = ARCHITECTURES[name]
@@ -126,6 +128,7 @@ def test_each_scale_is_served_by_the_official_phi(scales, official):
         assert [phi_index(shared, s) for s in range(scales)] == official[f"phi/{scales}/{scales}"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["1", "4"])
 def test_demo_model_draws_the_official_images(cfg, demo, official_demo):
     wanted = {key.split("/")[1]: value for key, value in official_demo.items() if key.startswith(f"cfg{cfg}/")}
@@ -146,6 +149,7 @@ def test_demo_encoder_gives_the_official_tokens(cfg, demo, official_demo):
     assert (encoded.numpy() == official_demo[f"cfg{cfg}/encoded"]).mean() > 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scale_loop_equals_one_pass_under_the_block_causal_mask(name, official):
     config = ARCHITECTURES[name]

@@ -26,6 +26,7 @@ def test_is_one_image_with_words():
     assert {"width", "height", "id"}.isdisjoint(root.keys())
 
 
+@pytest.mark.slow
 def test_colours_follow_the_page():
     svg = chart("kl", limit=("the limit", 0.02)) + drawn("b", "b", bars(("a",), (1.0,), ("one",), x="ms"))
     for variable in ("--s1", "--s2", "--bad", "--text", "--muted", "--grid", "--line"):
@@ -33,6 +34,7 @@ def test_colours_follow_the_page():
     assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
 
 
+@pytest.mark.slow
 def test_ids_are_used_and_of_one_chart_alone():
     both = [str(chart(name)) for name in ("kl", "top")]
     ids = [re.findall(r'\bid="([^"]+)"', svg) for svg in both]
@@ -78,6 +80,7 @@ def test_bars_have_their_labels_and_whiskers():
     assert len(re.findall("<path", whiskers)) > len(re.findall("<path", plain))
 
 
+@pytest.mark.slow
 def test_a_chart_is_written_whole_or_not_at_all(table, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

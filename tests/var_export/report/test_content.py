@@ -17,6 +17,8 @@ from tests.var_export.report.reading import NASTY, Reader, noise
 from var_export.report.showcase import showcase
 from var_export.report.verify import write_verify
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_bundle_that_passes(pages, stepwise):
     words = Reader(pages.verify).words

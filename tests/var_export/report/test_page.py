@@ -18,6 +18,7 @@ def all_of(pages):
     return [getattr(pages, name) for name in pages.__dataclass_fields__]
 
 
+@pytest.mark.slow
 def test_nothing_points_outside(pages):
     for file in all_of(pages):
         read = Reader(file)
@@ -30,6 +31,7 @@ def test_nothing_points_outside(pages):
         assert file.stat().st_size < page.MAX_BYTES
 
 
+@pytest.mark.slow
 def test_pictures_have_words(pages):
     images = Reader(pages.verify).images
     assert len(images) == 16
@@ -38,6 +40,7 @@ def test_pictures_have_words(pages):
     assert len(set(alternatives)) == 16
 
 
+@pytest.mark.slow
 def test_text_is_escaped(pages, stepwise):
     read = Reader(pages.verify)
     assert any(name in read.words for name in NASTY)
@@ -61,6 +64,7 @@ def test_a_page_that_would_be_too_large_is_not_written(tmp_path, stepwise, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_page_leaves_the_old_one(tmp_path, stepwise, monkeypatch):
     file = tmp_path / "deep" / "p.html"
     write_verify(file, stepwise)

@@ -35,6 +35,7 @@ def test_compressed_where_it_does_not(monkeypatch):
     assert np.abs(decoded(sources[0]).astype(int) - images[0]).mean() < 8
 
 
+@pytest.mark.slow
 def test_smaller_where_even_that_is_too_much():
     sources, note = encode(noise(1, 512), budget=60_000)
     assert "reduced from 512 to" in note

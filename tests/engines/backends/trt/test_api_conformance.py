@@ -38,6 +38,7 @@ def findings(pin):
 _FINDINGS = {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pin", PINS)
 def test_every_name_member_and_argument_is_one_of_this_version(pin):
     assert findings(pin).problems == []
@@ -106,6 +107,7 @@ def test_nothing_of_the_vendor_escapes():
     assert missed == []
 
 
+@pytest.mark.slow
 def test_nothing_else_calls_the_vendor():
     found = [
         f"{file.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"

@@ -19,6 +19,7 @@ MIB = 1 << 20
 # --- scratch memory -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scratch_memory_that_grows_voids_what_was_recorded(emulate, planned_tiny, reference):
     """The encoder is opened after the graphs of the scales were recorded, with the old address in them."""
     emulation = emulate()
@@ -69,6 +70,7 @@ def test_an_encoder_that_does_not_fit_leaves_the_pipeline_usable(emulate, planne
 # --- too little memory --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_one_line_with_figures_and_a_way_out(emulate, planned_tiny, reference):
     """The batch that fits still runs, and the failed one leaves nothing behind."""
     emulation = emulate()
@@ -123,6 +125,7 @@ def test_use_after_close_says_so(emulate, planned_tiny):
             use()
 
 
+@pytest.mark.slow
 def test_closing_while_another_thread_draws(emulate, planned_tiny):
     """It gets its images, or one line; never what is not its own."""
     emulation = emulate()
@@ -205,6 +208,7 @@ def test_an_engine_can_be_closed_alone(emulate, planned_tiny):
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_is_dropped_frees_its_memory(emulate, planned_tiny, reference):
     """Nobody closed it: memory, events, graphs and contexts go with the garbage; an empty stream is all that stays."""
     emulation = emulate()
@@ -222,6 +226,7 @@ def test_a_pipeline_that_is_dropped_frees_its_memory(emulate, planned_tiny, refe
     emulation.cuda.streams.pop(max(emulation.cuda.streams))
 
 
+@pytest.mark.slow
 def test_garbage_is_not_freed_into_a_recording(emulate, planned_tiny, reference):
     """Freeing memory in the thread that records a CUDA graph would spoil it, and Python frees when it likes."""
     emulation = emulate()
@@ -262,6 +267,7 @@ def test_garbage_is_not_freed_into_a_recording(emulate, planned_tiny, reference)
 # --- a load that fails --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_half_way_leaves_no_memory(emulate, planned_tiny, tmp_path):
     emulation = emulate()
     path = copy_bundle(planned_tiny, tmp_path / "bundle")
@@ -287,6 +293,7 @@ def compiled(emulate, tiny, tmp_path, monkeypatch):
     return emulation, path, tmp_path / "home" / "var-export" / "kernels"
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_kept_for_the_next_process(compiled):
     emulation, path, folder = compiled
     emulation.load(path).generate([0])
@@ -300,6 +307,7 @@ def test_compiled_kernels_are_kept_for_the_next_process(compiled):
     assert all(again[name].startswith(data) for name, data in first.items()), "what was there was read"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["damaged", "a folder", "no folder can be made"])
 def test_a_cache_of_kernels_that_cannot_be_used_costs_time_only(spoil, compiled, tiny, reference):
     emulation, path, folder = compiled

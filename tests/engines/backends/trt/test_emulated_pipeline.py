@@ -21,6 +21,7 @@ from tests.emulation.tensorrt import STREAMING_BUDGET, Engine
 FORMS = ["stepwise", "fused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [0.0, 2.0], ids=["unguided", "guided"])
 @pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("form", FORMS)
@@ -225,6 +226,7 @@ def test_max_batch_may_be_smaller_than_the_plan(emulate, planned_tiny, reference
     assert emulation.load(planned_tiny, max_batch=100).max_batch == 4, "and never larger"
 
 
+@pytest.mark.slow
 def test_a_workspace_is_made_once_per_shape(emulate, planned_tiny):
     """However often the batches change, as a server's do; unused ones are dropped, so that memory stays bounded."""
     emulation = emulate()
@@ -267,6 +269,7 @@ def in_threads(*functions):
         raise failures[0]
 
 
+@pytest.mark.slow
 def test_two_threads_share_a_pipeline(emulate, planned_tiny, reference):
     pipeline = emulate().load(planned_tiny)
     jobs = [([0, 1], 1), ([2], 2), ([3, 4, 0], 3), ([5], 4)]
@@ -408,6 +411,7 @@ def odd_heads(folder, precision):
     return hollow_bundle(folder, tiny_config(heads=1, patch_nums=(1, 2, 3)), precision=precision)
 
 
+@pytest.mark.slow
 def test_an_odd_number_of_heads_in_fp16_is_refused_where_it_cannot_be_bound(emulate, tmp_path):
     """TensorRT wants addresses that are multiples of 256 bytes, and one unguided image fills 128 at the first scale."""
     config = tiny_config(heads=1, patch_nums=(1, 2, 3))

@@ -15,7 +15,7 @@ from engines.errors import BackendError
 from tests.emulation import HostCuda, Misuse
 
 # What is freed in a broken state complains once more, where nobody can catch it.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture

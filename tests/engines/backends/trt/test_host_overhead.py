@@ -30,6 +30,7 @@ def d16(emulate, tmp_path):
     return emulation, path
 
 
+@pytest.mark.slow
 def test_a_scale_costs_the_host_at_most_150_microseconds(d16, monkeypatch, record_property):
     emulation, path = d16
     pipeline = emulation.load(path, max_batch=1)
