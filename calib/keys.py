@@ -15,7 +15,7 @@ PACKAGES = ("var_export", "calib", "engines")
 """The whole of this project."""
 
 _NO_FIGURE = (  # a page, a server, or what is done with a finished picture
-    *("var_export/cli", "var_export/report", "var_export/gpu_check/report", "var_export/gpu_check/markdown"),
+    *("var_export/cli", "var_export/report", "var_export/gpu_check/report"),
     *("engines/triton", "engines/sizing", "engines/editing", "engines/files"),
 )
 _NO_BYTE = (  # what looks at a finished bundle

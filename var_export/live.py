@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from engines.bundle.bundle import Bundle
 from engines.errors import CheckpointError
 from engines.fidelity.speed import Draw
 from engines.spec.config import ModelConfig
+from engines.spec.sampling import Sampling
 from engines.spec.uniforms import uniforms
 from var_export.checkpoint.load import Checkpoint, load_checkpoint
 from var_export.golden import run_reference
@@ -68,19 +68,20 @@ def live_run(
     )
 
 
-def draw_with(reference: Reference, bundle: Bundle, *, cfg: float) -> Draw:
-    """Images of the reference from classes and seeds to pixels, with the bundle's sampling defaults."""
-    sampling = dataclasses.replace(bundle.sampling.fitted(bundle.max_top_k), cfg=cfg)
+def draw_with(reference: Reference, sampling: Sampling, max_top_k: int, *, device: torch.device | None = None) -> Draw:
+    """Images of the reference, which is on `device`, from classes and seeds to pixels on the host."""
 
     def draw(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
+        settings = tensors_of(sampling.fitted(max_top_k), len(classes))
         drawn = reference.generate(
-            torch.tensor(classes),
-            torch.from_numpy(uniforms(seeds, bundle.config.num_tokens)),
-            max_top_k=bundle.max_top_k,
-            **tensors_of(sampling, len(classes)),
+            torch.tensor(classes, device=device),
+            torch.from_numpy(uniforms(seeds, reference.config.num_tokens)).to(device),
+            max_top_k=max_top_k,
+            # But for cfg on the host: the sampler reads them there, and would wait for the device at every scale.
+            **settings | {"cfg": settings["cfg"].to(device)},
         )
-        drawn.image.numpy()
-        tokens: NDArray[np.int64] = drawn.tokens.numpy()
+        drawn.image.cpu().numpy()
+        tokens: NDArray[np.int64] = drawn.tokens.cpu().numpy()
         return tokens
 
     return draw

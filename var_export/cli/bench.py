@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,8 @@ def _reference(weights: str, vae: str | None, bundle: Bundle, cfg: float, progre
         reference = Reference.random(bundle.config)
     else:
         reference = live.checkpoint_for(bundle, weights, vae=vae).reference()
-    return live.draw_with(reference, bundle, cfg=cfg), torch.__version__
+    sampling = replace(bundle.sampling, cfg=cfg)
+    return live.draw_with(reference, sampling, bundle.max_top_k), torch.__version__
 
 
 def _print(bundle: Bundle, measured: Measured) -> None:

@@ -9,7 +9,7 @@
     race.py       the step that times the PyTorch reference on the GPU in turns with an engine
     hardware.py   the GPU: whether what is needed is here; driver, clocks and power
     store.py      outcomes on disk, under a key over all that decides them
-    report.py     the outcomes as a page; markdown.py its small formats
+    report.py     the outcomes as a page
 
 The process that a user starts touches neither PyTorch nor the GPU.
 """

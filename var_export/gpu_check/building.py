@@ -24,7 +24,6 @@ from var_export.gpu_check.cases import StepJob, bundle_folder, plans_folder
 
 if TYPE_CHECKING:
     from var_export.checkpoint.load import Checkpoint
-    from var_export.model.reference import Reference
 
 RANDOM = {"d16": ModelConfig(name="var-d16-256-random")}
 """Models with random weights; the others are the embedded demo."""
@@ -88,10 +87,11 @@ def _document(made: Bundle) -> dict[str, Any]:
 def checkpoint_of(model: str) -> Checkpoint:
     """The embedded demo, or random weights of the official size."""
     from var_export.checkpoint.load import Checkpoint, demo_checkpoint
+    from var_export.model.reference import Reference
 
     if model not in RANDOM:
         return demo_checkpoint()
-    reference = reference_of(model)
+    reference = Reference.random(RANDOM[model], RANDOM_SEED)
     identity = {"random": RANDOM_SEED, "config": reference.config.to_dict()}
     return Checkpoint(
         config=reference.config,
@@ -102,15 +102,6 @@ def checkpoint_of(model: str) -> Checkpoint:
         sha256=digest_of(identity),
         sources=(f"random weights, seed {RANDOM_SEED}",),
     )
-
-
-def reference_of(model: str) -> Reference:
-    """The PyTorch reference with the weights of `checkpoint_of`."""
-    from var_export.model.reference import Reference
-
-    if model in RANDOM:
-        return Reference.random(RANDOM[model], RANDOM_SEED)
-    return checkpoint_of(model).reference()
 
 
 def plans(job: StepJob, tell: Progress) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +29,11 @@ from engines.errors import OutOfMemoryError
 from engines.fidelity.speed import race
 from engines.progress import Progress
 from engines.spec.sampling import Sampling
-from engines.spec.uniforms import uniforms
 from var_export.gpu_check import building, hardware
 from var_export.gpu_check.cases import StepJob
+from var_export.live import draw_with
 from var_export.model.reference import Reference
-from var_export.model.sampling import sample, tensors_of
+from var_export.model.sampling import sample
 
 MODES = {"compiled": "default", "compiled-graphs": "reduce-overhead"}
 """The mode of torch.compile, by the kind of rival that is compiled."""
@@ -66,8 +66,13 @@ class Rival(Reference):
     ) -> None:
         """Moves the reference to the device; `compiler` is for the compiled kinds."""
         super().__init__(reference.vae.to(device), reference.var.to(device))
-        self.sampling = sampling.fitted(max_top_k)
-        self.max_top_k, self.device, self.dtype, self.mode = max_top_k, device, dtype, MODES.get(kind)
+        self.sampling, self.max_top_k, self.device, self.dtype, self.mode = (
+            sampling,
+            max_top_k,
+            device,
+            dtype,
+            MODES.get(kind),
+        )
         if kind != "eager":
             for module in (*self.vae.modules(), *self.var.modules()):
                 if isinstance(module, nn.Linear | nn.Conv2d):
@@ -79,19 +84,10 @@ class Rival(Reference):
 
     def draw(self, classes: Sequence[int], seeds: Sequence[int], cfg: float) -> NDArray[np.int64]:
         """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
-        sampling = tensors_of(replace(self.sampling, cfg=cfg), len(classes))
+        draw = draw_with(self, replace(self.sampling, cfg=cfg), self.max_top_k, device=self.device)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(self.device.type, self.dtype):
-            drawn = self.generate(
-                torch.tensor(classes, device=self.device),
-                torch.from_numpy(uniforms(seeds, self.config.num_tokens)).to(self.device),
-                max_top_k=self.max_top_k,
-                # But for cfg on the host: the sampler reads them there, and would wait for the device at every scale.
-                **sampling | {"cfg": sampling["cfg"].to(self.device)},
-            )
-        drawn.image.cpu().numpy()
-        tokens: NDArray[np.int64] = drawn.tokens.cpu().numpy()
-        return tokens
+            return draw(classes, seeds)
 
     def warm_up(self, batch: int, cfg: float) -> float:
         """Run until nothing is compiled or recorded any more; the seconds of the first run."""
@@ -128,11 +124,11 @@ def race_on(
     assert job.folder is not None
     tell("loading the PyTorch reference")
     bundle = Bundle.open(job.folder, verify=False)
-    cfg = bundle.sampling.cfg
+    cfg, on_gpu = bundle.sampling.cfg, device.type == "cuda"
     rows: list[dict[str, Any]] = []
     with _all_shapes() if job.step.rival in MODES else contextlib.nullcontext():
         rival = Rival(
-            building.reference_of(job.step.model),
+            building.checkpoint_of(job.step.model).reference(),
             job.step.rival,
             sampling=bundle.sampling,
             max_top_k=bundle.max_top_k,
@@ -150,13 +146,16 @@ def race_on(
                     for _ in range(hardware.WARMUP):
                         pipeline.generate([0] * batch, seeds=0, cfg=cfg)
                     tell(f"batch {batch}: {job.runs} pairs")
-                    forget_peak(device)
+                    requests = (range(pair * batch, (pair + 1) * batch) for pair in range(job.runs))
+                    if on_gpu:
+                        torch.cuda.reset_peak_memory_stats(device)
                     measured = race(
                         functools.partial(rival.draw, cfg=cfg),
                         lambda classes, seeds: pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens,
-                        ((rival.classes(seeds), seeds) for seeds in _seeds(batch, job.runs)),
+                        ((rival.classes(seeds), seeds) for seeds in requests),
                     )
-                    row |= measured.to_dict() | {"first_run_seconds": first, "torch_memory": peak(device)}
+                    memory = torch.cuda.max_memory_allocated(device) if on_gpu else None
+                    row |= measured.to_dict() | {"first_run_seconds": first, "torch_memory": memory}
                 except (torch.OutOfMemoryError, OutOfMemoryError) as error:
                     row["problem"] = " ".join(str(error).split())[:300]
             return {
@@ -169,11 +168,6 @@ def race_on(
             }
 
 
-def _seeds(batch: int, pairs: int) -> Iterator[Sequence[int]]:
-    """The seeds of each pair; none comes twice."""
-    return (range(pair * batch, (pair + 1) * batch) for pair in range(pairs))
-
-
 def _all_shapes() -> contextlib.AbstractContextManager[Any]:
     """Every scale is compiled, or it is an error: beyond 8 shapes PyTorch would go on without compiling them."""
     from torch._dynamo import config
@@ -182,14 +176,3 @@ def _all_shapes() -> contextlib.AbstractContextManager[Any]:
         recompile_limit=SHAPES, fail_on_recompile_limit_hit=True
     )
     return patched
-
-
-def forget_peak(device: torch.device) -> None:
-    """Begin to count for `peak`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak(device: torch.device) -> int | None:
-    """Bytes that PyTorch's tensors took at most; None where PyTorch does not count them."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

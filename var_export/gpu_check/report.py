@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engines.fidelity.figures import KINDS, judged_figures
 from engines.machine import Machine
 from var_export.gpu_check.cases import RIVALS, CheckStep
-from var_export.gpu_check.markdown import guidance, mib, ms, section, table
 
 Entry = Mapping[str, Any]
 STATE = ("pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", "power.limit")
@@ -24,13 +23,13 @@ def page(document: Entry) -> str:
         "# GPU check",
         _verdict(document),
         "## Machine",
-        table(("", ""), _machine(document)),
-        *section("Builds", _BUILDS_NOTE, _builds(steps)),
-        *section("Fidelity against the PyTorch reference", _FIDELITY_NOTE, _fidelity(steps)),
-        *section("Speed", _SPEED_NOTE, _speed(steps)),
+        _table(("", ""), _machine(document)),
+        *_section("Builds", _BUILDS_NOTE, _builds(steps)),
+        *_section("Fidelity against the PyTorch reference", _FIDELITY_NOTE, _fidelity(steps)),
+        *_section("Speed", _SPEED_NOTE, _speed(steps)),
         *_scales(steps),
-        *section("Beside PyTorch on the same GPU", _RACE_NOTE, _races(steps)),
-        *section("Not run", "", table(("what", "because"), [(s["what"], s["reason"]) for s in document["not_run"]])),
+        *_section("Beside PyTorch on the same GPU", _RACE_NOTE, _races(steps)),
+        *_section("Not run", "", _table(("what", "because"), [(s["what"], s["reason"]) for s in document["not_run"]])),
         *_notes(steps),
         *_failures(steps),
     ]
@@ -62,7 +61,7 @@ def _machine(document: Entry) -> list[tuple[str, str]]:
     host, probes, settings = document["machine"], document["probes"], document["settings"]
     gpu = probes["gpu"]
     rows = [
-        ("GPU", f"{gpu['gpu']}, compute capability {gpu['compute_capability']}, {mib(gpu['gpu_memory'])} MiB"),
+        ("GPU", f"{gpu['gpu']}, compute capability {gpu['compute_capability']}, {_mib(gpu['gpu_memory'])} MiB"),
         ("driver", f"{gpu['driver'] or 'unknown'}; CUDA runtime {gpu['cuda']}"),
     ]
     for state in gpu["nvidia_smi"]:
@@ -92,7 +91,7 @@ def _builds(steps: Sequence[Entry]) -> str:
             case_of(entry),
             "bundle",
             "found" if entry["result"]["reused"] else f"{entry['seconds']:.0f}",
-            mib(entry["result"]["weights_bytes"]),
+            _mib(entry["result"]["weights_bytes"]),
             "",
             "",
         )
@@ -110,8 +109,8 @@ def _builds(steps: Sequence[Entry]) -> str:
             took = sum(seconds[graph] for graph in graphs)
             batches = result["set"]["graphs"][graphs[0]]["batch"]
             batch = f"{batches[0]} to {batches[2]}" if batches[0] != batches[2] else str(batches[0])
-            rows.append((case_of(entry), f"plan: {what}", f"{took:.0f}", mib(size), f"{size / weights:.2f}", batch))
-    return table(("case", "what", "seconds", "MiB", "/ weights", "batch"), rows)
+            rows.append((case_of(entry), f"plan: {what}", f"{took:.0f}", _mib(size), f"{size / weights:.2f}", batch))
+    return _table(("case", "what", "seconds", "MiB", "/ weights", "batch"), rows)
 
 
 _FIDELITY_NOTE = (
@@ -131,7 +130,7 @@ def _fidelity(steps: Sequence[Entry]) -> str:
         cells = [f"{figures[kind].shown} ({figures[kind].wanted})" if kind in figures else "-" for kind in KINDS]
         free = f"{result['free_tokens']:.2%}, {result['free_identical']} of {result['images']} images"
         rows.append((case_of(entry), "yes" if result["passed"] else "**NO**", *cells, free))
-    return table(("case", "passed", *(kind.title for kind in KINDS), "tokens drawn freely"), rows)
+    return _table(("case", "passed", *(kind.title for kind in KINDS), "tokens drawn freely"), rows)
 
 
 _SPEED_NOTE = (
@@ -150,26 +149,26 @@ def _speed(steps: Sequence[Entry]) -> str:
         graphs, memory = result["cuda_graphs"], result["gpu_memory"]
         captured = "-" if graphs is None else f"{graphs['graphs']} of {graphs['calls']}"
         cold, warm = first.get(case_of(entry)), f"{result['first_image_seconds']:.1f}"
-        more = ("-" if cold is None else f"{cold:.1f}", warm, captured, mib(memory["after"]))
+        more = ("-" if cold is None else f"{cold:.1f}", warm, captured, _mib(memory["after"]))
         for case in result["cases"]:
             split = f", {result['engine_batch']} at once" if case["batch"] > result["engine_batch"] else ""
             rows.append(
                 (
                     case_of(entry),
                     f"{case['batch']}{split}",
-                    guidance(case["cfg"]),
-                    ms(case["total"]["p50"]),
-                    ms(case["total"]["p90"]),
+                    _guidance(case["cfg"]),
+                    _ms(case["total"]["p50"]),
+                    _ms(case["total"]["p90"]),
                     f"{case['images_per_second']:.2f}",
-                    ms(case["outside"]["p50"]),
+                    _ms(case["outside"]["p50"]),
                     *more,
                 )
             )
         for problem in result["problems"]:
-            batch, cfg = problem["batch"], guidance(problem["cfg"])
+            batch, cfg = problem["batch"], _guidance(problem["cfg"])
             rows.append((case_of(entry), batch, cfg, problem["problem"], "-", "-", "-", *more))
     headers = ("case", "batch", "guidance", "ms p50", "ms p90", "images/s", "outside, ms")
-    return table((*headers, "first image, s", "in the next process, s", "graphs", "GPU MiB"), rows)
+    return _table((*headers, "first image, s", "in the next process, s", "graphs", "GPU MiB"), rows)
 
 
 def _scales(steps: Sequence[Entry]) -> list[str]:
@@ -184,10 +183,10 @@ def _scales(steps: Sequence[Entry]) -> list[str]:
         scales = [f"scale {s} ({side}x{side})" for s, side in enumerate(patch_nums)]
         names = ["cond", *scales, "decode", "outside", "total"]
         columns = [[c["cond"], *c["scales"], c["decode"], c["outside"], c["total"]] for c in first]
-        rows = [(name, *(ms(column[i]["p50"]) for column in columns)) for i, name in enumerate(names)]
+        rows = [(name, *(_ms(column[i]["p50"]) for column in columns)) for i, name in enumerate(names)]
         cases = [case_of(entry).removeprefix(f"{model} ").replace("stepwise ", "") for entry in entries]
-        about = f"{model}, stepwise, batch {first[0]['batch']}, guidance {guidance(first[0]['cfg'])}: ms, median"
-        parts += [f"### Latency per scale: {about}", table(("", *cases), rows)]
+        about = f"{model}, stepwise, batch {first[0]['batch']}, guidance {_guidance(first[0]['cfg'])}: ms, median"
+        parts += [f"### Latency per scale: {about}", _table(("", *cases), rows)]
     return parts
 
 
@@ -212,16 +211,16 @@ def _races(steps: Sequence[Entry]) -> str:
                 continue
             ratio = row["ratio"]
             spread = f"**{ratio['p50']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}, {row['pairs']} pairs)"
-            memory = "-" if row["torch_memory"] is None else mib(row["torch_memory"])
-            times = (ms(row["reference"]["p50"]), ms(row["engine"]["p50"]), spread)
+            memory = "-" if row["torch_memory"] is None else _mib(row["torch_memory"])
+            times = (_ms(row["reference"]["p50"]), _ms(row["engine"]["p50"]), spread)
             rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
     headers = ("case", "PyTorch", "batch", "its ms", "engine's ms", "ratio", "tokens alike")
-    return table((*headers, "its GPU MiB", "its first run, s"), rows)
+    return _table((*headers, "its GPU MiB", "its first run, s"), rows)
 
 
 def _notes(steps: Sequence[Entry]) -> list[str]:
     rows = [(CheckStep(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
-    return section("Notes", "", table(("step", "note"), rows))
+    return _section("Notes", "", _table(("step", "note"), rows))
 
 
 def _failures(steps: Sequence[Entry]) -> list[str]:
@@ -231,3 +230,33 @@ def _failures(steps: Sequence[Entry]) -> list[str]:
             trace = "\n".join(f"    {line}" for line in entry["trace"])
             parts += [f"### {CheckStep(**entry['step']).name}", " ".join(entry["error"].split()), trace]
     return ["## Failures", *parts] if parts else []
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; nothing where there are no rows."""
+    lines = [_line(row) for row in rows]
+    return "\n".join([_line(headers), _line(["---"] * len(headers)), *lines]) if lines else ""
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _section(title: str, note: str, body: str) -> list[str]:
+    """A chapter; nothing where it has no body."""
+    return [f"## {title}", note, body] if body else []
+
+
+def _guidance(cfg: float) -> str:
+    """The strength of guidance, for columns: `4`, `none`."""
+    return f"{cfg:g}" if cfg else "none"
+
+
+def _ms(seconds: float) -> str:
+    """Seconds as milliseconds without the unit."""
+    return f"{1e3 * seconds:.2f}"
+
+
+def _mib(size: int) -> str:
+    """Bytes as MiB."""
+    return f"{size / 2**20:.0f}"

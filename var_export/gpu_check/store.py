@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,22 @@ from engines.bundle.bundle import Bundle
 from engines.errors import BundleError, UsageError
 from engines.storage import digest_of, read_json, write_json
 from var_export.gpu_check.cases import CheckStep, StepJob
+from var_export.gpu_check.isolation import Outcome
 
 DONE, MISSED, FAILED = "done", "missed", "failed"
 ROOM = "make room, or choose another --out; the same command continues with what is there"
 EXPORTERS = ("torch", "onnx", "onnxscript", "numpy", "onnxruntime", "onnxruntime-gpu")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What came of one step."""
+@dataclass(kw_only=True)
+class Record(Outcome):
+    """What came of one step, and when."""
 
     step: CheckStep
     key: str
     started: str
     """Date and time."""
     seconds: float
-    result: dict[str, Any] | None = None
-    error: str | None = None
-    trace: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     @property
     def status(self) -> str:
