@@ -79,19 +79,12 @@ def quantize_bundle(
 ) -> Built:
     """Build an INT8 bundle at `out` from a float one.
 
-    Args:
-        base: in the precision that `options.base_precision` names, with the stepwise form.
-        out: folder of the bundle; it appears there whole or not at all.
-        options: target, form, level, bounds, patterns, ranges.
-        calibrated: gives the calibration; called once `out` is known to be free.
-        sensitivity: file of measured effects, for `options.bounds`; written there, and taken from there.
-        force: replace a bundle made from something else.
-        threads: of the engines that check the result.
-        progress: called with a line and, where it is known, the share that is done.
+    `base` is in the precision that `options.base_precision` names, with the stepwise form. `calibrated` gives the
+    calibration, and is called once `out` is known to be free; `sensitivity` is the file of measured effects, for
+    `options.bounds`, written there and taken from there. `force` replaces a bundle made from something else.
 
     Raises `UsageError`, and `CheckFailedError` where the engines miss a threshold, with the layers to blame: the bundle
-    is not kept then.
-
+    is not kept then. It appears whole or not at all.
     """
     check_base(base, options)
     if out.exists():  # what is in the way shows now, not after the calibration

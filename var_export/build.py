@@ -25,7 +25,7 @@ from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import UsageError
 from engines.progress import Progress, silent
 from engines.spec import contract
-from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K
+from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K, ONNXRUNTIME
 from engines.storage import digest_of
 from var_export.checkpoint.load import Checkpoint
 from var_export.golden import golden_requests, run_reference
@@ -37,7 +37,6 @@ from var_export.graphs.trace import OPSET, trace
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
-GRAPH_TARGETS = ("onnxruntime",)  # whose graphs every runtime reads, TensorRT's builders too
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 
@@ -48,7 +47,6 @@ class FloatOptions:
 
     precision: str = "fp16"
     form: str = "stepwise"
-    target: str = "onnxruntime"
     max_top_k: int = DEFAULT_MAX_TOP_K
     smooth: bool = False
 
@@ -57,8 +55,6 @@ class FloatOptions:
             raise UsageError(f"unknown precision {self.precision!r}; this version builds {', '.join(PRECISIONS)}")
         if self.form not in BUNDLE_FORMS:
             raise UsageError(f"unknown form {self.form!r}; choose stepwise, fused or both")
-        if self.target not in GRAPH_TARGETS:
-            raise UsageError(f"unknown target {self.target!r}; this version builds for {', '.join(GRAPH_TARGETS)}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
 
@@ -75,18 +71,11 @@ def build(
 ) -> Built:
     """Build a bundle at `out`, or find it there already.
 
-    Args:
-        checkpoint: what to export.
-        out: folder of the bundle; it appears there whole or not at all.
-        options: precision, form, target, longest sorted list of the sampler, smoothing.
-        force: replace a bundle made from something else.
-        release: empty the checkpoint's state dicts once they are exported, to make room for the check.
-        threads: of the engines that check the result.
-        progress: called with a line when a stage begins.
+    It appears at `out` whole or not at all; `force` replaces a bundle made from something else. `release` empties the
+    checkpoint's state dicts once they are exported, to make room for the check.
 
     Raises `UsageError` where `out` holds something else, `CheckFailedError` where the built engines miss a
     threshold of `engines.fidelity.checks`: the bundle is not kept then.
-
     """
     manifest = _manifest(checkpoint, options)
     existing = existing_bundle(out, manifest.build_key, force)
@@ -145,7 +134,7 @@ def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:
         config=checkpoint.config,
         precision=options.precision,
         form=options.form,
-        target=options.target,
+        target=ONNXRUNTIME,  # whose graphs every runtime reads, TensorRT's builders too
         max_top_k=max_top_k,
         smooth=options.smooth,
         sampling=checkpoint.sampling,

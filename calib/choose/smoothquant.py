@@ -17,9 +17,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.graphs.layers import Layer, constant, read_weight
-from calib.statistics import Statistics
+from calib.statistics import Floats, Statistics
 
-Floats = NDArray[np.float64]
 ROLES = ("qkv", "proj", "fc1")
 ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Tried in a search; 0 stands for no smoothing."""
@@ -71,14 +70,7 @@ def smoothable(layers: Iterable[Layer]) -> list[Layer]:
 
 
 def fold(models: Mapping[str, ir.Model], layers: Iterable[Layer], smoothing: Mapping[str, NDArray[np.float32]]) -> None:
-    """Put the factors into `cond` and into the weights of `step`, in place.
-
-    Args:
-        models: `cond` and `step`.
-        layers: of `step`.
-        smoothing: s (K,) by layer name.
-
-    """
+    """Put the factors s (K,) by layer name into `cond` and into the weights of `step`, in place."""
     by_name = {layer.name: layer for layer in layers}
     if not smoothing:
         return

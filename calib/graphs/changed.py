@@ -70,8 +70,8 @@ class ChangedGraphs:
             model = model or self.model(graph)
             if self._emulated:
                 emulate(model, bundle.high_precision)
-            with WeightFile(self._folder, f"{graph}.bin") as weights:
-                weights.store(model, new_only=True)
+            with (self._folder / f"{graph}.bin").open("wb") as stream:
+                WeightFile(stream).store(model, new_only=True)
             ir.save(model, file)
         precision = "fp32" if self._emulated else bundle.high_precision
         tensors = contract.resolve(contract.GRAPHS[graph], bundle.config, precision, smooth=bundle.smooth)

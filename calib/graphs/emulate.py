@@ -68,7 +68,7 @@ def _part_integers(graph: ir.Graph) -> None:
     8-bit weights by exact ones (engines/backends/onnxruntime/arithmetic.py), once per node that reads them.
     """
     for value in [value for value in graph.initializers.values() if value.dtype == ir.DataType.INT8]:
-        for number, (node, index) in enumerate(value.uses()[1:], 1):
+        for number, (node, index) in enumerate(list(value.uses())[1:], 1):
             own = ir.Value(
                 name=f"{value.name}.{number}", const_value=value.const_value, type=value.type, shape=value.shape
             )

@@ -7,42 +7,29 @@ though they were traced apart.
 from __future__ import annotations
 
 import hashlib
+from io import BufferedWriter
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.graphs.layers import read_weight
-from engines.bundle.manifest import WEIGHTS
 
 INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
 ALIGNMENT = 4096  # a page: a tensor can be mapped by itself
 
 
 class WeightFile:
-    """Context manager that appends tensors to a file of `folder`, `weights.bin` unless it has another name."""
+    """Appends tensors to an open file."""
 
-    def __init__(self, folder: Path, name: str = WEIGHTS) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, stream: BufferedWriter) -> None:
+        self._file, self._stream = Path(stream.name), stream
         self._offsets: dict[bytes, int] = {}
-        self._stream: BinaryIO | None = None
-
-    def __enter__(self) -> WeightFile:
-        self._stream = (self.folder / self.name).open("wb")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stream is not None:
-            self._stream.close()
 
     def add(self, array: NDArray[Any]) -> int:
         """Store the bytes of `array` unless they are there already; returns their offset."""
-        assert self._stream is not None
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         key = hashlib.sha256(data).digest()
         if key not in self._offsets:
@@ -60,15 +47,15 @@ class WeightFile:
         for value in model.graph.initializers.values():
             tensor = value.const_value
             assert tensor is not None, value.name
-            stored = isinstance(tensor, ir.ExternalTensor) and (new_only or Path(tensor.base_dir) == self.folder)
+            stored = isinstance(tensor, ir.ExternalTensor) and (new_only or Path(tensor.base_dir) == self._file.parent)
             if stored or tensor.nbytes < INLINE:
                 continue
             value.const_value = ir.ExternalTensor(
-                self.name,
+                self._file.name,
                 self.add(read_weight(value)),
                 tensor.nbytes,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name or "",
-                base_dir=self.folder,
+                base_dir=self._file.parent,
             )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
-from engines.bundle.manifest import Manifest, StoredTensor
+from engines.bundle.manifest import WEIGHTS, Manifest, StoredTensor
 from engines.progress import Progress
 from engines.spec.choices import FUSED
 
@@ -25,21 +25,15 @@ def write_graphs(
     constants: Mapping[str, NDArray[np.float32]],
     progress: Progress,
 ) -> Manifest:
-    """Write the ONNX files and the weight file of a bundle.
+    """Write the ONNX files and the weight file of a bundle; returns its manifest with the places of the constants.
 
-    Args:
-        folder: of the bundle that is being built.
-        manifest: which graphs the bundle holds, of which model and precision.
-        models: the graphs of the stepwise form by name, which the fused one is stitched from; the large tensors of each
-            are written before the next is asked for, so that only one is in memory.
-        constants: of the scale loop, by the names that `engines.draw.workspace.Constants` reads.
-        progress: called with a line before the fused graph is stitched.
-
-    Returns the manifest with the places of the constants.
-
+    `models` are the graphs of the stepwise form by name, which the fused one is stitched from; the large tensors of
+    each are written before the next is asked for, so that only one is in memory. `constants` are those of the scale
+    loop, by the names that `engines.draw.workspace.Constants` reads.
     """
     made: dict[str, ir.Model] = {}
-    with WeightFile(folder) as weights:
+    with (folder / WEIGHTS).open("wb") as stream:
+        weights = WeightFile(stream)
         for name, model in models:
             weights.store(model)
             made[name] = model

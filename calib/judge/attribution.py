@@ -53,13 +53,8 @@ def blame(
 ) -> list[Blame]:
     """Groups and layers of these parts, worst first within each part: groups, then the layers of the worst one.
 
-    Args:
-        bundle: in INT8, stepwise.
-        parts: of `transformer`, `decoder`, `encoder`.
-        golden: the run to judge by; the bundle's own by default.
-        threads: of ONNX Runtime.
-        progress: called with a line and the share that is done.
-
+    `bundle` is in INT8, stepwise; `parts` are of `transformer`, `decoder`, `encoder`; `golden` is the run to judge by,
+    the bundle's own by default.
     """
     found: list[Blame] = []
     with Variants(bundle, golden=golden, threads=threads) as variants:
@@ -70,28 +65,16 @@ def blame(
             for name in names:
                 groups.setdefault(_group(part, name), []).append(name)
 
-            worst = _judged(variants, part, before, groups, False, progress)
-            found += worst
-            if worst:
-                alone = {name: [name] for name in groups[worst[0].layers]}
-                found += _judged(variants, part, before, alone, True, progress)
+            for single in (False, True):
+                judged = []
+                for number, (label, layers) in enumerate(groups.items()):
+                    progress(f"who is to blame: {label}", number / len(groups))
+                    after = _figure(part, variants.figures(part, _relieved(variants.models(part), layers)))
+                    judged.append(Blame(part, label, FIGURES[part], before, after, single))
+                judged.sort(key=lambda entry: -entry.gain)
+                found += judged
+                groups = {name: [name] for name in groups[judged[0].layers]} if judged else {}
     return found
-
-
-def _judged(
-    variants: Variants,
-    part: str,
-    before: float,
-    what: Mapping[str, Sequence[str]],
-    single: bool,
-    progress: Progress,
-) -> list[Blame]:
-    made = []
-    for number, (label, layers) in enumerate(what.items()):
-        progress(f"who is to blame: {label}", number / len(what))
-        after = _figure(part, variants.figures(part, _relieved(variants.models(part), layers)))
-        made.append(Blame(part, label, FIGURES[part], before, after, single))
-    return sorted(made, key=lambda entry: -entry.gain)
 
 
 def describe(found: Sequence[Blame]) -> str:

@@ -15,7 +15,7 @@ from calib.calibration import Calibration
 from calib.choose.options import Int8Options
 from calib.graphs.layers import Layer, find_layers
 from calib.judge.timing import Stopwatch, multiply_adds
-from calib.judge.variants import Figures, Variants
+from calib.judge.variants import Variants
 from calib.keys import INT8_BUNDLE, code_digest
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
@@ -134,17 +134,8 @@ def measure(
 ) -> Sensitivity:
     """Quantise each layer alone, in every way that `options.target` has, and hold it against the golden run.
 
-    Raises `UsageError` where the calibration lacks a layer.
-
-    Args:
-        base: the float bundle.
-        calibration: of its model.
-        options: target and ranges; level and patterns do not matter.
-        file: what is measured already, and where each new effect is kept at once.
-        parts: of the model.
-        threads: of ONNX Runtime.
-        progress: called with a line and the share that is done.
-
+    `base` is the float bundle, of whose options level and patterns do not matter; `file` holds what is measured
+    already, and keeps each new effect at once. Raises `UsageError` where the calibration lacks a layer.
     """
     key = digest_of(
         {
@@ -183,20 +174,11 @@ def measure(
                 else multiply_adds(layer, base.config)
             )
             figures = variants.quantised(part, {layer.name: way}, calibration, options)
-            known.effects.append(_effect(layer, way, saved, figures))
+            logits = {} if figures.total is None else {"kl": figures.total.kl, "top1": figures.total.top1}
+            psnr = None if figures.psnr is None or math.isinf(figures.psnr) else figures.psnr
+            loss = figures.reconstruction_loss
+            effect = Effect(layer.name, layer.role, way, saved, **logits, psnr=psnr, reconstruction_loss=loss)
+            known.effects.append(effect)
             if file is not None:
                 known.save(file)
     return known
-
-
-def _effect(layer: Layer, way: str, saved: float, figures: Figures) -> Effect:
-    psnr = figures.psnr
-    return Effect(
-        layer.name,
-        layer.role,
-        way,
-        saved,
-        **({} if figures.total is None else {"kl": figures.total.kl, "top1": figures.total.top1}),
-        psnr=None if psnr is None or math.isinf(psnr) else psnr,
-        reconstruction_loss=figures.reconstruction_loss,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from calib.calibration import Calibration
@@ -31,14 +30,8 @@ def choose_ways(
 ) -> dict[str, str]:
     """As many layers in INT8 as keep `options.bounds` on the golden run, most time saved per loss first.
 
-    Args:
-        base: the float bundle.
-        ways: by level and patterns; they stay for layers that a pattern names, and where no bound is about the part.
-        calibration: of its model.
-        options: target, ranges, bounds, patterns.
-        file: of the sensitivity.
-        threads: of ONNX Runtime.
-        progress: called with a line and, where it is known, the share that is done.
+    The `ways` by level and patterns stay for layers that a pattern names, and where no bound is about the part; `file`
+    keeps the sensitivity of the layers of `base`, the float bundle.
 
     Raises `UsageError` where not even the float engines keep a bound.
 
@@ -47,9 +40,9 @@ def choose_ways(
     fixed = {name for name in ways if matches(name, (*options.include, *options.exclude))}
     parts = [part for part, bound in ((TRANSFORMER, bounds.transformer), (DECODER, bounds.decoder)) if bound]
     table = measure(base, calibration, options, file=file, parts=tuple(parts), threads=threads, progress=progress)
-    chosen = dict(ways)
     with Variants(base, threads=threads) as variants:
-        for part in parts:
+
+        def chosen(part: str) -> dict[str, str]:
             layers = [layer for graph, model in variants.models(part).items() for layer in find_layers(model, graph)]
             start = {layer.name: ways[layer.name] if layer.name in fixed else FLOAT for layer in layers}
             by_kl = bounds.kl is not None or part == DECODER
@@ -58,36 +51,22 @@ def choose_ways(
                 for effect in table.effects
                 if effect.layer in start and effect.layer not in fixed
             )
-            search = _Search(variants, part, start, len(steps), calibration, options, progress)
-            taken = most(steps, search.keeps)
-            if not taken and not search.keeps(taken):
+
+            def keeps(some: Sequence[tuple[str, str]]) -> bool:
+                figures = variants.quantised(part, after(some, start), calibration, options)
+                progress(f"{part}: {len(some)} of {len(steps)} steps to INT8: {_text(figures)}", None)
+                kl, top1 = (None, None) if figures.total is None else (figures.total.kl, figures.total.top1)
+                return bounds.holds(kl=kl, top1=top1, psnr=figures.psnr)
+
+            taken = most(steps, keeps)
+            if not taken and not keeps(taken):
                 named = ", with the layers of --quantize" if options.include else ""
                 raise UsageError(
                     f"--max-loss cannot be kept: the {part} misses it as it is{named}; the line above has its figures"
                 )
-            chosen |= after(taken, start)
-    return chosen
+            return after(taken, start)
 
-
-@dataclass(frozen=True)
-class _Search:
-    """The measurement behind one part's choice."""
-
-    variants: Variants
-    part: str
-    start: Mapping[str, str]
-    steps: int
-    calibration: Calibration
-    options: Int8Options
-    progress: Progress
-
-    def keeps(self, some: Sequence[tuple[str, str]]) -> bool:
-        figures = self.variants.quantised(self.part, after(some, self.start), self.calibration, self.options)
-        self.progress(f"{self.part}: {len(some)} of {self.steps} steps to INT8: {_text(figures)}", None)
-        total = figures.total
-        return self.options.bounds.holds(
-            kl=None if total is None else total.kl, top1=None if total is None else total.top1, psnr=figures.psnr
-        )
+        return {**ways, **{layer: way for part in parts for layer, way in chosen(part).items()}}
 
 
 def _text(figures: Figures) -> str:

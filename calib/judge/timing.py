@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -35,11 +34,11 @@ def input_shapes(layer: Layer, config: ModelConfig, guided: bool = True) -> list
     ]
 
 
-def multiply_adds(layer: Layer, config: ModelConfig, guided: bool = True) -> float:
-    """Of one image."""
+def multiply_adds(layer: Layer, config: ModelConfig) -> float:
+    """Of one guided image."""
     weight, shape = layer.weight.const_value, layer.node.outputs[0].shape
     assert weight is not None and shape is not None
-    inputs = input_shapes(layer, config, guided)
+    inputs = input_shapes(layer, config)
     if layer.is_conv:
         *_, height, width = _resolved(shape, {"B": 1})
         return float(math.prod(weight.shape.numpy()) * height * width * len(inputs))
@@ -49,13 +48,13 @@ def multiply_adds(layer: Layer, config: ModelConfig, guided: bool = True) -> flo
 class Stopwatch:
     """Seconds that ONNX Runtime's CPU takes for layers; equal products are timed once."""
 
-    def __init__(self, config: ModelConfig, threads: int | None, guided: bool = True) -> None:
-        self._config, self._threads, self._guided = config, threads, guided
+    def __init__(self, config: ModelConfig, threads: int | None) -> None:
+        self._config, self._threads = config, threads
         self._known: dict[tuple[Any, ...], float] = {}
 
     def seconds(self, layer: Layer, way: str) -> float:
-        """Of one image, over all scales."""
-        shapes = input_shapes(layer, self._config, self._guided)
+        """Of one guided image, over all scales."""
+        shapes = input_shapes(layer, self._config)
         options = tuple((name, str(value.value)) for name, value in sorted(layer.node.attributes.items()))
         weight = layer.weight.const_value
         assert weight is not None
@@ -81,15 +80,12 @@ def _best(session: Any, sample: NDArray[np.float32]) -> float:
     binding.bind_cpu_input("x", sample)
     binding.bind_output("y", "cpu")
     session.run_with_iobinding(binding)
-    best, spent = math.inf, 0.0
-    for run in itertools.count():
-        if run >= LEAST_RUNS and spent >= LEAST_SECONDS:
-            return best
+    spent: list[float] = []
+    while len(spent) < LEAST_RUNS or sum(spent) < LEAST_SECONDS:
         start = time.perf_counter()
         session.run_with_iobinding(binding)
-        seconds = time.perf_counter() - start
-        best, spent = min(best, seconds), spent + seconds
-    raise AssertionError
+        spent.append(time.perf_counter() - start)
+    return min(spent)
 
 
 def _alone(layer: Layer) -> tuple[ir.Model, Layer]:

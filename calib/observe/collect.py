@@ -96,16 +96,9 @@ def collect(
 ) -> Calibration:
     """Draw the requested images with a float bundle and gather statistics of every layer's input and output.
 
-    Args:
-        bundle: in FP32 or FP16, stepwise.
-        requests: classes, seeds, images for the encoder.
-        resume: where to keep what is gathered so far; found there, it is taken up. Removed at the end.
-        threads: of ONNX Runtime.
-        progress: called with a line and the share that is done.
-
-    The same requests give the same statistics, interrupted or not. Raises `UsageError` on activations that are not
+    The same requests give the same statistics, interrupted or not: `resume` is where to keep what is gathered so far,
+    which is taken up if it is found there, and removed at the end. Raises `UsageError` on activations that are not
     finite and on an image that cannot be read, `BundleError` for a bundle without the stepwise form.
-
     """
     observed = {graph: find_layers(ir.load(bundle.graph_path(graph)), graph) for graph in OBSERVED}
     beside = bundle.path.parent if resume is None else resume.parent

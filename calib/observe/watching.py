@@ -23,12 +23,8 @@ _CACHED = "cached_tokens"
 def watched(graphs: ChangedGraphs, wanted: Mapping[str, Iterable[str]], config: ModelConfig, watch: Watch) -> Sessions:
     """Sessions for `OnnxRuntimeBackend` that run the bundle's graphs and show some of their values.
 
-    Args:
-        graphs: of the bundle.
-        wanted: names of tensors by graph; inputs and outputs of the graph may be among them.
-        config: of the bundle.
-        watch: called after each run; its arrays are valid until it returns.
-
+    `wanted` are names of tensors by graph, inputs and outputs among them; `watch` is called after each run, with arrays
+    that are valid until it returns.
     """
 
     def sessions(graph: str, load: Load) -> RunnableGraph:

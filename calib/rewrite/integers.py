@@ -100,16 +100,10 @@ def quantize(
     target: str,
     ranges: Ranges = DEFAULT_RANGES,
 ) -> None:
-    """Rewrite a graph.
+    """Rewrite a graph; floating weights that nothing uses any more are dropped.
 
-    Args:
-        model: the graph of `layers`; floating weights that nothing uses any more are dropped.
-        layers: from `find_layers` on this very model.
-        ways: a way per layer name, of `engines.spec.policy.METHODS`.
-        calibration: with statistics of every static layer; None where there are none.
-        target: `onnxruntime` or `tensorrt`.
-        ranges: how to choose ranges.
-
+    `layers` come from `find_layers` on this very model, `ways` has one of `engines.spec.policy.METHODS` for each by
+    name, `calibration` the statistics of every static one, and `target` is `onnxruntime` or `tensorrt`.
     """
     rewriter = _Rewriter(model, calibration, target, ranges)
     for layer in layers:

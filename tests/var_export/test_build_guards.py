@@ -162,7 +162,7 @@ def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, ch
 
 @pytest.mark.parametrize(
     "options",
-    [{"precision": "fp8"}, {"form": "sideways"}, {"target": "abacus"}, {"max_top_k": 0}],
+    [{"precision": "fp8"}, {"form": "sideways"}, {"max_top_k": 0}],
     ids=str,
 )
 def test_unknown_options_are_refused_before_any_work(options):
