@@ -87,19 +87,14 @@ class Calibration:
             )
 
     def check_layers(self, layers: Iterable[Layer], scales: int) -> None:
-        """Raises `UsageError` where layers with static ranges were not reached: their inputs, and outputs of
-        convolutions.
+        """Raises `UsageError` where a layer with static ranges, or a scale of one of the transformer's, was not reached:
+        its input, or the output of a convolution.
         """
         for layer in layers:
-            kinds = (INPUT, OUTPUT) if layer.is_conv else (INPUT,)
-            self.check_complete([f"{layer.name}:{kind}" for kind in kinds], scales)
-
-    def check_complete(self, names: Iterable[str], scales: int) -> None:
-        """Raises `UsageError` where a layer, or a scale of a transformer's layer, was never reached."""
-        for name in names:
-            statistics = self.tensors.get(name)
-            if statistics is None or statistics.count == 0:
-                raise UsageError(f"calibration never reached {name.partition(':')[0]}")
-            missing = [scale for scale in range(scales) if scale not in statistics.scales]
-            if name.startswith("step/") and missing:
-                raise UsageError(f"calibration never reached scale {missing[0]} of {name.partition(':')[0]}")
+            for kind in (INPUT, OUTPUT) if layer.is_conv else (INPUT,):
+                statistics = self.tensors.get(f"{layer.name}:{kind}")
+                if statistics is None or statistics.count == 0:
+                    raise UsageError(f"calibration never reached {layer.name}")
+                missing = [scale for scale in range(scales) if scale not in statistics.scales]
+                if layer.graph == "step" and missing:
+                    raise UsageError(f"calibration never reached scale {missing[0]} of {layer.name}")

@@ -138,13 +138,8 @@ def fuse(
 ) -> ir.Model:
     """Stitch `cond`, `step` and `decode` into one graph, which imports the operator sets that they import.
 
-    Args:
-        config: the model.
-        precision: what is not quantised computes in.
-        graphs: the three models, by name.
-        constants: up_s, down_s and pos_s of each scale s.
-        smooth: whether `step` was traced with smoothing.
-
+    What is not quantised computes in `precision`; `constants` are up_s, down_s and pos_s of each scale s; `smooth` tells
+    whether `step` was traced with smoothing.
     """
     specs, result = contract.resolve(contract.FUSED, config, precision, smooth=smooth)
     inputs = {

@@ -71,16 +71,9 @@ def parse_hub_name(name: str | Path) -> HubFile:
 def download(file: HubFile, *, missing_ok: bool = False, unreachable_ok: bool = False) -> Path | None:
     """The local copy of `file`, downloaded unless the cache has it.
 
-    Args:
-        file: what to download.
-        missing_ok: None where the repository has no such file.
-        unreachable_ok: None where the Hub cannot be reached and the cache has no copy: for files that are nice to
-            have, so that an air-gapped machine with the weights in its cache still works.
-
-    Raises:
-        CheckpointError: `huggingface_hub` is not installed, the repository or file does not exist or may
-            not be read, or the Hub cannot be reached and the cache has no copy.
-
+    `missing_ok`: None where the repository has no such file. `unreachable_ok`: None where the Hub cannot be reached and
+    the cache has no copy: for files that are nice to have, so that an air-gapped machine with the weights in its cache
+    still works. Otherwise these raise `CheckpointError`, as what may not be read does, and a missing `huggingface_hub`.
     """
     try:
         from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache

@@ -39,7 +39,6 @@ from var_export.cli.make_bundle import BuildOptions, BundleWork
 from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans
 
 if TYPE_CHECKING:
-    from calib.choose.options import Int8Options
     from calib.judge.acceptance import Built
     from engines.bundle.bundle import Bundle
 
@@ -116,7 +115,12 @@ def build(
     --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA), which is built first where none is given.
     """
     options = BuildOptions(**values)
-    int8 = _int8(context, options, layers, calibrating)
+    int8 = None  # what is quantised, and how
+    if options.precision == INT8:
+        int8 = int8_options(context, calibrating, options.target, layers, options.form)
+    else:
+        for group in (LayerOptions, CalibrationOptions):
+            refuse(context, group, "needs --precision int8")
     plans = builder.checked(options.target) if options.target in PLAN_TARGETS else None
     if plans is None:
         refuse(context, BuilderOptions, f"needs --target {' or '.join(PLAN_TARGETS)}, not {options.target}")
@@ -149,17 +153,6 @@ def build(
             show(f"next: {_next_command(_opened(path))}")
 
 
-def _int8(
-    context: click.Context, options: BuildOptions, layers: LayerOptions, calibrating: CalibrationOptions
-) -> Int8Options | None:
-    """What is quantised, and how; None for another precision. Raises `UsageError`."""
-    if options.precision != INT8:
-        for group in (LayerOptions, CalibrationOptions):
-            refuse(context, group, "needs --precision int8")
-        return None
-    return int8_options(context, calibrating, options.target, layers, options.form)
-
-
 def _opened(path: str | Path) -> Bundle:
     from engines.bundle.bundle import Bundle
 
@@ -168,7 +161,9 @@ def _opened(path: str | Path) -> Bundle:
 
 def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool, no_plans: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
-    if options.checkpoint is None or not options.is_bundle:
+    from engines.bundle.manifest import is_bundle
+
+    if options.checkpoint is None or not is_bundle(Path(options.checkpoint)):
         return None
     bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS and not quantised:

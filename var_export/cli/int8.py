@@ -150,13 +150,7 @@ def calibration_of(
 ) -> tuple[Callable[[], Calibration], Path]:
     """What reads or makes the calibration of a float bundle, and the file that it is kept in.
 
-    Args:
-        context: of the command, which tells whether the user said what to calibrate with.
-        base: the float bundle.
-        options: as given.
-        folder: where the file lies unless `options` name one.
-        threads: CPU threads; None: all physical cores.
-        progress: called with what is being done.
+    It lies in `folder` unless `options` name one; `context` tells whether the user said what to calibrate with.
 
     Raises `UsageError` for an unknown class, and where there are no pictures; so does what is returned, where the file
     is of another model, or the activations cannot be calibrated with.

@@ -44,13 +44,6 @@ class BuildOptions:
     threads: int | None
     force: bool
 
-    @property
-    def is_bundle(self) -> bool:
-        """Whether a bundle stands where a checkpoint may."""
-        from engines.bundle.manifest import is_bundle
-
-        return self.checkpoint is not None and is_bundle(Path(self.checkpoint))
-
 
 @dataclass(frozen=True)
 class BundleWork:

@@ -150,13 +150,12 @@ def _check(
     from engines.fidelity.checks import verify
 
     bundle = Bundle.open(path, verify=False)
-    try:
-        TensorRTBackend(target, device=device).close()
-    except BackendError as error:
-        return {}, str(error)
     reports: dict[str, Report] = {}
     for form in bundle.forms:
-        backend = TensorRTBackend(target, device=device)
+        try:
+            backend = TensorRTBackend(target, device=device)
+        except BackendError as error:
+            return {}, str(error)
         problems = [plans.why_not(backend.here, bundle.files, graph) for graph in bundle.graphs]
         if any(problems):  # built for other GPUs than the one here; what fits it may be an older set
             backend.close()

@@ -180,11 +180,11 @@ def _live(
     """A new run of the reference, to compare with in place of the stored one."""
     from var_export import live
 
-    def report(image: int) -> None:
-        progress(f"image {image + 1} of {images} by the PyTorch reference")
-
+    line = "image {} of {} by the PyTorch reference"
     with torch_threads(threads):
-        return live.live_run(reference, bundle, images=images, seed=seed, report=report)
+        return live.live_run(
+            reference, bundle, images=images, seed=seed, report=lambda image: progress(line.format(image + 1, images))
+        )
 
 
 def _print(bundle: Bundle, report: Report, against: str) -> None:

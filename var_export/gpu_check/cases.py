@@ -142,13 +142,8 @@ def plan_steps(
 ) -> tuple[list[CheckStep], list[Skipped]]:
     """All steps after the probes, in their order, and what is left out.
 
-    Everything is built, verified and timed first; races with PyTorch, which take longest, come last.
-
-    Args:
-        settings: what is asked for.
-        problems: by probe, why it cannot be used; None where it can.
-        capability: of the GPU.
-
+    Everything is built, verified and timed first; races with PyTorch, which take longest, come last. `problems` tells
+    by probe why it cannot be used, None where it can; `capability` is the GPU's.
     """
     skipped = [Skipped(name, problems[name] or "") for name in settings.backends if problems[name]]
     usable = [name for name in settings.backends if not problems[name]]

@@ -54,15 +54,9 @@ class Outcome:
 
 
 def run(job: StepJob, *, log: Path, tell: Progress) -> Outcome:
-    """Run a job in a process of its own and wait for it.
-
-    Args:
-        job: what to do.
-        log: file for whatever the process prints.
-        tell: called with a line, and the share that is done, as the process works.
+    """Run a job in a process of its own, which prints into `log`, and wait for it.
 
     Raises KeyboardInterrupt on Ctrl-C, once the process has ended.
-
     """
     outcome, limit = Outcome(), LIMITS[job.step.kind]
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -47,15 +47,7 @@ CHANGING = ("free_memory", "nvidia_smi")
 
 
 class GpuCheck:
-    """One run of the check.
-
-    Args:
-        settings: what is asked for.
-        out: folder for everything.
-        resume: take outcomes of earlier runs that still hold.
-        progress: called with a line, and the share of a step that is done.
-
-    """
+    """One run of the check, with everything in the folder `out`; `resume` takes earlier outcomes that still hold."""
 
     def __init__(self, settings: Settings, out: Path, *, resume: bool = True, progress: Progress) -> None:
         self.settings, self.out = settings, out

@@ -3,59 +3,35 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from var_export.report.palette import LIGHT
 
-_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_UNWANTED = (f"{_SVG}metadata", f"{_SVG}style")  # a style would hold for the whole page
 LARGEST = 1.35  # CSS pixels of one unit of a drawing, on a wide page
-_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_ROOT = re.compile(r'.*<svg [^>]*viewBox="0 0 (\S+) (\S+)"[^>]*>', re.DOTALL)
+# A style would hold for the whole page.
+_UNWANTED = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
+_LINK = re.compile(r'(?:xlink:)?(href="|url\()#([^")]+)')
+_ID = re.compile(r' id="([^"]+)"')
 _VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
-_COLOUR = re.compile("|".join(_VARIABLES))
+_COLOUR = re.compile(f": ({'|'.join(_VARIABLES)})")
 
 
 def inline(svg: str, name: str, alternative: str) -> Markup:
-    """The drawing as an element of a page.
+    """A drawing of matplotlib's, in colours of `palette.LIGHT`, as an element of a page.
 
-    Args:
-        svg: as matplotlib writes it, in colours of `palette.LIGHT`.
-        name: of the drawing, one of its kind on the page: its ids begin with it.
-        alternative: what it shows, in words.
-
+    All its ids begin with `name`, which is one of its kind on the page; `alternative` says what it shows, in words.
     """
-    root = ElementTree.fromstring(svg)
-    width, height = (float(value) for value in root.attrib["viewBox"].split()[2:])
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in _UNWANTED:
-                parent.remove(child)
-    elements = list(root.iter())
-    wanted = {target for element in elements for target in _references(element)}
-    for element in elements:
-        element.tag = element.tag.removeprefix(_SVG)
-        attributes = dict(element.attrib)
-        element.attrib.clear()
-        for key, value in attributes.items():
-            if key == "id":
-                if value in wanted:
-                    element.set(key, f"{name}-{value}")
-            elif key == f"{_XLINK}href":
-                element.set("href", f"#{name}-{value[1:]}")
-            else:
-                value = _REFERENCE.sub(rf"url(#{name}-\1)", value)
-                element.set(key, _COLOUR.sub(lambda found: _VARIABLES[found[0]], value))
-    root.attrib.clear()
-    root.attrib.update(
-        {"class": "drawing", "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": alternative}
+    root = _ROOT.match(svg)
+    assert root is not None
+    width, height = (float(size) for size in root.groups())
+    inside = _UNWANTED.sub("", svg[root.end() :])
+    wanted = {found[2] for found in _LINK.finditer(inside)}
+    inside = _ID.sub(lambda found: f' id="{name}-{found[1]}"' if found[1] in wanted else "", inside)
+    inside = _LINK.sub(rf"\1#{name}-\2", inside)
+    inside = _COLOUR.sub(lambda found: f": {_VARIABLES[found[1]]}", inside)
+    return Markup(
+        f'<svg class="drawing" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alternative)}" '
+        f'style="max-width: {LARGEST * width / 16:.1f}rem">{inside}'  # 16 CSS pixels
     )
-    root.set("style", f"max-width: {LARGEST * width / 16:.1f}rem")  # 16 CSS pixels
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _references(element: ElementTree.Element) -> list[str]:
-    found = [target for value in element.attrib.values() for target in _REFERENCE.findall(value)]
-    link = element.get(f"{_XLINK}href")
-    return found if link is None else [*found, link[1:]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,14 @@ _PLACES = re.compile(r"[/_](?=\w)|(?<!\d)\.(?=\w)|\.(?=[^\W\d])|[0-9a-f]{16}(?=[
 
 
 def write_page(file: Path, template: str, **data: Any) -> int:
-    """Write a page, whole or not at all; its size in bytes.
+    """Write a page, whole or not at all, from a template by its name without the suffix; its size in bytes.
 
-    Args:
-        file: where; folders that lack are made, a page that is there is replaced.
-        template: its name, without the suffix.
-        data: what it shows. All text is escaped.
-
-    Raises:
-        UsageError: it cannot be written, or would be larger than `MAX_BYTES`.
-
+    Folders that lack are made, a page that is there is replaced, and all text of `data` is escaped. Raises `UsageError`
+    where it cannot be written, or would be larger than `MAX_BYTES`.
     """
-    page = (
-        _environment()
-        .get_template(f"{template}.html")
-        .render(light=LIGHT, dark=DARK, version=version(), made=datetime.now().astimezone(), **data)
-    )
+    made = datetime.now().astimezone()
+    found = _ENVIRONMENT.get_template(f"{template}.html")
+    page = found.render(light=LIGHT, dark=DARK, version=version(), made=made, **data)
     content = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", page).encode()
     if len(content) > MAX_BYTES:
         raise UsageError(f"{file} would have {len(content):,} bytes, more than {MAX_BYTES:,}: it was not written")
@@ -51,14 +42,11 @@ def _breakable(text: str) -> Markup:
     return Markup(_PLACES.sub(r"\g<0><wbr>", str(escape(text))))
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("var_export.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    return environment
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("var_export.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["breakable"] = _breakable
