@@ -87,7 +87,7 @@ class Calibration:
             )
 
     def check_layers(self, layers: Iterable[Layer], scales: int) -> None:
-        """Raises `UsageError` where a layer with static ranges, or a scale of one of the transformer's, was not reached:
+        """Raises `UsageError` where a layer with static ranges, or a scale of one in the transformer, was not reached:
         its input, or the output of a convolution.
         """
         for layer in layers:

@@ -138,8 +138,8 @@ def fuse(
 ) -> ir.Model:
     """Stitch `cond`, `step` and `decode` into one graph, which imports the operator sets that they import.
 
-    What is not quantised computes in `precision`; `constants` are up_s, down_s and pos_s of each scale s; `smooth` tells
-    whether `step` was traced with smoothing.
+    What is not quantised computes in `precision`; `constants` are up_s, down_s and pos_s of each scale s; `smooth`:
+    `step` was traced with it.
     """
     specs, result = contract.resolve(contract.FUSED, config, precision, smooth=smooth)
     inputs = {

@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,10 +63,11 @@ def option_group(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> 
     Args:
         name: the keyword argument of the command that takes the object.
         kind: a dataclass whose fields are called like the options' parameters.
-        options: decorators of `click.option`, in the order of the help text.
+        options: decorators of `click.option`, in the order of the help text; those of the fields by default.
 
     """
-    names = [field.name for field in fields(kind)]
+    names = [each.name for each in fields(kind)]
+    declared = options or tuple(map(_decorator, fields(kind)))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -75,12 +76,32 @@ def option_group(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> 
             return command(*args, **values)
 
         decorated: Any = with_group
-        for option in reversed(options):
-            decorated = option(decorated)
+        for each in reversed(declared):
+            decorated = each(decorated)
         result: Command = decorated
         return result
 
     return decorate
+
+
+def option(*flags: str, **settings: Any) -> Any:
+    """A field of the dataclass of an `option_group`: its value is that of a `click.option`, `--` and its name if not
+    said otherwise.
+    """
+    return field(metadata={"flags": flags, "settings": settings})
+
+
+def filled_by(decorator: Callable[[Any], Any]) -> Any:
+    """The same with any decorator that gives a command the argument which is called like the field."""
+    return field(metadata={"decorator": decorator})
+
+
+def _decorator(each: Field[Any]) -> Callable[[Any], Any]:
+    if decorator := each.metadata.get("decorator"):
+        found: Callable[[Any], Any] = decorator
+        return found
+    flags = each.metadata["flags"] or (f"--{each.name.replace('_', '-')}",)
+    return click.option(each.name, *flags, **each.metadata["settings"])
 
 
 def given(context: click.Context) -> dict[str, str]:
@@ -99,24 +120,26 @@ def refuse(context: click.Context, names: Iterable[str] | type[Any], why: str) -
         why: the rest of the sentence that begins with the option.
 
     """
-    refused = [field.name for field in fields(names)] if isinstance(names, type) else list(names)
+    refused = [each.name for each in fields(names)] if isinstance(names, type) else list(names)
     for name, flag in given(context).items():
         if name in refused:
             raise click.UsageError(f"{flag} {why}")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     """What runs the engines of a bundle."""
 
-    threads: int | None
+    threads: int | None = filled_by(threads_option)
     """Of ONNX Runtime's CPU operators; None: all physical cores."""
-    backend: str | None
-    """One of `engines.spec.choices.BACKENDS`; None: that of the bundle's plans, else ONNX Runtime."""
-    provider: str
-    """What ONNX Runtime computes on."""
-    device: int
-    """Which GPU."""
+    backend: str | None = option(type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
+    """None: that of the bundle's plans, else ONNX Runtime."""
+    provider: str = option(default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}.")
+    device: int = option(type=click.IntRange(min=0), default=0, help="Which GPU.")
 
     def open(self, bundle: Bundle) -> Backend:
         """The backend for `bundle`, telling where its plans cannot run here. Raises `BackendError`."""
@@ -127,16 +150,7 @@ class Runtime:
         )
 
 
-threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
-runtime_options = option_group(
-    "runtime",
-    Runtime,
-    threads_option,
-    click.option("--backend", type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]"),
-    click.option("--provider", default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}."),
-    click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU."),
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+runtime_options = option_group("runtime", Runtime)
 
 
 def version_option(program: str) -> Callable[[Command], Command]:

@@ -13,8 +13,11 @@ from engines.cli.common import (
     Figure,
     Runtime,
     command_line,
+    filled_by,
     json_option,
     json_out,
+    option,
+    option_group,
     peak_memory,
     print_facts,
     print_table,
@@ -44,42 +47,42 @@ if TYPE_CHECKING:
 class BenchOptions:
     """What `var-export bench` is to measure."""
 
-    batch: tuple[int, ...]
-    runs: int
-    warmup: int
-    cfg: float | None
-    form: str | None
-    reference: str | None
-    vae: str | None
+    batch: tuple[int, ...] = filled_by(sizes_option("1,2,4,8", "Images at once, to compare."))
+    runs: int = option("--runs", "--images", type=POSITIVE, default=5, help="Timed runs of each case.")
+    warmup: int = option(type=click.IntRange(min=0), default=1, help="Runs before, not counted.")
+    cfg: float | None = option(
+        type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]"
+    )
+    form: str | None = option(type=click.Choice(FORMS), help="[default: stepwise where the bundle has it]")
+    reference: str | None = option(
+        type=CHECKPOINT,
+        metavar="CHECKPOINT|demo|random",
+        help="Race PyTorch (eager, FP32, same threads) in turns with the engine; random: weights of the same shapes.",
+    )
+    vae: str | None = option(type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
 
 
 @click.command(short_help="Measure latency, throughput and memory.")
 @bundle_argument
-@sizes_option("1,2,4,8", "Images at once, to compare.")
-@click.option("--runs", "--images", type=POSITIVE, default=5, help="Timed runs of each case.")
-@click.option("--warmup", type=click.IntRange(min=0), default=1, help="Runs before, not counted.")
-@click.option("--cfg", type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]")
-@click.option("--form", type=click.Choice(FORMS), help="[default: stepwise where the bundle has it]")
-@click.option(
-    "--reference",
-    type=CHECKPOINT,
-    metavar="CHECKPOINT|demo|random",
-    help="Race PyTorch (eager, FP32, same threads) in turns with the engine; random: weights of the same shapes.",
-)
-@click.option("--vae", type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
+@option_group("options", BenchOptions)
 @runtime_options
 @html_option
 @json_option
 @click.pass_context
 def bench(
-    context: click.Context, /, bundle: Path | None, runtime: Runtime, html: Path | None, as_json: bool, **values: Any
+    context: click.Context,
+    /,
+    bundle: Path | None,
+    options: BenchOptions,
+    runtime: Runtime,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure latency per scale, throughput over batch sizes, and memory.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo. Close other programs: the figures are
     of the whole machine.
     """
-    options = BenchOptions(**values)
     if options.vae and options.reference is None:
         raise click.UsageError("--vae needs --reference")
     opened = open_bundle(bundle)

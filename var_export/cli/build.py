@@ -9,34 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, json_option, json_out, refuse, show, threads_option
+from engines.cli.common import json_option, json_out, option_group, refuse, show
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
-from engines.spec.choices import (
-    BACKENDS,
-    BUNDLE_FORMS,
-    DEFAULT_MAX_TOP_K,
-    INT8,
-    PLAN_TARGETS,
-    PRECISIONS,
-    STEPWISE,
-)
+from engines.spec.choices import INT8, PLAN_TARGETS
 from engines.words import mebibytes
-from var_export.cli.common import (
-    CHECKPOINT,
-    FOLDER,
-    checkpoint_options,
-)
-from var_export.cli.int8 import (
-    CalibrationOptions,
-    LayerOptions,
-    calibration_options,
-    int8_options,
-    layer_options,
-)
+from var_export.cli.int8 import CalibrationOptions, LayerOptions, int8_options
 from var_export.cli.make_bundle import BuildOptions, BundleWork
-from var_export.cli.tensorrt import BuilderOptions, builder_options, make_plans
+from var_export.cli.tensorrt import BuilderOptions, make_plans
 
 if TYPE_CHECKING:
     from calib.judge.acceptance import Built
@@ -59,54 +40,10 @@ Examples:
 
 
 @click.command(epilog=_EPILOG, short_help="Build a bundle from a VAR checkpoint.")
-@click.argument("checkpoint", required=False, type=CHECKPOINT)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp16", help="Of the engines.")
-@click.option("--target", type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the engines.")
-@click.option(
-    "--form",
-    type=click.Choice(BUNDLE_FORMS),
-    default=STEPWISE,
-    help="Scale by scale (previews, editing), or class to image in one graph.",
-)
-@checkpoint_options(
-    "The VQ-VAE. [default: in CHECKPOINT, or beside it]",
-    "A config.json. [default: the one beside CHECKPOINT]",
-    "What no tensor says, such as vae.quant_resi=0.5; repeatable.",
-)
-@click.option("--labels", type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")
-@click.option(
-    "--default-cfg",
-    type=click.FloatRange(min=0),
-    metavar="FLOAT",
-    help="Guidance to recommend; 0 where trained without.",
-)
-@click.option("--name", help="What to call the model. [default: from the checkpoint]")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]")
-@click.option(
-    "--max-top-k",
-    type=POSITIVE,
-    default=DEFAULT_MAX_TOP_K,
-    help="Largest top-k that can be asked for.",
-)
-@click.option("--smooth", is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
-@layer_options
-@calibration_options
-@builder_options
-@click.option("--no-plans", is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
-@threads_option
-@click.option("--force", is_flag=True, help="Replace a bundle that was made from something else.")
+@option_group("options", BuildOptions)
 @json_option
 @click.pass_context
-def build(
-    context: click.Context,
-    /,
-    layers: LayerOptions,
-    calibrating: CalibrationOptions,
-    builder: BuilderOptions,
-    no_plans: bool,
-    as_json: bool,
-    **values: Any,
-) -> None:
+def build(context: click.Context, /, options: BuildOptions, as_json: bool) -> None:
     """Build a bundle from a VAR checkpoint (a file, a folder, or hf://OWNER/REPO/FILE), or plans from a bundle.
 
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
@@ -114,31 +51,30 @@ def build(
     tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
     --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA), which is built first where none is given.
     """
-    options = BuildOptions(**values)
     int8 = None  # what is quantised, and how
     if options.precision == INT8:
-        int8 = int8_options(context, calibrating, options.target, layers, options.form)
+        int8 = int8_options(context, options.calibrating, options.target, options.layers, options.form)
     else:
         for group in (LayerOptions, CalibrationOptions):
             refuse(context, group, "needs --precision int8")
-    plans = builder.checked(options.target) if options.target in PLAN_TARGETS else None
+    plans = options.builder.checked(options.target) if options.target in PLAN_TARGETS else None
     if plans is None:
         refuse(context, BuilderOptions, f"needs --target {' or '.join(PLAN_TARGETS)}, not {options.target}")
-    bundle = _given_bundle(context, options, int8 is not None, no_plans)
+    bundle = _given_bundle(context, options, int8 is not None)
     built: Built | None = None
     with StageClock() as progress, Interrupts() as interrupts:
         work = BundleWork(options, progress, interrupts)
         if int8 is not None:
-            built = work.build_int8(context, int8, calibrating, bundle)
+            built = work.build_int8(context, int8, bundle)
         elif bundle is None:
             built = work.build_float()
         path = bundle if built is None else built.bundle.path
         assert path is not None
         seconds = progress.seconds
         made = None
-        if plans is not None and not no_plans:
+        if plans is not None and not options.no_plans:
             interrupts.message = f"interrupted: {path} is as it was"
-            made = make_plans(path, options.target, plans, builder.device, progress)
+            made = make_plans(path, options.target, plans, options.builder.device, progress)
             if built is not None:
                 built = replace(built, bundle=_opened(path))
     if as_json:
@@ -159,7 +95,7 @@ def _opened(path: str | Path) -> Bundle:
     return Bundle.open(path, verify=False)
 
 
-def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool, no_plans: bool) -> Path | None:
+def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
     from engines.bundle.manifest import is_bundle
 
@@ -172,7 +108,7 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
         )
-    if no_plans and not quantised:
+    if options.no_plans and not quantised:
         raise UsageError(
             f"{options.checkpoint} is a bundle already: --no-plans leaves nothing to build; copy it as it is"
         )

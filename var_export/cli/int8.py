@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli.common import POSITIVE, given, option_group
+from engines.cli.common import POSITIVE, given, option, option_group
 from engines.errors import UsageError
 from engines.spec.choices import DEFAULT_LEVEL, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
 from var_export.cli.common import FILE, FOLDER, LEVEL
@@ -26,30 +26,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _DRAWN = ("smoothquant", "samples", "classes", "images")  # parameters that decide what a calibration is made from
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerOptions:
-    """Which layers an INT8 build quantises."""
-
-    level: int
-    max_loss: tuple[str, ...]
-    quantize: tuple[str, ...]
-    keep: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """How activations are observed, and how their ranges follow from that."""
-
-    ranges: str
-    percentile: float
-    smoothquant: str | None
-    """`search`, a number as text, or None where outliers stay where they are."""
-    samples: int
-    classes: tuple[str, ...]
-    images: Path | None
-    calibration: Path | None
-
-
 def _smoothquant(_: click.Context, __: click.Parameter, text: str) -> str | None:
     if text in ("off", "search"):
         return None if text == "off" else text
@@ -62,56 +38,61 @@ def _smoothquant(_: click.Context, __: click.Parameter, text: str) -> str | None
     return str(alpha)
 
 
-layer_options = option_group(
-    "layers",
-    LayerOptions,
-    click.option(
-        "--level",
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """Which layers an INT8 build quantises."""
+
+    level: int = option(
         type=LEVEL,
         default=DEFAULT_LEVEL,
         help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
-    ),
-    click.option(
-        "--max-loss",
+    )
+    max_loss: tuple[str, ...] = option(
         multiple=True,
         metavar="FIGURE=BOUND",
         help="Quantise as much as keeps kl=NATS, top1=SHARE, psnr=DB (at least); repeatable. [default: by --level]",
-    ),
-    click.option("--quantize", multiple=True, metavar="PATTERN", help="Layers to quantise all the same; repeatable."),
-    click.option("--keep", multiple=True, metavar="PATTERN", help="Layers to leave in float; repeatable."),
-)
-calibration_options = option_group(
-    "calibrating",
-    CalibrationOptions,
-    click.option("--ranges", type=click.Choice(RANGES), default="mse", help="How activation ranges are set."),
-    click.option(
-        "--percentile",
+    )
+    quantize: tuple[str, ...] = option(
+        multiple=True, metavar="PATTERN", help="Layers to quantise all the same; repeatable."
+    )
+    keep: tuple[str, ...] = option(multiple=True, metavar="PATTERN", help="Layers to leave in float; repeatable.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """How activations are observed, and how their ranges follow from that."""
+
+    ranges: str = option(type=click.Choice(RANGES), default="mse", help="How activation ranges are set.")
+    percentile: float = option(
         type=click.FloatRange(50, 100, min_open=True),
         default=99.99,
         help="Share of the values inside, for --ranges percentile.",
-    ),
-    click.option(
-        "--smoothquant",
+    )
+    smoothquant: str | None = option(
         metavar="search|off|ALPHA",
         default="search",
         callback=_smoothquant,
         help="Move outliers into weights.",
-    ),
-    click.option("--samples", type=POSITIVE, default=SAMPLES, help="Images drawn to calibrate."),
-    click.option("--classes", multiple=True, metavar="CLASS", help="To draw, as in var-run. [default: spread out]"),
-    click.option(
-        "--images",
+    )
+    """`search`, a number as text, or None where outliers stay where they are."""
+    samples: int = option(type=POSITIVE, default=SAMPLES, help="Images drawn to calibrate.")
+    classes: tuple[str, ...] = option(
+        multiple=True, metavar="CLASS", help="To draw, as in var-run. [default: spread out]"
+    )
+    images: Path | None = option(
         type=FOLDER,
         metavar="DIR",
         help="Pictures to calibrate the encoder with. [default: the drawn ones]",
-    ),
-    click.option(
-        "--calibration",
+    )
+    calibration: Path | None = option(
         type=FILE,
         metavar="FILE",
         help="Where the calibration is kept; taken from there if it exists. [default: beside the bundle]",
-    ),
-)
+    )
+
+
+layer_options = option_group("layers", LayerOptions)
+calibration_options = option_group("calibrating", CalibrationOptions)
 
 
 def int8_options(

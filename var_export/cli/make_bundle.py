@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from engines.cli.common import POSITIVE, filled_by, option, threads_option
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
-from engines.spec.choices import INT8, ONNXRUNTIME, STEPWISE
-from var_export.cli.common import CheckpointParts, needs_export_packages, torch_threads
-from var_export.cli.int8 import CalibrationOptions, calibration_of
+from engines.spec.choices import BACKENDS, BUNDLE_FORMS, DEFAULT_MAX_TOP_K, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE
+from var_export.cli.common import (
+    CHECKPOINT,
+    FOLDER,
+    CheckpointParts,
+    checkpoint_options,
+    needs_export_packages,
+    torch_threads,
+)
+from var_export.cli.int8 import CalibrationOptions, LayerOptions, calibration_of, calibration_options, layer_options
+from var_export.cli.tensorrt import BuilderOptions, builder_options
 
 if TYPE_CHECKING:
     from calib.choose.options import Int8Options
@@ -30,19 +39,43 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 class BuildOptions:
     """What to build, and of what."""
 
-    checkpoint: str | None
-    parts: CheckpointParts
-    precision: str
-    target: str
-    form: str
-    labels: str | None
-    default_cfg: float | None
-    name: str | None
-    out: Path | None
-    max_top_k: int
-    smooth: bool
-    threads: int | None
-    force: bool
+    checkpoint: str | None = filled_by(click.argument("checkpoint", required=False, type=CHECKPOINT))
+    precision: str = option(type=click.Choice(PRECISIONS), default="fp16", help="Of the engines.")
+    target: str = option(type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the engines.")
+    form: str = option(
+        type=click.Choice(BUNDLE_FORMS),
+        default=STEPWISE,
+        help="Scale by scale (previews, editing), or class to image in one graph.",
+    )
+    parts: CheckpointParts = filled_by(
+        checkpoint_options(
+            "The VQ-VAE. [default: in CHECKPOINT, or beside it]",
+            "A config.json. [default: the one beside CHECKPOINT]",
+            "What no tensor says, such as vae.quant_resi=0.5; repeatable.",
+        )
+    )
+    labels: str | None = option(type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")
+    default_cfg: float | None = option(
+        type=click.FloatRange(min=0),
+        metavar="FLOAT",
+        help="Guidance to recommend; 0 where trained without.",
+    )
+    name: str | None = option(help="What to call the model. [default: from the checkpoint]")
+    out: Path | None = option(
+        type=FOLDER, metavar="DIR", help="Where the bundle goes. [default: bundles/NAME-PRECISION]"
+    )
+    max_top_k: int = option(
+        type=POSITIVE,
+        default=DEFAULT_MAX_TOP_K,
+        help="Largest top-k that can be asked for.",
+    )
+    smooth: bool = option(is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
+    layers: LayerOptions = filled_by(layer_options)
+    calibrating: CalibrationOptions = filled_by(calibration_options)
+    builder: BuilderOptions = filled_by(builder_options)
+    no_plans: bool = option(is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
+    threads: int | None = filled_by(threads_option)
+    force: bool = option(is_flag=True, help="Replace a bundle that was made from something else.")
 
 
 @dataclass(frozen=True)
@@ -87,9 +120,7 @@ class BundleWork:
                 checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
             )
 
-    def build_int8(
-        self, context: click.Context, int8: Int8Options, calibrating: CalibrationOptions, given_base: Path | None
-    ) -> Built:
+    def build_int8(self, context: click.Context, int8: Int8Options, given_base: Path | None) -> Built:
         """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
         with needs_export_packages("quantising", "export" if given_base is None else INT8):
             from calib.judge.effects import sensitivity_file
@@ -107,7 +138,7 @@ class BundleWork:
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
         shared: Any = {"threads": options.threads, "progress": self.progress}
         with _disk_errors(out):
-            calibrated, file = calibration_of(context, base, calibrating, out.parent, **shared)
+            calibrated, file = calibration_of(context, base, options.calibrating, out.parent, **shared)
             sensitivity = sensitivity_file(file, int8.target)
             return quantize_bundle(base, out, int8, calibrated, sensitivity=sensitivity, force=options.force, **shared)
 

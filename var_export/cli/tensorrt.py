@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, option_group, show
+from engines.cli.common import POSITIVE, option, option_group, show
 from engines.errors import CheckFailedError
 from engines.spec.choices import HARDWARE_COMPATIBILITY
 from engines.words import mebibytes
@@ -26,15 +26,29 @@ if TYPE_CHECKING:
 class BuilderOptions:
     """How plans are built, as typed."""
 
-    batch: str
-    workspace: int | None
-    optimization_level: int | None
-    timing_cache: Path | None
-    compute_capability: tuple[str, ...]
-    hardware_compatibility: str
-    weight_streaming: bool
-    builder_config: Path | None
-    device: int
+    batch: str = option(metavar="N|MIN:OPT:MAX", default="1:1:8", help="Images of one call of a plan.")
+    workspace: int | None = option(type=POSITIVE, metavar="MIB", help="Scratch memory that TensorRT may use, at most.")
+    optimization_level: int | None = option(
+        type=click.IntRange(0, 5), help="How long TensorRT searches. [default: TensorRT's, 3]"
+    )
+    timing_cache: Path | None = option(
+        type=FILE, metavar="FILE", help="Kernel timings to keep between builds; tensorrt."
+    )
+    compute_capability: tuple[str, ...] = option(
+        multiple=True,
+        metavar="X.Y",
+        help="Of the GPUs to build for, such as 8.9; repeatable; tensorrt-rtx. [default: of the GPU here]",
+    )
+    hardware_compatibility: str = option(
+        type=click.Choice(HARDWARE_COMPATIBILITY),
+        default=HARDWARE_COMPATIBILITY[0],
+        help="Other GPUs that may run the plans; tensorrt.",
+    )
+    weight_streaming: bool = option(is_flag=True, help="Keep weights in host memory where the GPU's is too small.")
+    builder_config: Path | None = option(
+        type=FILE, metavar="FILE", help="More builder settings, in the [tensorrt] table of a TOML."
+    )
+    device: int = option(type=click.IntRange(min=0), default=0, help="Which GPU builds.")
 
     def checked(self, target: str) -> PlanOptions:
         """The same for the builder of `target`, before anything is built. Raises `UsageError`."""
@@ -55,33 +69,7 @@ class BuilderOptions:
         return options
 
 
-builder_options = option_group(
-    "builder",
-    BuilderOptions,
-    click.option("--batch", metavar="N|MIN:OPT:MAX", default="1:1:8", help="Images of one call of a plan."),
-    click.option("--workspace", type=POSITIVE, metavar="MIB", help="Scratch memory that TensorRT may use, at most."),
-    click.option(
-        "--optimization-level", type=click.IntRange(0, 5), help="How long TensorRT searches. [default: TensorRT's, 3]"
-    ),
-    click.option("--timing-cache", type=FILE, metavar="FILE", help="Kernel timings to keep between builds; tensorrt."),
-    click.option(
-        "--compute-capability",
-        multiple=True,
-        metavar="X.Y",
-        help="Of the GPUs to build for, such as 8.9; repeatable; tensorrt-rtx. [default: of the GPU here]",
-    ),
-    click.option(
-        "--hardware-compatibility",
-        type=click.Choice(HARDWARE_COMPATIBILITY),
-        default=HARDWARE_COMPATIBILITY[0],
-        help="Other GPUs that may run the plans; tensorrt.",
-    ),
-    click.option("--weight-streaming", is_flag=True, help="Keep weights in host memory where the GPU's is too small."),
-    click.option(
-        "--builder-config", type=FILE, metavar="FILE", help="More builder settings, in the [tensorrt] table of a TOML."
-    ),
-    click.option("--device", type=click.IntRange(min=0), default=0, help="Which GPU builds."),
-)
+builder_options = option_group("builder", BuilderOptions)
 
 
 @dataclass(frozen=True)
