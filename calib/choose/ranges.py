@@ -35,9 +35,6 @@ class Ranges:
     percentile: float = 99.99
 
 
-DEFAULT_RANGES = Ranges()
-
-
 def choose_range(
     statistics: Statistics, method: str, *, symmetric: bool, percentile: float = 99.99
 ) -> tuple[float, float]:

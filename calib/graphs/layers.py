@@ -13,10 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from engines.spec.contract import PART_OF
 from engines.spec.policy import role_of
-
-GRAPHS = ("cond", "step", "decode", "encode")
-"""Which have layers."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def find_layers(model: ir.Model, graph: str) -> list[Layer]:
     Small constant matrices (interpolation, prefix sums, codebook) are no layers: they have no trained weight that is
     stored as `*.weight`.
     """
-    if graph not in GRAPHS:
+    if graph not in PART_OF:
         return []
     found = []
     for node in model.graph:

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.choose.options import Int8Options
-from calib.choose.ranges import DEFAULT_RANGES, Ranges, choose_range, scale_and_zero_point
+from calib.choose.ranges import Ranges, choose_range, scale_and_zero_point
 from calib.choose.smoothquant import fold
 from calib.graphs.layers import Layer, constant, find_layers, read_weight
 from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
@@ -68,10 +68,8 @@ def quantize_blocks(weight: NDArray[Any], block: int = BLOCK) -> tuple[NDArray[n
     N, K = weight.shape
     padded = np.zeros((N, -K % block + K), np.float32)
     padded[:, :K] = weight
-    blocks = padded.reshape(N, -1, block)
-    scale = np.abs(blocks).max(-1) / np.float32(127)
-    scale[scale == 0] = 1
-    return (np.rint(blocks / scale[..., None]).clip(-127, 127) + 128).astype(np.uint8), scale.reshape(-1)
+    integers, scales = quantize_weight(padded.reshape(-1, block), 0)
+    return (integers.astype(np.int16) + 128).astype(np.uint8).reshape(N, -1, block), scales
 
 
 def rewritten(
@@ -98,7 +96,7 @@ def quantize(
     ways: Mapping[str, str],
     calibration: Calibration | None,
     target: str,
-    ranges: Ranges = DEFAULT_RANGES,
+    ranges: Ranges,
 ) -> None:
     """Rewrite a graph; floating weights that nothing uses any more are dropped.
 

@@ -9,7 +9,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -57,27 +57,27 @@ def command_line(context: click.Context) -> list[str]:
     return typed
 
 
-def option_group(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    """A decorator that adds `options` to a command, which gets all their values as one object.
+def option_group(name: str, kind: type[Any], **helps: str) -> Callable[[Command], Command]:
+    """A decorator that adds options to a command, which gets all their values as one object: its argument `name`.
 
-    Args:
-        name: the keyword argument of the command that takes the object.
-        kind: a dataclass whose fields are called like the options' parameters.
-        options: decorators of `click.option`, in the order of the help text; those of the fields by default.
-
+    Each field of the dataclass `kind` is an `option`, or `filled_by` a decorator, in the order of the help text;
+    `helps` are the texts of fields that say something else in every command.
     """
-    names = [each.name for each in fields(kind)]
-    declared = options or tuple(map(_decorator, fields(kind)))
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_group(*args: Any, **values: Any) -> Any:
-            values[name] = kind(**{each: values.pop(each) for each in names})
+            values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
             return command(*args, **values)
 
         decorated: Any = with_group
-        for each in reversed(declared):
-            decorated = each(decorated)
+        for each in reversed(fields(kind)):
+            settings = dict(each.metadata)
+            decorator, flags = settings.pop("decorator", None), settings.pop("flags", ())
+            if decorator is None:
+                settings |= {"help": helps[each.name]} if each.name in helps else {}
+                decorator = click.option(each.name, *(flags or (f"--{each.name.replace('_', '-')}",)), **settings)
+            decorated = decorator(decorated)
         result: Command = decorated
         return result
 
@@ -85,23 +85,13 @@ def option_group(name: str, kind: type[Any], *options: Callable[[Any], Any]) -> 
 
 
 def option(*flags: str, **settings: Any) -> Any:
-    """A field of the dataclass of an `option_group`: its value is that of a `click.option`, `--` and its name if not
-    said otherwise.
-    """
-    return field(metadata={"flags": flags, "settings": settings})
+    """A field of the dataclass of an `option_group`: a `click.option` with these flags, or the one of its name."""
+    return field(metadata={"flags": flags, **settings})
 
 
 def filled_by(decorator: Callable[[Any], Any]) -> Any:
     """The same with any decorator that gives a command the argument which is called like the field."""
     return field(metadata={"decorator": decorator})
-
-
-def _decorator(each: Field[Any]) -> Callable[[Any], Any]:
-    if decorator := each.metadata.get("decorator"):
-        found: Callable[[Any], Any] = decorator
-        return found
-    flags = each.metadata["flags"] or (f"--{each.name.replace('_', '-')}",)
-    return click.option(each.name, *flags, **each.metadata["settings"])
 
 
 def given(context: click.Context) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli.common import Command, option_group, tell
+from engines.cli.common import Command, option, tell
 from engines.errors import BackendError, UsageError
 from engines.spec.choices import LEVELS
 
@@ -35,26 +35,6 @@ LEVEL = click.IntRange(LEVELS[0], LEVELS[-1])
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointParts:
-    """Where the parts of a checkpoint are that its own file lacks: arguments of `load_checkpoint`."""
-
-    vae: str | None
-    config: str | None
-    overrides: dict[str, str]
-
-
-def checkpoint_options(vae: str, config: str, overrides: str = "As for build.") -> Callable[[Command], Command]:
-    """`--vae`, `--config` and `--set` with these help texts, which a command gets as `parts`."""
-    return option_group(
-        "parts",
-        CheckpointParts,
-        click.option("--vae", type=CHECKPOINT, metavar="FILE", help=vae),
-        click.option("--config", type=CHECKPOINT, metavar="FILE", help=config),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=overrides),
-    )
-
-
 def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for value in values:
@@ -63,6 +43,17 @@ def _pairs(_: click.Context, parameter: click.Parameter, values: Sequence[str]) 
             raise click.BadParameter(f"{value!r} is not KEY=VALUE, such as vae.quant_resi=0.5", param=parameter)
         pairs[key.strip()] = setting.strip()
     return pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointParts:
+    """Where the parts of a checkpoint are that its own file lacks: arguments of `load_checkpoint`."""
+
+    vae: str | None = option(type=CHECKPOINT, metavar="FILE")
+    config: str | None = option(type=CHECKPOINT, metavar="FILE")
+    overrides: dict[str, str] = option(
+        "--set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="As for build."
+    )
 
 
 def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, Figure, json_option, json_out, print_table, show
+from engines.cli.common import POSITIVE, Figure, json_option, json_out, option_group, print_table, show
 from engines.errors import UsageError
 from engines.spec import policy
 from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE, TENSORRT
 from engines.words import counted, mebibytes
-from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, checkpoint_options, needs_export_packages
+from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, needs_export_packages
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -48,7 +48,12 @@ MIB = 2**20
 @click.option("--no-guidance", is_flag=True, help="As --cfg 0: one row per image.")
 @click.option("--form", type=click.Choice(FORMS), help="[default: stepwise, or what the bundle has]")
 @click.option("--tokens-only", is_flag=True, help="Without the decoder, as published throughputs often are.")
-@checkpoint_options("The VQ-VAE of a checkpoint, as for build.", "The config.json of a checkpoint, as for build.")
+@option_group(
+    "parts",
+    CheckpointParts,
+    vae="The VQ-VAE of a checkpoint, as for build.",
+    config="The config.json of a checkpoint, as for build.",
+)
 @click.option("--list-devices", is_flag=True, help="The devices that are known; --json has the source of each figure.")
 @json_option
 def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **values: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, filled_by, option, threads_option
+from engines.cli.common import POSITIVE, filled_by, option, option_group, threads_option
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
@@ -20,7 +20,6 @@ from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
     CheckpointParts,
-    checkpoint_options,
     needs_export_packages,
     torch_threads,
 )
@@ -48,10 +47,12 @@ class BuildOptions:
         help="Scale by scale (previews, editing), or class to image in one graph.",
     )
     parts: CheckpointParts = filled_by(
-        checkpoint_options(
-            "The VQ-VAE. [default: in CHECKPOINT, or beside it]",
-            "A config.json. [default: the one beside CHECKPOINT]",
-            "What no tensor says, such as vae.quant_resi=0.5; repeatable.",
+        option_group(
+            "parts",
+            CheckpointParts,
+            vae="The VQ-VAE. [default: in CHECKPOINT, or beside it]",
+            config="A config.json. [default: the one beside CHECKPOINT]",
+            overrides="What no tensor says, such as vae.quant_resi=0.5; repeatable.",
         )
     )
     labels: str | None = option(type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")

@@ -16,6 +16,7 @@ from engines.cli.common import (
     command_line,
     json_option,
     json_out,
+    option_group,
     peak_memory,
     print_table,
     refuse,
@@ -31,7 +32,6 @@ from var_export.cli.common import (
     CHECKPOINT,
     CheckpointParts,
     bundle_argument,
-    checkpoint_options,
     html_option,
     needs_export_packages,
     open_bundle,
@@ -63,7 +63,12 @@ _LIVE_ONLY = ("vae", "config", "overrides", "images", "seed")
     metavar="FILE",
     help="Compare with a new run of PyTorch on this checkpoint (`demo`: the embedded one), not with the stored run.",
 )
-@checkpoint_options("The VQ-VAE of --checkpoint, as for build.", "The config.json of --checkpoint, as for build.")
+@option_group(
+    "parts",
+    CheckpointParts,
+    vae="The VQ-VAE of --checkpoint, as for build.",
+    config="The config.json of --checkpoint, as for build.",
+)
 @click.option("--images", type=POSITIVE, default=4, help="Images to draw with --checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=FRESH_SEED, help="Chooses them, their classes too.")
 @runtime_options

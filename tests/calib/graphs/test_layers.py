@@ -5,8 +5,9 @@ import onnx_ir as ir
 import pytest
 from support import tiny_config, tiny_state
 
-from calib.graphs.layers import GRAPHS, find_layers, layer_name, read_weight
+from calib.graphs.layers import find_layers, layer_name, read_weight
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
+from engines.spec.contract import PART_OF
 from tests.bundles import shared_bundle
 
 NO_PRODUCTS = ("embed", "_emb", "scale_mul", "pos_", "quant_resi")  # looked up, added or part of the quantiser
@@ -137,7 +138,7 @@ def test_names():
     assert layer_name("decode", "layers.0.weight") == "decode/post_quant_conv"
     assert layer_name("encode", "layers.1.weight") == "encode/quant_conv"
     assert layer_name("decode", "layers.1.up.0.block.2.conv2.weight") == "decode/up.0.block.2.conv2"
-    assert set(GRAPHS) == {"cond", "step", "decode", "encode"}
+    assert set(PART_OF) == {"cond", "step", "decode", "encode"}
 
 
 def test_a_weight_in_a_file_with_a_second_name_can_be_read(own_bundle, layers):

@@ -348,7 +348,7 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     weights = {layer.name: layer.weight.name for layer in layers}
     ways = assign(weights, "onnxruntime", level)
     count = collections.Counter(ways.values())
-    quantize(model, layers, ways, calibrated, "onnxruntime")
+    quantize(model, layers, ways, calibrated, "onnxruntime", Ranges())
     (tmp_path / "weights.bin").write_bytes((tiny_fp32.path / "weights.bin").read_bytes())
     ir.save(model, tmp_path / f"{graph}.onnx")
     options = onnxruntime.SessionOptions()

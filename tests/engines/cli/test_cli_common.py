@@ -11,7 +11,7 @@ import var_run_fake as fake
 from click.testing import CliRunner
 
 from engines.cli import common
-from engines.cli.common import option_group
+from engines.cli.common import option, option_group
 from engines.errors import BackendError, CheckFailedError
 
 FAKE = Path(fake.__file__)
@@ -55,15 +55,13 @@ def test_guarded_passes_exit_codes(capsys):
 
 @dataclass(frozen=True)
 class Size:
-    width: int
-    tall: bool
+    width: int = option(default=1)
+    tall: bool = option("--tall", "--high", is_flag=True, help="t")
 
 
 @click.command()
 @click.argument("name")
-@option_group(
-    "size", Size, click.option("--width", default=1, help="w"), click.option("--tall", is_flag=True, help="t")
-)
+@option_group("size", Size, width="how wide")
 @click.option("--colour", default="red")
 @click.pass_context
 def draw(context, /, name, size, colour):
@@ -78,7 +76,8 @@ def test_a_group_of_options_arrives_as_one_object():
     out = CliRunner().invoke(draw, ["a", "--tall"]).output
     assert out == "a Size(width=1, tall=True) red {'name': 'name', 'tall': '--tall'}\n"
     lines = [line.split()[0] for line in CliRunner().invoke(draw, ["--help"]).output.splitlines() if " --" in line]
-    assert lines == ["--width", "--tall", "--colour", "--help"]
+    assert lines == ["--width", "--tall,", "--colour", "--help"]
+    assert "how wide" in CliRunner().invoke(draw, ["--help"]).output
 
 
 @pytest.mark.parametrize(
@@ -113,8 +112,8 @@ def fresh(*args, code="from engines.cli.run import main; raise SystemExit(main()
 
 def test_help_and_version_are_light():
     code = "import sys; from engines.cli.run import main; main(); print(sorted(sys.modules))"
-    for option in ("--help", "--version"):
-        result = fresh(option, code=code)
+    for flag in ("--help", "--version"):
+        result = fresh(flag, code=code)
         assert result.returncode == 0, result.stderr
         for heavy in ("numpy", "PIL", "onnxruntime", "engines.draw.pipeline"):
             assert f"'{heavy}'" not in result.stdout
@@ -122,8 +121,8 @@ def test_help_and_version_are_light():
 
 def test_help_names_every_option():
     text = fresh("--help").stdout
-    for option in ("--class", "--npz", "--reconstruct", "--preview", "--overwrite", "--json", "Examples:"):
-        assert option in text
+    for flag in ("--class", "--npz", "--reconstruct", "--preview", "--overwrite", "--json", "Examples:"):
+        assert flag in text
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):

@@ -13,7 +13,6 @@ from test_nvidia_network import Network
 
 from calib.calibration import Calibration
 from calib.choose.options import Int8Options
-from calib.graphs.layers import GRAPHS
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.backends.tensorrt.build import build_plans
@@ -21,6 +20,7 @@ from engines.backends.tensorrt.options import PlanOptions
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
+from engines.spec.contract import PART_OF
 from engines.spec.policy import FLOAT, STATIC
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -56,7 +56,7 @@ def count_static(ways, graph):
     return sum(way == STATIC for name, way in ways.items() if name.startswith(f"{graph}/"))
 
 
-@pytest.mark.parametrize("graph", [*GRAPHS, "fused"])
+@pytest.mark.parametrize("graph", [*PART_OF, "fused"])
 def test_integer_products_are_where_the_policy_says(built, rtx, graph):
     ways = built.bundle.provenance["quantisation"]["layers"]
     assert set(ways.values()) == {STATIC, FLOAT}
