@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
@@ -29,7 +29,7 @@ from engines.spec import contract
 from engines.storage import link_or_copy
 
 
-class ChangedGraphs:
+class ChangedGraphs(ExitStack[None]):
     """Context manager over the folder in which changed graphs find the bundle's weights.
 
     Sessions outlive it only where the file system keeps a file that was removed while it is open.
@@ -40,19 +40,16 @@ class ChangedGraphs:
         beside: where to put the folder. By default it is beside the bundle, where the weights take no copy, or among
         the system's temporary files where that cannot be written.
         """
+        super().__init__()
         self._bundle, self._emulated = bundle, emulated
         if beside is None and os.access(bundle.path.parent, os.W_OK):
             beside = bundle.path.parent
         self._beside = beside
 
     def __enter__(self) -> ChangedGraphs:
-        self._temporary = tempfile.TemporaryDirectory(prefix=".graphs-", dir=self._beside)
-        self._folder = Path(self._temporary.name)
+        self._folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix=".graphs-", dir=self._beside)))
         link_or_copy(self._bundle.path / WEIGHTS, self._folder / WEIGHTS)
         return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._temporary.cleanup()
 
     def model(self, graph: str) -> ir.Model:
         """The bundle's own graph, to be changed and given to `open`; its weights stay in their file."""

@@ -10,6 +10,7 @@ All run on ONNX Runtime's CPU; graphs in half precision run with their rounding 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Figures:
     reconstruction_loss: float | None = None
 
 
-class Variants:
+class Variants(ExitStack[None]):
     """Context manager: variants of `base`, one at a time."""
 
     def __init__(
@@ -53,18 +54,16 @@ class Variants:
         threads: int | None = None,
     ) -> None:
         """Args: golden: the run to judge by, the bundle's own by default; images: of it, the first so many."""
+        super().__init__()
         self._base, self._threads = base, threads
         self._golden = {name: array[:images] for name, array in (golden or base.golden).items()}
         self._graphs = ChangedGraphs(base, emulated=base.high_precision != "fp32")
         self._unchanged: dict[str, RunnableGraph] = {}
 
     def __enter__(self) -> Variants:
-        self._graphs.__enter__()
+        self.enter_context(self._graphs)
+        self.callback(self._unchanged.clear)
         return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._unchanged.clear()
-        self._graphs.__exit__(*exception)
 
     def models(self, part: str) -> dict[str, ir.Model]:
         """The graphs with layers of a part, to be changed and given to `figures`."""

@@ -17,7 +17,7 @@ import torch
 from engines.errors import CheckpointError, UsageError
 from engines.spec.config import HEAD_DIM, ModelConfig, TransformerConfig, VaeConfig
 from var_export.checkpoint.settings import Setting, Settings, Value, check_derived, shown
-from var_export.checkpoint.strictness import Weights
+from var_export.checkpoint.strictness import ODD, Weights
 
 # Scales of the official models (`utils/arg_util.py`: 256, 512 and 1024 pixels) and of the embedded demo. No two
 # have the same number of tokens.
@@ -91,8 +91,7 @@ def _vae_facts(vae: Weights) -> dict[str, Value]:
     widths = [vae.size(f"decoder.up.{i}.block.0.conv2.weight", 0, ndim=4) for i in range(levels)]
     if any(width % ch for width in widths):
         raise CheckpointError(
-            f"{vae.file}: the decoder's widths {widths} are not multiples of the encoder's {ch}: it is damaged, or of "
-            "another architecture"
+            f"{vae.file}: the decoder's widths {widths} are not multiples of the encoder's {ch}: {ODD}"
         )
     last = f"encoder.down.{levels - 1}."
     values: dict[str, Value] = {
@@ -145,10 +144,7 @@ def _scales_from_levels(var: Weights) -> tuple[int, ...]:
     levels, counts = torch.unique_consecutive(var.state["lvl_1L"].to(torch.float64), return_counts=True)
     sides = [math.isqrt(count) for count in counts.tolist()]
     if levels.tolist() != list(range(len(sides))) or [side * side for side in sides] != counts.tolist():
-        raise CheckpointError(
-            f"{var.file}: lvl_1L does not count square token maps one after another: it is damaged, or of another "
-            "architecture"
-        )
+        raise CheckpointError(f"{var.file}: lvl_1L does not count square token maps one after another: {ODD}")
     return tuple(sides)
 
 

@@ -18,7 +18,7 @@ from var_export.model.reference import UNUSED_BUFFERS, blank
 
 Shapes = dict[str, tuple[int, ...]]
 
-_ODD = "it is damaged, or of another architecture"
+ODD = "it is damaged, or of another architecture"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -47,9 +47,7 @@ class Weights:
         self.need([key])
         shape = tuple(self.state[key].shape)
         if len(shape) != ndim or 0 in shape:
-            raise CheckpointError(
-                f"{self.file}: {key} has the shape {shape} where {ndim} dimensions are needed: {_ODD}"
-            )
+            raise CheckpointError(f"{self.file}: {key} has the shape {shape} where {ndim} dimensions are needed: {ODD}")
         return shape[axis]
 
     def count(self, prefix: str) -> int:
@@ -78,7 +76,7 @@ class Weights:
             if tuple(tensor.shape) != expected[key] and not key.endswith("ema_vocab_hit_SV"):
                 raise CheckpointError(
                     f"{self.file}: {key} has the shape {tuple(tensor.shape)} where its other tensors ask for "
-                    f"{expected[key]}: {_ODD}"
+                    f"{expected[key]}: {ODD}"
                 )
             if not is_optional(key):
                 self._check_values(key, tensor)
