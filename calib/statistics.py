@@ -121,7 +121,9 @@ class Statistics:
             return
         table = np.atleast_1d(values) if channel_axis is None else np.moveaxis(values, channel_axis, -1)
         channels = None if channel_axis is None else table.shape[-1]
-        self._check_channels(channels)
+        known = None if self.channel_abs_max is None else len(self.channel_abs_max)
+        if self.scales and channels != known:
+            raise ValueError(f"{channels or 'no'} channels after {known or 'none'}")
         across = None if channels is None else tuple(range(table.ndim - 1))
         with np.errstate(invalid="ignore"):
             lows, highs = np.min(table, axis=across), np.max(table, axis=across)
@@ -129,7 +131,10 @@ class Statistics:
         if not (math.isfinite(low) and math.isfinite(high)):
             bad = sum(block.size - int(np.isfinite(block).sum()) for block in _blocks(table, channels is not None))
             raise ValueError(f"{bad} of {values.size} values are NaN or infinite")
-        self._grow(_exponent_of(max(-low, high)))
+        exponent = _exponent_of(max(-low, high))
+        if exponent > self.exponent:
+            self.counts = _regridded(self.counts, exponent - self.exponent)
+            self.exponent = exponent
         square_sums = self._count(table, channels)
         empty = ScaleFigures(0, math.inf, -math.inf, 0.0)
         self.scales.setdefault(scale, empty).merge(ScaleFigures(values.size, low, high, float(np.sum(square_sums))))
@@ -207,21 +212,11 @@ class Statistics:
             self.counts += np.bincount(places.astype(np.intp), minlength=BINS)
         return square_sums
 
-    def _grow(self, exponent: int) -> None:
-        if exponent > self.exponent:
-            self.counts = _regridded(self.counts, exponent - self.exponent)
-            self.exponent = exponent
-
     def _merge_channels(self, abs_max: Float32s, square_sum: Floats) -> None:
         if self.channel_abs_max is None or self._channel_square_sum is None:
             self.channel_abs_max, self._channel_square_sum = np.zeros_like(abs_max), np.zeros_like(square_sum)
         self.channel_abs_max = np.maximum(self.channel_abs_max, abs_max)
         self._channel_square_sum = self._channel_square_sum + square_sum
-
-    def _check_channels(self, channels: int | None) -> None:
-        known = None if self.channel_abs_max is None else len(self.channel_abs_max)
-        if self.scales and channels != known:
-            raise ValueError(f"{channels or 'no'} channels after {known or 'none'}")
 
     def _need_values(self) -> None:
         if not self.scales:
@@ -234,8 +229,6 @@ def _exponent_of(magnitude: float) -> int:
 
 def _regridded(counts: Counts, doublings: int) -> Counts:
     """The same counts in bins 2^doublings as wide."""
-    if not doublings:
-        return counts
     places = np.arange(-ZERO_BIN, ZERO_BIN) >> min(doublings, _MAGNITUDE_BITS)
     coarse = np.zeros_like(counts)
     np.add.at(coarse, places + ZERO_BIN, counts)

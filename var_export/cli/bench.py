@@ -40,7 +40,7 @@ from var_export.cli.common import (
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
-    from engines.fidelity.speed import Case, Draw, Measured, Spread
+    from engines.fidelity.speed import Draw, Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,11 @@ def _print(bundle: Bundle, measured: Measured) -> None:
         }
     )
     show(f"\nlatency in ms, batch {first.batch}, {guidance(first.cfg)}, {first.runs} runs")
-    print_table(_latency(bundle, first), ("", "p50", "p90", "p99", "min"))
+    stages: list[tuple[object, ...]] = [
+        (name, *(Figure(1e3 * value, ".2f") for value in (each.p50, each.p90, each.p99, each.min)))
+        for name, each in first.stages(bundle.config.patch_nums)
+    ]
+    print_table(stages, ("", "p50", "p90", "p99", "min"))
     show("\nthroughput")
     rows = [
         (c.batch, guidance(c.cfg), c.runs, Figure(1e3 * c.total.p50, ".1f"), Figure(c.images_per_second, ".2f"))
@@ -172,14 +176,6 @@ def _print(bundle: Bundle, measured: Measured) -> None:
     print_table(rows, ("batch", "guidance", "runs", "ms p50", "images/s"))
     show(f"\npeak memory: {mebibytes(measured.peak_memory)}")
     _print_comparison(measured)
-
-
-def _latency(bundle: Bundle, case: Case) -> list[tuple[object, ...]]:
-    def row(name: str, spread: Spread) -> tuple[object, ...]:
-        values = (spread.p50, spread.p90, spread.p99, spread.min)
-        return (name, *(Figure(1e3 * value, ".2f") for value in values))
-
-    return [row(name, spread) for name, spread in case.stages(bundle.config.patch_nums)]
 
 
 def _print_comparison(measured: Measured) -> None:

@@ -163,7 +163,7 @@ def plan_steps(
             for backend in able:
                 mine = _of_backend(settings, model, precision, backend)
                 steps += mine
-                raced += [step for step in mine if step.kind == "bench" and not _static(step)]
+                raced += [step for step in mine if step.kind == "bench" and step.batch != STATIC[2]]
     if not settings.torch:
         skipped.append(Skipped("PyTorch on the GPU", "left out by --no-torch"))
     elif problems["torch"]:
@@ -192,7 +192,3 @@ def _of_backend(settings: Settings, model: str, precision: str, backend: str) ->
         for kind in ("plans", "verify", "bench"):
             add(kind, "stepwise", STATIC[2])
     return steps
-
-
-def _static(step: CheckStep) -> bool:
-    return step.batch == STATIC[2]

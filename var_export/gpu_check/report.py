@@ -19,6 +19,7 @@ VERDICTS = {"running": "RUNNING", "interrupted": "INTERRUPTED"}
 def page(document: Entry) -> str:
     """The whole page."""
     steps = document["steps"]
+    notes = [(CheckStep(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
     parts = [
         "# GPU check",
         _verdict(document),
@@ -30,7 +31,7 @@ def page(document: Entry) -> str:
         *_scales(steps),
         *_section("Beside PyTorch on the same GPU", _RACE_NOTE, _races(steps)),
         *_section("Not run", "", _table(("what", "because"), [(s["what"], s["reason"]) for s in document["not_run"]])),
-        *_notes(steps),
+        *_section("Notes", "", _table(("step", "note"), notes)),
         *_failures(steps),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -216,11 +217,6 @@ def _races(steps: Sequence[Entry]) -> str:
             rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
     headers = ("case", "PyTorch", "batch", "its ms", "engine's ms", "ratio", "tokens alike")
     return _table((*headers, "its GPU MiB", "its first run, s"), rows)
-
-
-def _notes(steps: Sequence[Entry]) -> list[str]:
-    rows = [(CheckStep(**entry["step"]).name, note) for entry in steps for note in entry["notes"]]
-    return _section("Notes", "", _table(("step", "note"), rows))
 
 
 def _failures(steps: Sequence[Entry]) -> list[str]:

@@ -120,7 +120,8 @@ class GpuCheck:
         elif step.kind == "plans":
             self._plan(step, count)
         else:
-            folder = self._folder_of(step)
+            plain = step.backend == ONNXRUNTIME
+            folder = bundle_folder(self.out, step) if plain else self._folders.get(_engines(step))
             if folder is None:
                 self._skip(step, "its plans could not be built")
             else:
@@ -141,11 +142,6 @@ class GpuCheck:
         for form in FORMS if step.form == BOTH else (step.form,):
             self._folders[_engines(replace(step, form=form))] = plans_folder(self.out, step)
         return True
-
-    def _folder_of(self, step: CheckStep) -> Path | None:
-        if step.backend == ONNXRUNTIME:
-            return bundle_folder(self.out, step)
-        return self._folders.get(_engines(step))
 
     def _skip(self, step: CheckStep, reason: str) -> None:
         skipped = Skipped(step.case, reason)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
+from engines.fidelity.speed import RANDOM, Case, Measured, Race
 from engines.words import counted, guidance
 from var_export.report.charts import bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, environment_facts
@@ -22,6 +22,9 @@ def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequenc
     charts = [_latency(bundle, first), _throughput(measured.cases)]
     if race is not None:
         charts.append(_race(race, measured.torch_version or "", measured.reference or ""))
+    strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
+    sampling = bundle.sampling.fitted(bundle.max_top_k).describe()
+    settings = [("sampling", sampling), ("guidance", " and ".join(strengths))]
     return write_page(
         file,
         "bench",
@@ -34,7 +37,7 @@ def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequenc
         tiles=_tiles(measured),
         charts=charts,
         facts=[
-            _settings(bundle, measured),
+            Facts("Settings", settings),
             bundle_facts(bundle),
             environment_facts(measured.machine, measured.runtime),
         ],
@@ -62,28 +65,19 @@ def _latency(bundle: Bundle, case: Case) -> Chart:
     names = [name.removesuffix(" the engines") for name, _ in stages[:-1]]  # short, beside the bars
     spreads = [spread for _, spread in stages[:-1]]
     labels = [milliseconds(spread.p50) for spread in spreads]
+    ends = [0.0] * len(spreads), [1e3 * (spread.p90 - spread.p50) for spread in spreads]
     svg = drawn(
         "latency",
         f"Median milliseconds of each stage at batch {case.batch}: "
         f"{', '.join(f'{name} {label}' for name, label in zip(names, labels, strict=True))}; "
         f"{milliseconds(case.total.p50)} in all.",
-        bars(names, [1e3 * spread.p50 for spread in spreads], labels, x="ms", ends=_ends(spreads)),
+        bars(names, [1e3 * spread.p50 for spread in spreads], labels, x="ms", ends=ends),
         height=bars_height(len(names)),
     )
-    headers = ("stage", "p50", "p90", "p99", "min")
-    table = Table("Latency in ms", headers, [_row(*stage) for stage in stages],
-                  emphasised=len(stages) - 1)  # fmt: skip
+    rows = [(name, *map(milliseconds, (each.p50, each.p90, each.p99, each.min))) for name, each in stages]
+    table = Table("Latency in ms", ("stage", "p50", "p90", "p99", "min"), rows, emphasised=len(stages) - 1)
     note = f"Batch {case.batch}, {guidance(case.cfg)}, median of {counted(case.runs, 'run')}; the whisker ends at p90."
     return Chart("Latency per scale", svg, table, note)
-
-
-def _row(name: str, spread: Spread) -> tuple[str, ...]:
-    return (name, *(milliseconds(value) for value in (spread.p50, spread.p90, spread.p99, spread.min)))
-
-
-def _ends(spreads: Sequence[Spread]) -> tuple[list[float], list[float]]:
-    """Whiskers in ms from the median up to p90."""
-    return [0.0] * len(spreads), [1e3 * (spread.p90 - spread.p50) for spread in spreads]
 
 
 def _throughput(cases: Sequence[Case]) -> Chart:
@@ -129,14 +123,3 @@ def _race(race: Race, version: str, weights: str) -> Chart:
     )
     table = Table("Time of the engine for one of PyTorch", ("pair", "ratio"), rows, emphasised=len(rows) - 1)
     return Chart("Against PyTorch", svg, table, note)
-
-
-def _settings(bundle: Bundle, measured: Measured) -> Facts:
-    strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
-    return Facts(
-        "Settings",
-        [
-            ("sampling", bundle.sampling.fitted(bundle.max_top_k).describe()),
-            ("guidance", " and ".join(strengths)),
-        ],
-    )

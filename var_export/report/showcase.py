@@ -53,10 +53,13 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
     for place, image in enumerate(chosen):
         label = int(golden["classes"][image])
         name, title = _names(names, label)
-        freely = _alike(runs.free.tokens[image], golden["tokens"][image])
+        share = float((runs.free.tokens[image] == golden["tokens"][image]).mean())
+        freely = "the reference's tokens" if share == 1 else f"{percent(share)} of the tokens alike"
+        quality = psnr(reference[image], forced[image])
+        forcedly = "identical pixels" if np.isinf(quality) else f"PSNR {decibels(quality)}"
         said = (
             ("PyTorch reference", "", f"{name}, drawn by the PyTorch reference"),
-            ("Engine, same tokens", _quality(reference[image], forced[image]), f"{name}, drawn by the engine"),
+            ("Engine, same tokens", forcedly, f"{name}, drawn by the engine"),
             (
                 f"Difference × {factor}" if factor > 1 else "Difference",
                 _apart(differences[image]),
@@ -84,16 +87,6 @@ def _names(names: ClassNames, label: int) -> tuple[str, str]:
     if name == str(label):
         return f"class {label}", f"class {label}"
     return ("no class", "no class") if label == names.unconditional else (name, f"{name} (class {label})")
-
-
-def _alike(drawn: NDArray[np.int64], reference: NDArray[np.int64]) -> str:
-    share = float((drawn == reference).mean())
-    return "the reference's tokens" if share == 1 else f"{percent(share)} of the tokens alike"
-
-
-def _quality(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> str:
-    value = psnr(a, b)
-    return "identical pixels" if np.isinf(value) else f"PSNR {decibels(value)}"
 
 
 def _apart(differences: NDArray[np.uint8]) -> str:
