@@ -91,7 +91,6 @@ class CalibrationOptions:
     )
 
 
-layer_options = option_group("layers", LayerOptions)
 calibration_options = option_group("calibrating", CalibrationOptions)
 
 

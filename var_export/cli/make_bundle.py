@@ -23,8 +23,8 @@ from var_export.cli.common import (
     needs_export_packages,
     torch_threads,
 )
-from var_export.cli.int8 import CalibrationOptions, LayerOptions, calibration_of, calibration_options, layer_options
-from var_export.cli.tensorrt import BuilderOptions, builder_options
+from var_export.cli.int8 import CalibrationOptions, LayerOptions, calibration_of, calibration_options
+from var_export.cli.tensorrt import BuilderOptions
 
 if TYPE_CHECKING:
     from calib.choose.options import Int8Options
@@ -71,9 +71,9 @@ class BuildOptions:
         help="Largest top-k that can be asked for.",
     )
     smooth: bool = option(is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
-    layers: LayerOptions = filled_by(layer_options)
+    layers: LayerOptions = filled_by(option_group("layers", LayerOptions))
     calibrating: CalibrationOptions = filled_by(calibration_options)
-    builder: BuilderOptions = filled_by(builder_options)
+    builder: BuilderOptions = filled_by(option_group("builder", BuilderOptions))
     no_plans: bool = option(is_flag=True, help="Stop before the plans: for a bundle that is copied to its GPU.")
     threads: int | None = filled_by(threads_option)
     force: bool = option(is_flag=True, help="Replace a bundle that was made from something else.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, option, option_group, show
+from engines.cli.common import POSITIVE, option, show
 from engines.errors import CheckFailedError
 from engines.spec.choices import HARDWARE_COMPATIBILITY
 from engines.words import mebibytes
@@ -67,9 +67,6 @@ class BuilderOptions:
         )
         options.check_for(target)
         return options
-
-
-builder_options = option_group("builder", BuilderOptions)
 
 
 @dataclass(frozen=True)
