@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,23 +99,9 @@ class Device:
 
     def to_dict(self) -> dict[str, Any]:
         """The device as plain JSON types, every figure with its source."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "mode": self.mode,
-            "compute_capability": self.compute_capability,
-            "memory_bytes": self.memory_bytes,
-            "reported_bytes": self.reported_bytes,
-            "system_bytes": self.system_bytes,
-            "usable_bytes": self.usable_bytes,
-            "shared_memory": self.shared_memory,
-            "bandwidth_bytes_per_s": self.bandwidth,
-            "cache_bytes": self.cache_bytes,
-            "peak_flops": dict(self.peaks),
-            "targets": list(self.targets),
-            "page": self.page,
-            "sources": {figure: vars(source) for figure, source in self.sources.items()},
-        }
+        document = asdict(self)
+        named = {"bandwidth_bytes_per_s": document.pop("bandwidth"), "peak_flops": document.pop("peaks")}
+        return document | named | {"usable_bytes": self.usable_bytes, "targets": list(self.targets)}
 
 
 @cache

@@ -104,23 +104,7 @@ class Estimate:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the workload. No bound on a CPU, nor where the device lacks a unit for it."""
         supported = self.device.supports(self.workload.precision)
-        timed: dict[str, Any] = {
-            "bound_images_per_s": None,
-            "bound_seconds": None,
-            "bound_by": None,
-            "scales": [],
-            "decode": None,
-            "cond": None,
-        }
-        if supported and not self.device.is_cpu:
-            timed = {
-                "bound_images_per_s": self.images_per_s,
-                "bound_seconds": self.seconds,
-                "bound_by": self.bound_by,
-                "scales": [call.to_dict() for call in self.scales],
-                "decode": None if self.decode is None else self.decode.to_dict(),
-                "cond": self.cond.to_dict(),
-            }
+        timed = supported and not self.device.is_cpu
         return {
             "fits": self.fits and supported,
             "memory_bytes": self.memory.to_dict(),
@@ -128,7 +112,12 @@ class Estimate:
             "largest_batch": self.largest_batch,
             "remedies": self.remedies,
             "supported": supported,
-            **timed,
+            "bound_images_per_s": self.images_per_s if timed else None,
+            "bound_seconds": self.seconds if timed else None,
+            "bound_by": self.bound_by if timed else None,
+            "scales": [call.to_dict() for call in self.scales] if timed else [],
+            "decode": self.decode.to_dict() if timed and self.decode else None,
+            "cond": self.cond.to_dict() if timed else None,
             "not_counted": list(NOT_COUNTED),
             "device": self.device.to_dict(),
         }

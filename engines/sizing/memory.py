@@ -101,15 +101,18 @@ def memory(load: Workload) -> Memory:
     decode, cond = load.decode_operations(), load.cond_operations(1)
     steps = [load.step_operations(scale) for scale in range(config.num_scales)]
     # What the fused call keeps between its scales lies in buffers of the loop otherwise.
-    kept = modulation_bytes(config, load.rows) + _feature_map(config, load.images) if fused else 0
+    feature_map = load.images * config.vae.z_channels * config.latent_size**2 * _FLOAT
+    kept = modulation_bytes(config, load.rows) + feature_map if fused else 0
     cached = cache_bytes(config, precision, config.scale_offsets[-1], load.rows)
+    if not fused:  # keys and values of the last scale, which all blocks write to one place
+        cached += cache_bytes(config, precision, config.scale_lengths[-1], load.rows) // config.transformer.depth
     allowance = CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, load.max_top_k))
     return Memory(
         transformer=step_weights(config, precision, load.max_top_k, load.quantisation),
         conditioning=cond_weights(config, precision, load.quantisation),
         decoder=cost.total_weights(decode) + decode_norm_bytes(config) if decode else 0,
         scale_constants=constant_bytes(config, smooth=load.smooth),
-        kv_cache=cached if fused else cached + _unread(config, precision, load.rows),
+        kv_cache=cached,
         loop_buffers=_fused_buffers(load) if fused else _stepwise_buffers(load),
         step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
         decoder_activations=max((op.live_bytes for op in decode), default=0),
@@ -151,19 +154,11 @@ def constant_bytes(config: ModelConfig, *, smooth: bool = False) -> int:
     return stored + nothing_follows + phis + mixing
 
 
-def _unread(config: ModelConfig, precision: str, rows: int) -> int:
-    """Bytes of the keys and values of the last scale, which all blocks write to one place."""
-    return cache_bytes(config, precision, config.scale_lengths[-1], rows) // config.transformer.depth
-
-
-def _feature_map(config: ModelConfig, images: int) -> int:
-    return images * config.vae.z_channels * config.latent_size**2 * _FLOAT
-
-
 def _stepwise_buffers(load: Workload) -> int:
     """Bytes of `draw.workspace.Workspace` without the cache, and of `cond`'s tensors for classes not drawn before."""
     config, images, rows = load.config, load.images, load.rows
     inputs, _ = contract.resolve(contract.STEP, config, "fp32", smooth=load.smooth)
+    noise_and_mixed = config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT
     per_image = (
         3 * config.vae.z_channels * config.latent_size**2 * _FLOAT  # zeros, and two feature maps in turns
         + config.num_tokens * (3 * _LONG + _FLOAT + 1)  # tokens, drawn, forced tokens; uniforms; mask
@@ -171,18 +166,13 @@ def _stepwise_buffers(load: Workload) -> int:
         + config.num_scales * _FLOAT  # guidance
         + tensor_bytes([info for info in inputs if info.shape == ("B",) and info.name != "guidance"], {"B": 1})
         + (0 if load.tokens_only else 3 * config.image_size**2)
-        + (_smoothing(config) if load.smooth else 0)
+        + (noise_and_mixed if load.smooth else 0)
     )  # fmt: skip
     x = (config.num_tokens + 1) * config.transformer.width * _FLOAT
     labels = images + (rows > images)  # one per image at most, and the unconditional one
     first = config.scale_lengths[0] * config.transformer.width * _FLOAT
     cond = labels * (_LONG + first) + modulation_bytes(config, labels)
     return images * per_image + rows * (x + _LONG) + modulation_bytes(config, rows) + cond
-
-
-def _smoothing(config: ModelConfig) -> int:
-    """Bytes that smoothing adds per image: noise, and mixed entries."""
-    return config.num_tokens * (config.vae.vocab_size + config.vae.z_channels) * _FLOAT
 
 
 def _fused_buffers(load: Workload) -> int:

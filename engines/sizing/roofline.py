@@ -10,6 +10,7 @@ they are not among them; and what the last-level cache can hold when a call begi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,23 +123,15 @@ def step_work(load: Workload, scale: int) -> Work:
     else:
         following = next_tokens(config, scale, load.form)
         sizes = {"B": load.images, "N": load.rows, "L": length, "M": following, "P": cached}
-        inputs, outputs = step_tensors(config, smooth=load.smooth)
-        read["inputs"], written["outputs"] = tensor_bytes(inputs, sizes), tensor_bytes(outputs, sizes)
+        # But for keys and values, of one type in every precision; the operations count the matrices.
+        inputs, outputs = contract.resolve(contract.STEP, config, "fp32", smooth=load.smooth)
+        apart = re.compile("past_|new_|(up|down)$")
+        read["inputs"], written["outputs"] = (
+            tensor_bytes([info for info in infos if not apart.match(info.name)], sizes) for infos in (inputs, outputs)
+        )
         if last:  # all blocks write theirs to one place (`engines/draw/workspace.py`)
             written["cache"] //= config.transformer.depth
     return Work(f"scale {scale}", cost.total_flops(operations), read, written)
-
-
-def step_tensors(
-    config: ModelConfig, *, smooth: bool = False
-) -> tuple[list[contract.TensorInfo], list[contract.TensorInfo]]:
-    """Inputs and outputs of `step` but for keys and values, and for the matrices that the operations count."""
-    inputs, outputs = contract.resolve(contract.STEP, config, "fp32", smooth=smooth)  # but for the cache, of one type
-    counted = ("past_", "new_")
-    return (
-        [info for info in inputs if not info.name.startswith(counted) and info.name not in ("up", "down")],
-        [info for info in outputs if not info.name.startswith(counted)],
-    )
 
 
 def cond_work(load: Workload) -> Work:

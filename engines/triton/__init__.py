@@ -1,7 +1,6 @@
 """Serving with NVIDIA Triton: what writes a model repository, what its Python models do, and the client.
 
-    wire.py     the table of request and response tensors, and what of a request becomes which
-    facts.py    what a configuration says of its bundle
+    wire.py     the table of request and response tensors, what of a request becomes which, and what a bundle is
     client.py   `var-run --url`: a server as an `engines.draw.results.ImageSource`
 
     writing/    repository.py    the folders, put in place whole       stock.py   the fused graph, without Python

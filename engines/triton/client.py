@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,8 +14,7 @@ from engines.backends.base import Array
 from engines.draw.request import make_request
 from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
-from engines.triton.facts import FACTS, unpack_facts
-from engines.triton.wire import INPUTS, full_inputs
+from engines.triton.wire import FACTS, INPUTS, full_inputs, unpack_facts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +27,7 @@ _TYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
 _YOURS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
 
 
-class RemotePipeline:
+class RemotePipeline(AbstractContextManager["RemotePipeline"]):
     """The models of a repository that `var-export triton` wrote, over gRPC.
 
     An `engines.draw.results.ImageSource`, as a `Pipeline` is; `manifest` has the facts of its bundle.
@@ -94,12 +93,7 @@ class RemotePipeline:
         """End the connection."""
         self._client.close()
 
-    def __enter__(self) -> RemotePipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:

@@ -1,12 +1,12 @@
 """What requests and responses hold: one table of tensors, and the way from a request's tensors to values and back.
 
-Configurations, models, client and docs read the table.
+Configurations, models, client and docs read the table. A configuration also says what its bundle is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,46 +14,51 @@ import numpy as np
 from engines.backends.base import Array
 from engines.bundle.manifest import Manifest
 from engines.draw.request import Request, make_request
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
 from engines.spec.config import ModelConfig
+from engines.spec.contract import TensorSpec
 from engines.spec.sampling import OPTIONS
-
-
-@dataclass(frozen=True)
-class WireTensor:
-    """One input or output; every one has a leading axis of the images of its request."""
-
-    name: str
-    dtype: str
-    """Triton's name, as requests spell it."""
-    dims: tuple[str, ...]
-    """Without the axis of images: numbers or names."""
-    meaning: str
-
 
 TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
 """Triton's names of numpy's types."""
+# Types are Triton's, as requests spell them; dimensions are without the leading one, the images of a request.
 INPUTS = (
-    WireTensor("class", "INT64", ("1",), "index; the number of classes stands for no class"),
-    WireTensor("label", "BYTES", ("1",), "instead of `class`: a label of the bundle in any case, or `none`"),
-    WireTensor("seed", "UINT64", ("1",), "decides the draws; 0 where it is not given"),
-    *(WireTensor(option.name, TYPES[option.dtype], ("1",), option.meaning) for option in OPTIONS),
+    TensorSpec("class", "INT64", ("1",), "index; the number of classes stands for no class"),
+    TensorSpec("label", "BYTES", ("1",), "instead of `class`: a label of the bundle in any case, or `none`"),
+    TensorSpec("seed", "UINT64", ("1",), "decides the draws; 0 where it is not given"),
+    *(TensorSpec(option.name, TYPES[option.dtype], ("1",), option.meaning) for option in OPTIONS),
 )
-IMAGE = WireTensor("image", "UINT8", ("R", "R", "3"), "RGB")
-OUTPUTS = (IMAGE, WireTensor("tokens", "INT64", ("T",), "token maps of all scales, coarse to fine"))
+IMAGE = TensorSpec("image", "UINT8", ("R", "R", "3"), "RGB")
+OUTPUTS = (IMAGE, TensorSpec("tokens", "INT64", ("T",), "token maps of all scales, coarse to fine"))
 STREAM_OUTPUTS = (
     IMAGE,
-    WireTensor("tokens", "INT64", ("-1",), "token maps so far, coarse to fine"),
-    WireTensor("scale", "INT32", ("1",), "the scale after which the image was decoded"),
-    WireTensor("final", "BOOL", ("1",), "true with the last image"),
+    TensorSpec("tokens", "INT64", ("-1",), "token maps so far, coarse to fine"),
+    TensorSpec("scale", "INT32", ("1",), "the scale after which the image was decoded"),
+    TensorSpec("final", "BOOL", ("1",), "true with the last image"),
 )
 PREVIEW_SCALES = "preview_scales"
 """Request parameter of the streaming model: the scales to show, as `0,3,6`, or `none` but the last; all by default."""
 CANCEL = "cancel_token"
 """Request parameter between the two models of a repository; see `engines.triton.serving.cancellation`."""
+FACTS = "manifest"
+"""Parameter of a configuration: what `pack_facts` gives."""
 
 
-def dims_of(tensor: WireTensor, config: ModelConfig) -> list[int]:
+def pack_facts(manifest: Manifest) -> str:
+    """The manifest as one line of JSON, without what is long or tells of the machine that built the bundle."""
+    return json.dumps(manifest.to_dict() | {"graphs": {}, "plans": [], "provenance": {}})
+
+
+def unpack_facts(text: str, source: str) -> Manifest:
+    """What `pack_facts` gave. Raises `BundleError`; `source` says where the text is from."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{source} says nothing of a bundle: write the repository again") from error
+    return Manifest.from_dict(document, source)
+
+
+def dims_of(tensor: TensorSpec, config: ModelConfig) -> list[int]:
     """Numbers for the dimensions of a tensor; -1 varies."""
     sizes = {"R": config.image_size, "T": config.num_tokens}
     return [sizes[dim] if dim in sizes else int(dim) for dim in tensor.dims]
@@ -64,14 +69,7 @@ Get = Callable[[str], Array | None]
 
 
 def read_request(get: Get, bundle: Manifest) -> Request:
-    """The images that a request asks for.
-
-    Args:
-        get: an input by name, (images, 1), or None where the request does not have it.
-        bundle: whose classes and defaults count; its files are not read.
-
-    Raises `UsageError`.
-    """
+    """The images that a request asks for; classes and defaults are those of `bundle`. Raises `UsageError`."""
     columns = {name: get(name) for name in ("seed", *(option.name for option in OPTIONS))}
     given: dict[str, Any] = {name: _rows(name, column) for name, column in columns.items() if column is not None}
     classes = _classes(get)

@@ -16,11 +16,10 @@ import numpy as np
 
 from engines.backends.base import Array
 from engines.errors import VarExportError
-from engines.triton.facts import FACTS, unpack_facts
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
 from engines.triton.serving.service import INTERNAL, METRICS, UNAVAILABLE, Service
-from engines.triton.wire import CANCEL
+from engines.triton.wire import CANCEL, FACTS, unpack_facts
 
 METRICS_SECONDS = 1.0
 LATER = {

@@ -17,7 +17,7 @@ from engines.backends.base import Array
 from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
 from engines.triton.serving.cancellation import CancelFlags
-from engines.triton.serving.service import INTERNAL, INVALID
+from engines.triton.serving.service import INTERNAL, INVALID, Asked
 from engines.triton.wire import CANCEL, PREVIEW_SCALES, full_inputs, read_request
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,11 @@ POLL_SECONDS = 0.005
 ASKED_PER_POLL = 4  # a question to the server takes about 0.1 ms
 
 
-class Waiting(Protocol):
-    """A request of the unary model."""
-
-    def tensor(self, name: str) -> Array | None:
-        """An input, or None."""
-
-    def cancelled(self) -> bool:
-        """Whether the client has gone or asked to stop."""
+class Waiting(Asked, Protocol):
+    """A request of the unary model, which has one response."""
 
     def answer(self, response: Any) -> None:
-        """The one response: that of the streaming model, as it is."""
-
-    def fail(self, code: str, message: str) -> None:
-        """The one response: an error."""
+        """Respond what the streaming model did, as it is."""
 
 
 Call = Callable[[Any, Mapping[str, Array], Mapping[str, str]], Any]
@@ -116,9 +107,6 @@ class Forwarder:
             for token, waiting in turn:
                 asked.add(token)
                 if waiting.cancelled():
-                    self._cancel(token)
-
-    def _cancel(self, token: str) -> None:
-        with self._lock:
-            if token in self._under_way:  # else nobody would clear the flag
-                self._flags.set(token)
+                    with self._lock:
+                        if token in self._under_way:  # else nobody would clear the flag
+                            self._flags.set(token)

@@ -39,23 +39,27 @@ METRICS = {
 }
 
 
-class Incoming(Protocol):
-    """A request, as a server hands it over."""
+class Asked(Protocol):
+    """A request of either model, as a server hands it over."""
 
     def tensor(self, name: str) -> Array | None:
         """An input (images, ...), or None where it is not given."""
 
-    def parameter(self, name: str) -> str | None:
-        """A request parameter as text, or None where it is not given."""
-
     def cancelled(self) -> bool:
         """Whether the client has gone or asked to stop."""
 
-    def send(self, outputs: Mapping[str, Array], *, final: bool) -> None:
-        """One response; the last one where `final`."""
-
     def fail(self, code: str, message: str) -> None:
         """The last response: an error with one of Triton's codes."""
+
+
+class Incoming(Asked, Protocol):
+    """A request of the streaming model."""
+
+    def parameter(self, name: str) -> str | None:
+        """A request parameter as text, or None where it is not given."""
+
+    def send(self, outputs: Mapping[str, Array], *, final: bool) -> None:
+        """One response; the last one where `final`."""
 
 
 @dataclass

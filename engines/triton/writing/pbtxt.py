@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engines.bundle.manifest import Manifest
 from engines.spec.config import ModelConfig
-from engines.triton.facts import FACTS, pack_facts
-from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS, WireTensor, dims_of
+from engines.spec.contract import TensorSpec
+from engines.triton.wire import FACTS, INPUTS, OUTPUTS, STREAM_OUTPUTS, dims_of, pack_facts
 
 HEADER = "# Written by var-export"
 SPARE_WORKERS = 8  # of the unary model, beyond what the streaming model holds: they bring the refusals
@@ -97,11 +98,9 @@ def dynamic_batching(serving: Serving) -> dict[str, Any]:
     }
 
 
-def tensor_entry(tensor: WireTensor, dims: Sequence[int], *, optional: bool = False) -> dict[str, Any]:
-    """An input or output of a configuration."""
-    kind = "STRING" if tensor.dtype == "BYTES" else tensor.dtype
-    entry = {"name": tensor.name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
-    return entry | {"optional": True} if optional else entry
+def tensor_entry(name: str, dtype: str, dims: Sequence[int]) -> dict[str, Any]:
+    """An input or output of a configuration; `dtype` is Triton's name, as requests spell it."""
+    return {"name": name, "data_type": Word("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"), "dims": list(dims)}
 
 
 def pbtxt(message: Mapping[str, Any]) -> str:
@@ -109,8 +108,8 @@ def pbtxt(message: Mapping[str, Any]) -> str:
     return "\n".join([HEADER, *_lines(message, "")]) + "\n"
 
 
-def _tensors(tensors: Sequence[WireTensor], model: ModelConfig, *, optional: bool = False) -> list[dict[str, Any]]:
-    return [tensor_entry(tensor, dims_of(tensor, model), optional=optional) for tensor in tensors]
+def _tensors(tensors: Sequence[TensorSpec], model: ModelConfig, **more: bool) -> list[dict[str, Any]]:
+    return [tensor_entry(tensor.name, tensor.dtype, dims_of(tensor, model)) | more for tensor in tensors]
 
 
 def _parameters(**values: object) -> list[dict[str, Any]]:
@@ -135,11 +134,5 @@ def _lines(message: Mapping[str, Any], indent: str) -> Iterator[str]:
 
 
 def _scalar(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_scalar, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Word) or not isinstance(value, str):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    """Protobuf's text format writes numbers, flags, strings and lists as JSON does."""
+    return value if isinstance(value, Word) else json.dumps(value, ensure_ascii=False)

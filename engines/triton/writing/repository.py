@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import engines
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
-from engines.storage import link_or_copy, read_json, write_json
+from engines.storage import link_or_copy, read_json, sha256_of, write_json, writing
 from engines.triton.writing.pbtxt import Serving, stream_config, unary_config
 
 MARK = "var-export.json"
@@ -74,7 +73,8 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
             f"{bundle.path} has the fused graph alone, which cannot show scales nor stop: "
             "build with --form both, or serve that graph with --stock"
         )
-    code = _code()
+    code = {place: file.read_text(encoding="utf-8") for place, file in _files_of_runtime("*.py").items()}
+    graphs = _files_of_runtime("*.onnx")  # that the code runs to probe the machine
     runtime = serving.backend or ("onnxruntime" if serving.provider == "cpu" else "onnxruntime-gpu")
     place = f"../{BUNDLE}" if embed else str(bundle.path.resolve())
     stream = {
@@ -89,7 +89,7 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
     }
     return [
         Model(serving.name, unary | code),
-        Model(serving.stream_name, stream | code, _graphs_of_code() | (_bundle_files(bundle) if embed else {})),
+        Model(serving.stream_name, stream | code, graphs | (_bundle_files(bundle) if embed else {})),
     ]
 
 
@@ -108,20 +108,15 @@ def write(models: list[Model], repository: Path, *, overwrite: bool = False) -> 
         raise UsageError(f"{repository} is a file: name a folder for the model repository")
     for model in models:
         _check_replaceable(repository / model.name, overwrite)
-    try:
-        with _staging(repository) as staging:
-            for model in models:
-                _fill(staging / model.name, model)
-            repository.mkdir(parents=True, exist_ok=True)
-            for model in models:
-                target = repository / model.name
-                if target.exists():
-                    target.rename(staging / f"{model.name}.previous")
-                (staging / model.name).rename(target)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {repository}: {error.strerror or error}; choose another --repository"
-        ) from error
+    with writing(repository, "choose another --repository"), _staging(repository) as staging:
+        for model in models:
+            _fill(staging / model.name, model)
+        repository.mkdir(parents=True, exist_ok=True)
+        for model in models:
+            target = repository / model.name
+            if target.exists():
+                target.rename(staging / f"{model.name}.previous")
+            (staging / model.name).rename(target)
     return [repository / model.name for model in models]
 
 
@@ -131,17 +126,8 @@ def check_name(name: str) -> None:
         raise UsageError(f"{name!r:.60} is no name for a model: letters, digits, dots, dashes and underscores")
 
 
-def _code() -> dict[str, str]:
-    """The runtime's own source, so that the server needs no more than numpy and a runtime."""
-    return {place: file.read_text(encoding="utf-8") for place, file in _files_of_runtime("*.py").items()}
-
-
-def _graphs_of_code() -> dict[str, Path]:
-    """The graphs that the runtime's source runs to probe the machine."""
-    return _files_of_runtime("*.onnx")
-
-
 def _files_of_runtime(pattern: str) -> dict[str, Path]:
+    """Of the runtime's own source, so that the server needs no more than numpy and a runtime."""
     root = Path(engines.__file__).parent
     left_out = [root / place for place in _LEFT_OUT]
     files = [file for file in sorted(root.rglob(pattern)) if not any(map(file.is_relative_to, left_out))]
@@ -154,17 +140,14 @@ def _bundle_files(bundle: Bundle) -> dict[str, Path]:
 
 
 def _fill(folder: Path, model: Model) -> None:
+    for place in (*model.texts, *model.links):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
     for place, text in model.texts.items():
-        file = folder / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        (folder / place).write_text(text, encoding="utf-8")
     for place, source in model.links.items():
-        file = folder / place
-        file.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(source, file)
-    hashes = {place: _hash(text.encode()) for place, text in model.texts.items()}
-    mark = {"files": hashes, "bundle": sorted(model.links)}
-    write_json(folder / MARK, mark)
+        link_or_copy(source, folder / place)
+    hashes = {place: sha256_of(folder / place) for place in model.texts}
+    write_json(folder / MARK, {"files": hashes, "bundle": sorted(model.links)})
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -186,7 +169,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     foreign = sorted(set(found) - set(hashes) - linked - {MARK})
     if foreign:
         raise UsageError(f"{folder / foreign[0]} was not written by this command: move it, and run it again")
-    edited = [place for place, known in hashes.items() if place in found and _hash(found[place].read_bytes()) != known]
+    edited = [place for place, known in hashes.items() if place in found and sha256_of(found[place]) != known]
     if edited and not overwrite:
         raise UsageError(f"{folder / edited[0]} was edited since: keep a copy, then replace it with --overwrite")
 
@@ -204,7 +187,3 @@ def _staging(repository: Path) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

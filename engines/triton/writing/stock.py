@@ -13,7 +13,7 @@ from engines.bundle.manifest import WEIGHTS
 from engines.bundle.plans import PlanSet
 from engines.errors import UsageError
 from engines.spec.contract import TensorInfo
-from engines.triton.wire import TYPES, WireTensor
+from engines.triton.wire import TYPES
 from engines.triton.writing.pbtxt import Word, pbtxt, tensor_entry
 from engines.triton.writing.repository import CONFIG, VERSION, Model, check_name
 
@@ -71,8 +71,7 @@ def _config(bundle: Bundle, name: str, kind: dict[str, Any], gpu: int | None) ->
 
 
 def _entry(info: TensorInfo) -> dict[str, Any]:
-    dims = [-1 if isinstance(size, str) else size for size in info.shape]
-    return tensor_entry(WireTensor(info.name, TYPES[info.dtype], (), info.meaning), dims)
+    return tensor_entry(info.name, TYPES[info.dtype], [-1 if isinstance(size, str) else size for size in info.shape])
 
 
 def _by_capability(bundle: Bundle) -> dict[str, PlanSet]:

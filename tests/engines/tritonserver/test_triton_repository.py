@@ -15,8 +15,7 @@ from engines.draw.batch import fused_inputs
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.errors import UsageError
-from engines.triton.facts import unpack_facts
-from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS
+from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS, unpack_facts
 from engines.triton.writing.pbtxt import Serving, pbtxt
 from engines.triton.writing.repository import MARK, plan_python, write
 from engines.triton.writing.stock import plan_stock
