@@ -41,7 +41,7 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
 
 def for_bundle(
     bundle: Bundle,
-    name: str | None = None,
+    backend: str | None = None,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -50,41 +50,35 @@ def for_bundle(
 ) -> Backend:
     """The backend to run `bundle` with: the named one, or that of its newest plans that fit here, or ONNX Runtime.
 
-    Args:
-        bundle: whose plans count.
-        name: one of `engines.spec.choices.BACKENDS`: that one or an error, never another.
-        provider: of ONNX Runtime; one other than `cpu` chooses ONNX Runtime.
-        threads: of ONNX Runtime's CPU operators.
-        device: which GPU.
-        tell: called with a line where there are plans and they cannot run here.
+    Args: as `create`, but that a `backend` which is named is taken and never another, and a `provider` other than `cpu`
+    chooses ONNX Runtime; tell: called with a line where there are plans and they cannot run here.
 
     Raises `BackendError`, `BundleError`.
-
     """
-    if name is not None or provider != "cpu":
-        return create(name or ONNXRUNTIME, provider=provider, threads=threads, device=device)
+    if backend is not None or provider != "cpu":
+        return create(backend or ONNXRUNTIME, provider=provider, threads=threads, device=device)
     problems = []
     for target in dict.fromkeys(plans.built_on.target for plans in reversed(bundle.plans)):
         try:
-            backend = create(target, device=device)
+            found = create(target, device=device)
         except BackendError as error:
             problems.append(str(error))
             continue
-        problem = backend.lacks(bundle)
+        problem = found.lacks(bundle)
         if problem is None:
-            return backend
-        backend.close()
+            return found
+        found.close()
         problems.append(problem)
     unfit = f"not using the plans of {bundle.path} ({'; '.join(problems)})"
     try:
-        backend = create(ONNXRUNTIME, provider=provider, threads=threads)
+        found = create(ONNXRUNTIME, provider=provider, threads=threads)
     except BackendError as error:
         if problems:
             raise BackendError(f"{unfit}, and {error}") from error
         raise BackendError(f"{error}; or, for a GPU: var-export build {bundle.path} --target tensorrt") from error
     if problems:
         tell(f"{unfit}: running ONNX Runtime on the CPU")
-    return backend
+    return found
 
 
 __all__ = ["Backend", "Buffer", "Call", "Engine", "create", "for_bundle"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class HostMark(Mark):
         return self.time - earlier.time
 
 
-class Backend(ABC):
+class Backend(AbstractContextManager["Backend"]):
     """A runtime, configured: threads, provider, device."""
 
     name: str
@@ -146,10 +146,5 @@ class Backend(ABC):
     def close(self) -> None:
         """Free what the backend holds beyond its engines."""
 
-    def __enter__(self) -> Backend:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()

@@ -258,21 +258,19 @@ class EventMark(_Owned, Mark):
         self._cuda.call("cudaEventDestroy", handle, doing="freeing an event")
 
 
-class Graph:
+class Graph(_Owned):
     """Work recorded once, started by one call."""
 
     def __init__(self, cuda: Cuda, handle: Any) -> None:
-        self._cuda, self._handle = cuda, handle
+        super().__init__(cuda)
+        self._handle = handle
 
     def launch(self) -> None:
         """Start it on the stream."""
         self._cuda.call("cudaGraphLaunch", self._handle, self._cuda.stream, doing="launching a CUDA graph")
 
-    def free(self) -> None:
-        """Give it back; its work must be done."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self._cuda.call("cudaGraphExecDestroy", handle, doing="freeing a CUDA graph")
+    def _give_back(self, handle: Any) -> None:
+        self._cuda.call("cudaGraphExecDestroy", handle, doing="freeing a CUDA graph")
 
 
 @contextmanager

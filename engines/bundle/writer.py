@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from engines.bundle.bundle import Bundle
@@ -140,9 +139,7 @@ class BundleWriter:
         shutil.rmtree(self._previous, ignore_errors=True)
         return Bundle.open(self._named, verify=False)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._previous.exists() and not self.target.exists():  # interrupted between the two renames
             self._previous.rename(self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -193,9 +190,7 @@ class PlanWriter:
         _write_manifest(self._bundle, replace(manifest, plans=(*kept, plans)))
         return tuple(old.name for old in same if old.name != self.name)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         for part in parts(self._bundle, MANIFEST):  # of a build that died
             part.unlink(missing_ok=True)

@@ -135,9 +135,7 @@ class Runtime:
         """The backend for `bundle`, telling where its plans cannot run here. Raises `BackendError`."""
         from engines import backends
 
-        return backends.for_bundle(
-            bundle, self.backend, provider=self.provider, threads=self.threads, device=self.device, tell=tell
-        )
+        return backends.for_bundle(bundle, tell=tell, **vars(self))
 
 
 runtime_options = option_group("runtime", Runtime)

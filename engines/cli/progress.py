@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 import time
-from types import TracebackType
 
 import click
 
@@ -15,11 +14,7 @@ TICK = 0.5  # seconds between two looks at the clock
 
 
 class StageClock:
-    """Shows stages and how long they take, as `engines.progress.Progress`; a context manager.
-
-    Args:
-        quiet: print nothing.
-    """
+    """Shows stages and how long they take, as `engines.progress.Progress`; a context manager."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -47,9 +42,7 @@ class StageClock:
             self._clock.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._done.set()
         if self._live:
             self._clock.join()

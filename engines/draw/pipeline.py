@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engines.spec.sampling import SamplingOptions
 
 
-class Pipeline:
+class Pipeline(AbstractContextManager["Pipeline"]):
     """A bundle, loaded: draws images and converts between images and tokens.
 
     Safe to use from several threads: engines are shared, and every running batch has buffers of its own.
@@ -218,12 +218,7 @@ class Pipeline:
         self._engines.close()
         self._loop.close()
 
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _map(self, graph: str, given: str, values: Array, result: str) -> Array:

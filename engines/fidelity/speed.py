@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -168,11 +168,12 @@ class Bench:
             race(reference, engine, requests(1, "warm-up"), rest=REST)
         return race(reference, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST)
 
-    def _run(self, batch: int, cfg: float) -> _Sample:
+    def _run(self, batch: int, cfg: float) -> Timings:
+        """One run; its total is the wall clock."""
         classes, seeds = self._fresh(batch)
         start = time.perf_counter()
-        result = self._pipeline.generate(classes, seeds=seeds, cfg=cfg)
-        return _Sample(result.timings, time.perf_counter() - start)
+        timings = self._pipeline.generate(classes, seeds=seeds, cfg=cfg).timings
+        return replace(timings, total=time.perf_counter() - start)
 
     def _fresh(self, count: int) -> tuple[list[int], list[int]]:
         """Classes and seeds that were not drawn before, as long as there are others."""
@@ -211,33 +212,23 @@ def _timed(draw: Draw, classes: Sequence[int], seeds: Sequence[int], rest: float
     return tokens, time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One run: the seconds that the engines took, and the wall clock."""
-
-    timings: Timings
-    wall: float
-
-
-def _samples(run: Callable[[], _Sample], runs: int, limit: float | None) -> list[_Sample]:
-    samples: list[_Sample] = []
+def _samples(run: Callable[[], Timings], runs: int, limit: float | None) -> list[Timings]:
+    samples: list[Timings] = []
     while len(samples) < runs:
         samples.append(run())
-        if limit is not None and len(samples) >= MIN_RUNS and sum(sample.wall for sample in samples) >= limit:
+        if limit is not None and len(samples) >= MIN_RUNS and sum(sample.total for sample in samples) >= limit:
             break
     return samples
 
 
-def _case(batch: int, cfg: float, samples: Sequence[_Sample]) -> Case:
-    timings = [sample.timings for sample in samples]
-    engines = [t.cond + sum(t.scales) + t.decode for t in timings]
+def _case(batch: int, cfg: float, timings: Sequence[Timings]) -> Case:
     return Case(
         batch=batch,
         cfg=cfg,
-        runs=len(samples),
+        runs=len(timings),
         cond=Spread.of([t.cond for t in timings]),
         scales=tuple(Spread.of(seconds) for seconds in zip(*(t.scales for t in timings), strict=True)),
         decode=Spread.of([t.decode for t in timings]),
-        outside=Spread.of([sample.wall - inside for sample, inside in zip(samples, engines, strict=True)]),
-        total=Spread.of([sample.wall for sample in samples]),
+        outside=Spread.of([t.outside for t in timings]),
+        total=Spread.of([t.total for t in timings]),
     )

@@ -21,13 +21,7 @@ OPTION = "session.x64quantprecision"
 
 
 def exact_products(ort: Any, options: Any) -> None:
-    """Make the sessions of these options multiply 8-bit integers exactly, on any processor.
-
-    Args:
-        ort: the onnxruntime module, which the probe runs in once per process (a few milliseconds).
-        options: an `onnxruntime.SessionOptions` for the CPU provider.
-
-    """
+    """Make the CPU's sessions of these `SessionOptions` multiply 8-bit integers exactly, on any processor."""
     if saturates(ort):
         options.add_session_config_entry(OPTION, "1")
 

@@ -106,12 +106,7 @@ def rtx_devices(ort: Any, name: str) -> list[Any]:
 def cpu_session(model: Path | bytes, threads: int | None, doing: str) -> Any:
     """A session of a graph on the CPU with ONNX Runtime's defaults, for looking into graphs and timing them.
 
-    Args:
-        model: a file, or a serialised graph that refers to none.
-        threads: of each operator; all physical cores by default.
-        doing: what for, as in `translated`.
-
-    Raises `BackendError`.
+    `model`: a file, or a serialised graph that refers to none; `doing`: what for. Raises `BackendError`.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()

@@ -300,15 +300,12 @@ class OnnxRuntimeEngine(Engine):
         with self._lock:
             if self._session is None:
                 return
-            self._end()
-
-    def _end(self) -> None:
-        with self._backend.held():
-            if self._backend.cuda is not None:
-                self._backend.cuda.synchronize()
-            for call in list(self._calls):
-                call.close()
-            self._session = None
+            with self._backend.held():
+                if self._backend.cuda is not None:
+                    self._backend.cuda.synchronize()
+                for call in list(self._calls):
+                    call.close()
+                self._session = None
 
 
 class OnnxRuntimeCall(Call):

@@ -130,7 +130,7 @@ def _build_graph(
 ) -> PlanFile:
     start = time.perf_counter()
     inputs, _ = bundle.tensors(graph)
-    batch = options.batch.fixed() if graph == "fused" else options.batch
+    images, rows = options.batch.of(graph)
     profiles = profiles_of(graph, bundle.config, inputs, options.batch)
     plan = build_plan(library, bundle.graph_path(graph), profiles, options, capabilities, progress)
     seconds = time.perf_counter() - start
@@ -140,8 +140,8 @@ def _build_graph(
         size=entry.size,
         sha256=entry.sha256,
         onnx_sha256=bundle.files[f"{graph}.onnx"].sha256,
-        batch=batch.images,
-        rows=(2 * batch.usual,) * 3 if graph == "fused" else batch.rows,
+        batch=images,
+        rows=rows,
         profiles=len(profiles),
         seconds=round(seconds, 1),
     )

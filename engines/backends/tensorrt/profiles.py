@@ -47,14 +47,11 @@ class BatchRange:
         """Range of B."""
         return self.least, self.usual, self.most
 
-    @property
-    def rows(self) -> tuple[int, int, int]:
-        """Range of N; tuned for guidance, which most images have."""
-        return self.least, 2 * self.usual, 2 * self.most
-
-    def fixed(self) -> BatchRange:
-        """The usual size alone, as the fused form is built."""
-        return BatchRange(self.usual, self.usual, self.usual)
+    def of(self, graph: str) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Ranges of B and N of a graph: tuned for guidance, which most images have; of the fused graph that alone."""
+        if graph == "fused":
+            return (self.usual,) * 3, (2 * self.usual,) * 3
+        return self.images, (self.least, 2 * self.usual, 2 * self.most)
 
 
 def profiles_of(
@@ -65,10 +62,7 @@ def profiles_of(
     `step` has one profile per scale, in their order: all but the batch is fixed there, so that TensorRT tunes for
     each scale. The fused graph runs the usual batch only.
     """
-    if graph == "fused":
-        images, rows = (batch.usual,) * 3, (2 * batch.usual,) * 3
-    else:
-        images, rows = batch.images, batch.rows
+    images, rows = batch.of(graph)
     if graph != "step":
         return [_profile(inputs, images, rows, {})]
     lengths = (*config.scale_lengths, 1)  # nothing follows the last scale: the least next scale that there is
