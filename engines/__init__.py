@@ -36,15 +36,8 @@ _HOME = {
     "Pipeline": "draw.pipeline",
     "Preview": "draw.results",
     "Result": "draw.results",
-    "BackendError": "errors",
-    "BundleError": "errors",
-    "CancelledError": "errors",
-    "CheckFailedError": "errors",
-    "CheckpointError": "errors",
-    "OutOfMemoryError": "errors",
-    "UsageError": "errors",
-    "VarExportError": "errors",
 }
+"""Where names come from that are no errors."""
 
 __all__ = [
     "BackendError",
@@ -63,8 +56,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"engines.{_HOME[name]}"), name)
+    if name in __all__:
+        return getattr(importlib.import_module(f"engines.{_HOME.get(name, 'errors')}"), name)
     raise AttributeError(f"module 'engines' has no attribute {name!r}")
 
 

@@ -58,7 +58,6 @@ class DeviceBuffer(Buffer):
             self._written = cuda.epoch
 
     def read(self) -> Array:
-        """See `Buffer`."""
         cuda = self._cuda
         with cuda.held():
             staging, pinned = self._staged()
@@ -70,13 +69,11 @@ class DeviceBuffer(Buffer):
             return staging.copy()
 
     def rows(self, start: int, count: int) -> DeviceBuffer:
-        """See `Buffer`."""
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         shape = (count, *self.shape[1:])
         return DeviceBuffer(self._cuda, self._memory, self._offset + start * row, shape, self.dtype)
 
     def shaped(self, shape: tuple[int, ...]) -> DeviceBuffer:
-        """See `Buffer`."""
         return DeviceBuffer(self._cuda, self._memory, self._offset, shape, self.dtype)
 
     def _staged(self) -> tuple[Array, int]:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import SCHEMA_VERSION
 from engines.bundle.plans import PlanSet
 from engines.spec import contract
 from engines.spec.policy import role_of
@@ -55,45 +54,23 @@ def plan_states(bundle: Bundle, plans: PlanSet) -> dict[str, str]:
 
 def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
     """Everything worth knowing, as plain JSON types; `states` comes from `file_states`."""
-    config = bundle.config
-    return {
+    config, facts = bundle.config, bundle.to_dict()
+    del facts["golden_key"], facts["constants"]
+    return facts | {
         "path": str(bundle.path),
-        "name": bundle.name,
-        "schema": SCHEMA_VERSION,
-        "contract": contract.CONTRACT_VERSION,
-        "build_key": bundle.build_key,
         "verified": all(state == OK for state in states.values()),
-        "precision": bundle.precision,
-        "form": bundle.form,
-        "target": bundle.target,
-        "max_top_k": bundle.max_top_k,
-        "smooth": bundle.smooth,
-        "sampling": asdict(bundle.sampling),
         "classes": config.transformer.num_classes,
         "labels": None if bundle.labels is None else len(bundle.labels),
-        "model": config.to_dict()
+        "model": facts["model"]
         | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
         "bytes": bundle.total_bytes,
-        "files": {name: asdict(entry) | {"state": states[name]} for name, entry in bundle.files.items()},
+        "files": {name: entry | {"state": states[name]} for name, entry in facts["files"].items()},
         "plans": [plans.to_dict() | {"states": plan_states(bundle, plans)} for plans in bundle.plans],
-        "graphs": {name: describe_graph(bundle, name) for name in bundle.graphs},
+        "graphs": {
+            name: {"meaning": contract.GRAPHS[name].meaning, **tables} for name, tables in facts["graphs"].items()
+        },
         "layers": [asdict(layer) for layer in quantised_layers(bundle)],
-        "provenance": dict(bundle.provenance),
     }
-
-
-def describe_graph(bundle: Bundle, graph: str) -> dict[str, Any]:
-    """Meaning, inputs and outputs of one graph."""
-    inputs, outputs = bundle.tensors(graph)
-    return {
-        "meaning": contract.GRAPHS[graph].meaning,
-        "inputs": [_tensor(info) for info in inputs],
-        "outputs": [_tensor(info) for info in outputs],
-    }
-
-
-def _tensor(info: contract.TensorInfo) -> dict[str, Any]:
-    return asdict(info) | {"shape": list(info.shape)}
 
 
 def folded(tensors: Sequence[contract.TensorInfo]) -> Iterator[contract.TensorInfo]:

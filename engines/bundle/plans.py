@@ -13,13 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engines.spec.choices import PLAN_TARGETS
 from engines.spec.config import check_types
 from engines.storage import digest_of
 
 FOLDER = "plans"
 """The folder inside a bundle that holds a folder for each plan set."""
-TARGETS = ("tensorrt", "tensorrt-rtx")
-"""The products that build and run plans."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Platform:
     """What a plan is built on and must find again where it runs: the product, the system and the GPU."""
 
     target: str
-    """The product, one of `TARGETS`."""
+    """The product, one of `engines.spec.choices.PLAN_TARGETS`."""
     version: str
     """Version of the product."""
     cuda: str
@@ -104,14 +103,7 @@ class PlanSet:
             raise TypeError(f"plan set {self.name}: options must be a table")
 
     def why_not(self, here: Platform, files: Mapping[str, FileEntry], graph: str) -> str | None:
-        """Why this set cannot serve a graph; None where it can.
-
-        Args:
-            here: the machine that would run the plan.
-            files: the files of the bundle, as its manifest lists them.
-            graph: name of the graph.
-
-        """
+        """Why this set cannot serve a graph of the bundle with these files `here`; None where it can."""
         built = self.built_on
         if built.target != here.target:
             return f"it is for {built.target}"
@@ -145,7 +137,7 @@ class PlanSet:
         if self.built_on.target == "tensorrt-rtx" or self.hardware_compatibility == "same-sm":
             return here.compute_capability in self.compute_capabilities
         if self.hardware_compatibility == "ampere+":
-            return _number(here.compute_capability) >= 8.0
+            return float(here.compute_capability) >= 8.0
         # TensorRT tunes for one model of GPU and warns on others of the same compute capability; so do not start.
         return here.compute_capability in self.compute_capabilities and here.gpu == self.built_on.gpu
 
@@ -181,7 +173,7 @@ def _plan_set(entry: dict[str, Any]) -> PlanSet:
     name = _plain(entry["name"])
     graphs = {_plain(graph): _plan_file(name, graph, dict(plan)) for graph, plan in entry.pop("graphs").items()}
     built_on = Platform(**entry.pop("built_on"))
-    if built_on.target not in TARGETS:
+    if built_on.target not in PLAN_TARGETS:
         raise ValueError(f"plan set {name} is for an unknown target")
     capabilities = entry.pop("compute_capabilities")
     if not isinstance(capabilities, list) or not all(isinstance(item, str) for item in capabilities):
@@ -204,7 +196,3 @@ def _plain(name: Any) -> str:
     if not isinstance(name, str) or not name.isprintable() or not name or "/" in name or name.startswith("."):
         raise ValueError(f"{name!r:.60} is no name of plans or of a graph")
     return name
-
-
-def _number(capability: str) -> float:
-    return float(capability)

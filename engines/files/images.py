@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.errors import UsageError
 from engines.storage import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL import Image
 
-    Picture = NDArray[np.uint8]
+Picture = NDArray[np.uint8]
 
 PADDING = 2
 MAX_GRID_PIXELS = 80_000_000  # Pillow warns about files beyond 89 million when they are opened again
@@ -102,8 +103,6 @@ def strip(images: Iterable[Picture], count: int) -> Picture:
 
 
 def _tile(images: Iterable[Picture], rows: int, columns: int) -> Picture:
-    import numpy as np
-
     canvas: Picture | None = None
     for position, image in enumerate(images):
         height, width = image.shape[0] + PADDING, image.shape[1] + PADDING
@@ -125,8 +124,6 @@ def load_picture(path: Path) -> Picture:
     Raises:
         UsageError: the file is missing or is no picture that Pillow reads.
     """
-    import numpy as np
-
     return np.asarray(_read(path))
 
 
@@ -135,8 +132,6 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
 
     What is transparent is false.
     """
-    import numpy as np
-
     return np.asarray(_read(path, background="black").convert("L")) >= 128
 
 
@@ -161,7 +156,6 @@ def resized(picture: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
     Pictures are resized with LANCZOS, planes bilinearly.
     """
-    import numpy as np
     from PIL import Image
 
     if picture.shape[:2] == (height, width):
@@ -201,7 +195,6 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     """A grey picture of 16 or 32 bits in 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
-    import numpy as np
     from PIL import Image
 
     values: NDArray[Any] = np.nan_to_num(np.asarray(image).astype(np.float64))

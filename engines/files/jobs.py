@@ -16,17 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.draw.results import Timings
 from engines.errors import UsageError
 from engines.spec.uniforms import MAX_SEED
 from engines.storage import Lock, digest_of, read_json, writing
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from engines.draw.results import Timings
 
 JOB_FILE = "job.json"
 JOB_FORMAT = 1
@@ -106,10 +104,6 @@ def hash_of(value: object) -> str:
     return digest_of(value)[:32]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> ImageJob:
     """`count` images of each class in order; image k of the whole job has the seed `seed` + k.
 
@@ -132,7 +126,8 @@ def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping
     items = []
     for index in range(total):
         class_id = classes[index // count]
-        items.append(Item(index, class_id, seed + index, _digest(f"{shared} {class_id} {seed + index}")))
+        key = hashlib.sha256(f"{shared} {class_id} {seed + index}".encode()).hexdigest()[:32]
+        items.append(Item(index, class_id, seed + index, key))
     return ImageJob(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
 
 

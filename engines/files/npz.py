@@ -14,15 +14,15 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
 from engines.errors import UsageError
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, hash_of, held, read_job_file
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
 from engines.storage import Lock, parts, write_json, writing
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _DONE = "done"
 _WHOLE = "whole.npz"
@@ -31,7 +31,7 @@ _MAX_COMMENT = 65535
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same rows give the same bytes
 
 
-class NpzRows:
+class NpzRows(Sink):
     """A sink: one .npz file with a row of each array for each item of a job.
 
     Args:
@@ -68,11 +68,9 @@ class NpzRows:
         self._stored = self._read_done() if self._check_partial(overwrite) and not restart else b""
 
     def has(self, item: Item) -> bool:
-        """See `Sink`."""
         return self._complete or self._stored[item.index : item.index + 1] == b"\1"
 
     def write(self, items: Sequence[Item], made: Made) -> None:
-        """See `Sink`."""
         if self._complete:
             return
         with writing(self._path):
@@ -92,7 +90,6 @@ class NpzRows:
             done.flush()
 
     def finish(self) -> None:
-        """See `Sink`."""
         with writing(self._path):
             if not self._complete:
                 self._open()
@@ -104,7 +101,6 @@ class NpzRows:
                 shutil.rmtree(self._partial)
 
     def close(self) -> None:
-        """See `Sink`."""
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -118,29 +114,17 @@ class NpzRows:
         self._lock = held(self._partial)
         if not self._holds_key(self._partial) or self._restart:
             self._create()
-        from numpy.lib import format as npy
-
         for name in self._arrays:
-            file = self._files[name] = (self._partial / f"{name}.npy").open("r+b")
-            npy.read_magic(file)
-            npy.read_array_header_1_0(file)
-            self._offsets[name] = file.tell()
+            rows = self._partial / f"{name}.npy"
+            self._files[name], self._offsets[name] = rows.open("r+b"), open_memmap(rows, "r").offset
         self._files[_DONE] = (self._partial / _DONE).open("r+b")
 
     def _create(self) -> None:
         """Make files of the full size, with holes for the rows; job.json, which makes them count, comes last."""
-        from numpy.lib import format as npy
-
         (self._partial / JOB_FILE).unlink(missing_ok=True)
         count = len(self._job.items)
         for name, (shape, dtype) in self._arrays.items():
-            with (self._partial / f"{name}.npy").open("wb") as file:
-                full = (count, *shape)
-                npy.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": full})
-                size = dtype.itemsize
-                for length in full:
-                    size *= length
-                file.truncate(file.tell() + size)
+            open_memmap(self._partial / f"{name}.npy", "w+", dtype, (count, *shape))
         (self._partial / _DONE).write_bytes(bytes(count))
         write_json(self._partial / JOB_FILE, {**self._job.describe(), KEY: self._key})
 

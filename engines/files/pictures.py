@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import UsageError
 from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_png_text, save_png, strip
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, hash_of, held, read_job_file
+from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
 from engines.storage import Lock, parts, write_json
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
-
-class Pictures:
+class Pictures(Sink):
     """A sink of PNG files, each written atomically, with its settings as text inside.
 
     Args:
@@ -61,11 +59,9 @@ class Pictures:
         return [preview_path(path) for path in self._paths] if self._previews else []
 
     def has(self, item: Item) -> bool:
-        """See `Sink`."""
         return item.index in self._stored and not self._restart
 
     def write(self, items: Sequence[Item], made: Made) -> None:
-        """See `Sink`."""
         self._start()
         for row, item in enumerate(items):
             path = self._paths[item.index]
@@ -77,11 +73,9 @@ class Pictures:
             self._stored.add(item.index)
 
     def finish(self) -> None:
-        """See `Sink`."""
         self._start()  # a job of which every image was there already
 
     def close(self) -> None:
-        """See `Sink`."""
         if self._lock:
             self._lock.release()
 
@@ -122,7 +116,7 @@ class Pictures:
         return all(found)
 
 
-class Grid:
+class Grid(Sink):
     """A sink of one picture with all images of a job, in their order.
 
     Args:
@@ -157,16 +151,13 @@ class Grid:
         self._images: dict[int, NDArray[np.uint8]] = {}
 
     def has(self, item: Item) -> bool:
-        """See `Sink`."""
         return self._complete or bool(self._files)
 
     def write(self, items: Sequence[Item], made: Made) -> None:
-        """See `Sink`."""
         if not self._files:
             self._images.update({item.index: image for item, image in zip(items, made.images, strict=True)})
 
     def finish(self) -> None:
-        """See `Sink`."""
         if self._complete:
             return
         count = len(self._job.items)
@@ -174,7 +165,6 @@ class Grid:
         save_png(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
 
     def close(self) -> None:
-        """See `Sink`."""
         self._images.clear()
 
 

@@ -78,19 +78,15 @@ class HostBuffer(Buffer):
         return int(self.array.ctypes.data)
 
     def write(self, value: Array) -> None:
-        """See `Buffer`."""
         np.copyto(self.array, value, casting="no")
 
     def read(self) -> Array:
-        """See `Buffer`."""
         return self.array.copy()
 
     def rows(self, start: int, count: int) -> HostBuffer:
-        """See `Buffer`."""
         return HostBuffer(self.array[start : start + count])
 
     def shaped(self, shape: tuple[int, ...]) -> HostBuffer:
-        """See `Buffer`."""
         return HostBuffer(self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
 
 
@@ -149,7 +145,6 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
-        """See `Backend`."""
         path = bundle.graph_path(graph)
         if self._sessions is not None:
             runnable, shapes = self._sessions(graph, lambda file: self._load(graph, file, {})), {}
@@ -186,7 +181,6 @@ class OnnxRuntimeBackend(Backend):
         return session
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer | DeviceBuffer:
-        """See `Backend`."""
         if self.cuda is not None:
             return zeros(self.cuda, shape, dtype)
         try:
@@ -260,11 +254,9 @@ class OnnxRuntimeEngine(Engine):
 
     @property
     def max_images(self) -> int | None:
-        """See `Engine`."""
         return self._limits["B"][1] if "B" in self._limits else None
 
     def shape_for(self, images: int, rows: int) -> tuple[int, int]:
-        """See `Engine`."""
         wanted = {"B": images, "N": rows}
         for dim, (least, most) in self._limits.items():
             if wanted[dim] > most:
@@ -287,7 +279,6 @@ class OnnxRuntimeEngine(Engine):
             raise translated(error, f"running {self.name}") from error
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
-        """See `Engine`."""
         with self._lock:
             if self._session is None:
                 raise BackendError(f"the {self.name} engine is closed")
@@ -334,7 +325,6 @@ class OnnxRuntimeCall(Call):
         self._bound: tuple[Any, Any, Any] | None = session, binding, (dict(inputs), dict(outputs))
 
     def run(self) -> None:
-        """See `Call`."""
         with self._backend.held():
             bound = self._bound
             if bound is None:

@@ -72,7 +72,6 @@ class TensorRTBackend(Backend):
         return opened
 
     def lacks(self, bundle: Bundle) -> str | None:
-        """See `Backend`."""
         try:
             for graph in bundle.graphs:
                 bundle.plans_for(self.here, graph)
@@ -81,7 +80,6 @@ class TensorRTBackend(Backend):
         return None
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
-        """See `Backend`."""
         return zeros(self.cuda, shape, dtype)
 
     def mark(self) -> EventMark:
@@ -89,7 +87,6 @@ class TensorRTBackend(Backend):
         return self.cuda.mark()
 
     def describe(self) -> dict[str, Any]:
-        """See `Backend`."""
         return {
             "backend": self.name,
             "provider": self.provider,

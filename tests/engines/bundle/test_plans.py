@@ -16,10 +16,10 @@ from plan_helpers import CONFIG, EMULATED, GRAPHS, edit, manifest, refused
 from support import tiny_config
 
 from engines.backends.tensorrt.options import PlanOptions
-from engines.bundle import plans
 from engines.bundle.bundle import Bundle
 from engines.bundle.plans import PlanFile, PlanSet, Platform, parse_plans
 from engines.bundle.writer import foreign_files, withdraw_plans
+from engines.spec.choices import PLAN_TARGETS
 from tests.emulation import hollow_bundle
 
 
@@ -86,7 +86,7 @@ def plan_sets(draw):
         name=name,
         key=draw(texts()),
         built_on=Platform(
-            target=draw(st.sampled_from(plans.TARGETS)),
+            target=draw(st.sampled_from(PLAN_TARGETS)),
             version=draw(texts()),
             cuda=draw(texts()),
             system=draw(texts()),
