@@ -28,9 +28,7 @@ _PIECE = 1 << 22
 def writing(place: Path, remedy: str = "") -> Iterator[None]:
     """Turns the errors of the file system (no space, no permission) into a `UsageError` that names `place`.
 
-    Args:
-        place: the file or folder that is being written.
-        remedy: what the user can do, for the end of the message.
+    `remedy`: what the user can do, for the end of the message.
     """
     try:
         yield

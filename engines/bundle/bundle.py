@@ -45,14 +45,9 @@ class Bundle(Manifest):
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
-        """Read and verify.
-
-        Args:
-            path: the bundle's directory.
-            verify: compare every file's SHA-256; sizes are compared always.
+        """Read a folder; `verify`: compare every file's SHA-256, as sizes are compared always.
 
         Raises `BundleError` where anything is missing, damaged, or of another schema.
-
         """
         path = Path(path)
         bundle = cls(path, Manifest.read(path))

@@ -104,11 +104,7 @@ def given(context: click.Context) -> dict[str, str]:
 def refuse(context: click.Context, names: Iterable[str] | type[Any], why: str) -> None:
     """Raise `click.UsageError` where one of some options was typed: `--seed needs --checkpoint`.
 
-    Args:
-        context: of the command.
-        names: parameters, or the dataclass of an `option_group`.
-        why: the rest of the sentence that begins with the option.
-
+    `names`: parameters, or the dataclass of an `option_group`; `why`: the rest of the sentence.
     """
     refused = [each.name for each in fields(names)] if isinstance(names, type) else list(names)
     for name, flag in given(context).items():

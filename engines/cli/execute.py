@@ -18,6 +18,7 @@ from engines.cli.common import json_out, peak_memory, show, tell, version
 from engines.cli.sinks import ImageSinks
 from engines.draw.results import ImageSource, Timings
 from engines.files.jobs import ImageJob, Item, Made, run_job
+from engines.words import counted
 
 if TYPE_CHECKING:
     from engines.cli.options import RunOptions
@@ -38,15 +39,7 @@ class Opened(Generic[Source]):
 
 
 class ImageRun(Generic[Source]):
-    """One job from its first check to its report.
-
-    Args:
-        options: of the command.
-        opened: what draws, loaded when the first image is due.
-        job: the items.
-        sinks: where they go.
-        produce: makes a batch of them.
-    """
+    """One job from its first check to its report. What draws is loaded when the first image is due."""
 
     def __init__(
         self,
@@ -104,8 +97,7 @@ class ImageRun(Generic[Source]):
         there = f", {total - made} were there" if made < total else ""
         each = f" ({self._total_seconds / made:.2f} s each)" if made > 1 else ""
         quality = f", PSNR {self.extra['psnr_db']:.1f} dB" if self.extra.get("psnr_db") else ""
-        plural = "image" if made == 1 else "images"
-        tell(f"{made} {plural} in {self._total_seconds:.2f} s{each}{there}{quality}")
+        tell(f"{counted(made, 'image')} in {self._total_seconds:.2f} s{each}{there}{quality}")
 
     def _document(self, files: Sequence[Path], made: int) -> dict[str, Any]:
         """What --json prints; seconds are sums over the images made now, null where they were not taken."""

@@ -49,15 +49,10 @@ def class_naming(names: ClassNames) -> Naming:
 def resolve(out: str | None, items: Sequence[Item], names: ClassNames, naming: Naming, *, grid: bool = False) -> Target:
     """The files of a job.
 
-    Args:
-        out: a file ending in .png, a folder, a pattern with `FIELDS` in braces, or None for `naming`.
-        items: the images.
-        names: their classes.
-        naming: names where `out` gives none.
-        grid: also one picture with all images; with a file as `out`, that picture alone.
+    `out` is a file ending in .png, a folder, a pattern with `FIELDS` in braces, or None for `naming`. `grid`: also one
+    picture with all images; with a file as `out`, that picture alone.
 
-    Raises:
-        UsageError: several images for one file, an unknown field, another file format.
+    Raises `UsageError` for several images for one file, an unknown field, another file format.
     """
     if out is None and len(items) == 1:
         path = _renderer(naming.single, names)(items[0])

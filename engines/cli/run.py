@@ -15,16 +15,14 @@ _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
 _EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
 _SAMPLING = ("seed", "count", *(option.name for option in OPTIONS), "form", "preview", "save_tokens")
+_RUNTIME = ("threads", "provider", "backend", "device")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
     ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
-    (
-        "list_classes",
-        (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", "threads", "provider", "backend", "device"),
-    ),
+    ("list_classes", (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", *_RUNTIME)),
     ("edit", ("npz",)),
     ("npz", ("out", "grid", "preview")),
-    ("url", ("engine", "form", "tokens", "reconstruct", "edit", "threads", "provider", "backend", "device")),
+    ("url", ("engine", "form", "tokens", "reconstruct", "edit", *_RUNTIME)),
 )
 _EPILOG = """\b
 Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class ImageSinks:
         sinks: list[Sink] = []
         files: list[Sequence[Path]] = []
         if target.paths:
-            text = self._text_of(shared)
+            text = partial(self._text_of, shared)
             pictures = Pictures(job, target.paths, text, folder=target.folder, previews=options.preview, **replacing)
             sinks.append(pictures)
             files += [target.paths, pictures.previews]
@@ -77,17 +78,13 @@ class ImageSinks:
             files.append([options.save_tokens])
         return sinks, files
 
-    def _text_of(self, shared: Mapping[str, str]) -> Any:
-        """From an item to what its PNG file says of it."""
-
-        def text(item: Item) -> Mapping[str, str]:
-            if item.class_id == NO_CLASS:
-                return shared
-            label = self._names.label(item.class_id) if item.class_id <= self._names.unconditional else ""
-            of_item = {"class": str(item.class_id), "label": label, "seed": str(item.seed)}
-            return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
-
-        return text
+    def _text_of(self, shared: Mapping[str, str], item: Item) -> Mapping[str, str]:
+        """What the PNG file of an item says of it."""
+        if item.class_id == NO_CLASS:
+            return shared
+        label = self._names.label(item.class_id) if item.class_id <= self._names.unconditional else ""
+        of_item = {"class": str(item.class_id), "label": label, "seed": str(item.seed)}
+        return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
 
 
 def _token_rows(job: ImageJob, path: Path, num_tokens: int, replacing: Mapping[str, bool]) -> NpzRows:
@@ -99,8 +96,7 @@ def _token_rows(job: ImageJob, path: Path, num_tokens: int, replacing: Mapping[s
     }
 
     def rows(items: Sequence[Item], made: Made) -> dict[str, NDArray[Any]]:
-        if made.tokens is None:
-            raise AssertionError("images without tokens")
+        assert made.tokens is not None, "images without tokens"
         seeds = [item.seed for item in items]
         return {
             "tokens": made.tokens,

@@ -42,11 +42,7 @@ def verify(
 ) -> Report:
     """Hold a pipeline against a reference run: of either form its draws and images, of the stepwise one each stage.
 
-    Args:
-        pipeline: what to judge.
-        golden: arrays of `engines.spec.golden_run.GOLDEN_ARRAYS`.
-        on_runs: called with what the engine drew, for whoever shows it.
-
+    `golden`: arrays of `engines.spec.golden_run`; `on_runs`: called with what the engine drew, for whoever shows it.
     """
     config, tokens, image = pipeline.config, golden["tokens"], golden["image"]
     comparison = _LogitComparison(pipeline, golden) if pipeline.form == STEPWISE else None

@@ -123,13 +123,9 @@ class JudgedFigure:
 def judged_figures(
     values: Mapping[str, float], thresholds: Mapping[str, float], worst_scale: int | None = None
 ) -> list[JudgedFigure]:
-    """Every figure that there is, beside its threshold.
+    """Every figure that there is, beside its threshold; both by the names of `KINDS`.
 
-    Args:
-        values: by the names of `KINDS`; a form that does not show a figure lacks it.
-        thresholds: by the same names.
-        worst_scale: the scale whose KL is the largest, which messages name.
-
+    `worst_scale`: the scale whose KL is the largest, which messages name.
     """
     where = {} if worst_scale is None else {"kl": f"worst at scale {worst_scale}"}
     return [

@@ -123,11 +123,7 @@ class Measured:
 class Bench:
     """Times a pipeline whose `max_batch` holds every batch size that is asked for.
 
-    Args:
-        pipeline: loaded.
-        warmup: runs before each measurement, not counted; the first of a batch size allocates its buffers.
-        progress: called with a line when a measurement begins.
-
+    `warmup`: runs before each measurement, not counted; the first of a batch size allocates its buffers.
     """
 
     def __init__(self, pipeline: Pipeline, *, warmup: int = 1, progress: Progress = silent) -> None:
@@ -135,13 +131,9 @@ class Bench:
         self._drawn = 0
 
     def measure(self, *, batches: Sequence[int], cfgs: Sequence[float], runs: int) -> list[Case]:
-        """Time every batch size with every guidance.
+        """Time every batch size with every guidance, of which 0 runs half the work.
 
-        Args:
-            batches: images at once.
-            cfgs: guidance strengths; 0 runs half the work.
-            runs: of each case; those of further batch sizes end early once they took `CASE_SECONDS`.
-
+        `runs`: of each case; those of further batch sizes end early once they took `CASE_SECONDS`.
         """
         cases = []
         for batch in batches:
@@ -185,14 +177,9 @@ class Bench:
 def race(
     reference: Draw, engine: Draw, requests: Iterable[tuple[Sequence[int], Sequence[int]]], *, rest: float = 0.0
 ) -> Race:
-    """Time both on the same classes and seeds, in turns.
+    """Time both on the same classes and seeds, in turns: of every pair the reference first.
 
-    Args:
-        reference: runs first in every pair.
-        engine: runs after it.
-        requests: classes and seeds of each pair; at least one.
-        rest: seconds of sleep before each run.
-
+    `requests`: classes and seeds of each pair, one at least; `rest`: seconds of sleep before each run.
     """
     slow, fast, alike = [], [], []
     for classes, seeds in requests:

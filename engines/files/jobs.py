@@ -107,15 +107,8 @@ def hash_of(value: object) -> str:
 def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> ImageJob:
     """`count` images of each class in order; image k of the whole job has the seed `seed` + k.
 
-    Args:
-        classes: class indexes, resolved.
-        seed: seed of the first image.
-        count: images per class.
-        settings: everything else that the pixels follow from, as plain JSON types: the bundle's build
-            key, the resolved sampling values, the provider.
-
-    Raises:
-        UsageError: a seed would exceed 64 bits, or the images are too many.
+    `settings`: everything else that the pixels follow from, as plain JSON types: the bundle's build key, the resolved
+    sampling values, the provider. Raises `UsageError` where a seed would exceed 64 bits, or the images are too many.
     """
     total = len(classes) * count
     if total > MAX_IMAGES:
@@ -141,18 +134,10 @@ def run_job(
 ) -> int:
     """Make what the sinks do not have yet, `batch` images at a time, and store it in all of them.
 
-    Args:
-        job: the items.
-        sinks: where they go; closed at the end, whatever happens.
-        produce: makes a batch of items.
-        batch: images at once.
-        progress: called before the first batch and after each with the number of images that are done.
+    The sinks are closed at the end, whatever happens. `progress` is called before the first batch and after each with
+    the number of images that are done. Returns the number of images made; the others were stored already.
 
-    Returns:
-        Number of images made; the others were stored already.
-
-    Raises:
-        JobInterruptedError: Ctrl-C; what was stored stays and is found by the next run.
+    Raises `JobInterruptedError` on Ctrl-C; what was stored stays and is found by the next run.
     """
     total = len(job.items)
     done = 0

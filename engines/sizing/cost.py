@@ -45,7 +45,7 @@ class Weight:
     """How the layers are computed: one of `engines.spec.policy.METHODS`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operation:
     """One product of matrices, or one convolution. Bytes count each operand once."""
 
@@ -54,7 +54,7 @@ class Operation:
     dtype: str
     """The type that the product is computed in: `fp32`, `fp16`, `bf16` or `int8`."""
     flops: int
-    weight_bytes: int
+    weight_bytes: int = 0
     """Bytes of the constants: the matrix or kernel, and the bias that is added to the product."""
     read_bytes: int
     """Bytes of the operands that are activations."""
@@ -105,6 +105,48 @@ def gemm(
     )
 
 
+def constant_product(name: str, kind: str, rows: int, inside: int, outside: int, *, held: int = 0) -> Operation:
+    """(rows, inside) @ a constant (inside, outside), in float32."""
+    size = BYTES["fp32"]
+    return Operation(
+        name=name,
+        kind=kind,
+        dtype="fp32",
+        flops=2 * rows * inside * outside,
+        weight_bytes=inside * outside * size,
+        read_bytes=rows * inside * size,
+        write_bytes=rows * outside * size,
+        held_bytes=held,
+    )
+
+
+def convolution(
+    name: str,
+    precision: str,
+    images: int,
+    channels: tuple[int, int],
+    side: int,
+    kernel: int,
+    *,
+    held: int = 0,
+    weight: Weight | None = None,
+) -> Operation:
+    """A convolution with bias from so many channels to so many, of square maps that keep their side."""
+    inside, outside = channels
+    cells, taps, size = images * side * side, inside * kernel * kernel, BYTES[precision]
+    return Operation(
+        name=name,
+        kind=CONVOLUTION,
+        dtype=precision,
+        flops=2 * cells * outside * taps,
+        weight_bytes=(taps + 1) * outside * size,
+        read_bytes=cells * inside * size,
+        write_bytes=cells * outside * size,
+        held_bytes=held,
+        weight=weight,
+    )
+
+
 def cond_operations(config: ModelConfig, precision: str, labels: int) -> list[Operation]:
     """The `cond` graph for some labels: AdaLN vectors of all blocks and of the head."""
     sizes = config.transformer
@@ -137,25 +179,18 @@ def step_operations(
     form: str = "stepwise",
     smooth: bool = False,
 ) -> list[Operation]:
-    """The `step` graph at one scale, or that scale inside the fused graph.
+    """The `step` graph at one scale, or that scale inside the fused graph, for B images in N rows.
 
-    Args:
-        config: the model.
-        precision: `fp32`, `fp16` or `bf16`.
-        scale: index, 0 for the coarsest.
-        images: B.
-        rows: N, twice B with guidance.
-        max_top_k: longest sorted list of the sampler, as the bundle was built.
-        form: `stepwise` or `fused`.
-        smooth: as the bundle was built; the graph mixes codebook entries then, whoever asked for it.
-
+    `smooth`: as the bundle was built; the graph mixes codebook entries then, whoever asked for it.
     """
-    following = next_tokens(config, scale, form)
+    L, V, Z = config.scale_lengths[scale], config.vae.vocab_size, config.vae.z_channels
+    # Weights of all codebook entries @ the codebook, which the lookup of tokens has too.
+    mixture = [constant_product("mixture", MIXTURE, images * L, V, Z)] if smooth else []
     return [
         *_blocks(config, precision, scale, rows),
-        *_head_and_sampler(config, precision, images * config.scale_lengths[scale], max_top_k),
-        *([_mixture(config, images * config.scale_lengths[scale])] if smooth else []),
-        *_quantizer(config, precision, images, config.scale_lengths[scale], following),
+        *_head_and_sampler(config, precision, images * L, max_top_k),
+        *mixture,
+        *_quantizer(config, precision, images, L, next_tokens(config, scale, form)),
     ]
 
 
@@ -176,7 +211,6 @@ def _blocks(config: ModelConfig, precision: str, scale: int, rows: int) -> list[
             kind=ATTENTION,
             dtype=precision,
             flops=2 * scores * sizes.head_dim,
-            weight_bytes=0,
             read_bytes=read * size,
             write_bytes=write * size,
             held_bytes=residual,
@@ -206,70 +240,20 @@ def _head_and_sampler(config: ModelConfig, precision: str, tokens: int, max_top_
 def _prefix_sum(name: str, tokens: int, length: int, held: int) -> list[Operation]:
     """Running sums of `length` numbers per token, in blocks of `side`: inside the blocks, then over their sums."""
     side = math.isqrt(length - 1) + 1
-    size = BYTES["fp32"]
-
-    def level(which: str, vectors: int) -> Operation:
-        moved = vectors * side * size
-        return Operation(
-            name=f"{name}.{which}",
-            kind=PREFIX_SUM,
-            dtype="fp32",
-            flops=2 * vectors * side * side,
-            weight_bytes=side * side * size,
-            read_bytes=moved,
-            write_bytes=moved,
-            held_bytes=held,
-        )
-
-    return [level("inside", tokens * side), level("across", tokens)]
-
-
-def _mixture(config: ModelConfig, tokens: int) -> Operation:
-    """Weights of all codebook entries @ the codebook, which the lookup of tokens has too."""
-    V, Z, size = config.vae.vocab_size, config.vae.z_channels, BYTES["fp32"]
-    return Operation(
-        name="mixture",
-        kind=MIXTURE,
-        dtype="fp32",
-        flops=2 * tokens * V * Z,
-        weight_bytes=V * Z * size,
-        read_bytes=tokens * V * size,
-        write_bytes=tokens * Z * size,
-    )
+    return [
+        constant_product(f"{name}.inside", PREFIX_SUM, tokens * side, side, side, held=held),
+        constant_product(f"{name}.across", PREFIX_SUM, tokens, side, side, held=held),
+    ]
 
 
 def _quantizer(config: ModelConfig, precision: str, images: int, L: int, M: int) -> list[Operation]:
-    Z, cells, size = config.vae.z_channels, config.latent_size**2, BYTES["fp32"]
-    operations = [resample("up", images, cells, L, Z)]
+    Z, side, cells = config.vae.z_channels, config.latent_size, config.latent_size**2
+    operations = [constant_product("up", RESAMPLE, images * Z, L, cells)]
     if channels := num_phi(config) * Z:  # all phis in one convolution, of which a scale takes its own
-        operations.append(
-            Operation(
-                name="phi",
-                kind=CONVOLUTION,
-                dtype="fp32",
-                flops=2 * images * cells * channels * Z * PHI_KERNEL**2,
-                weight_bytes=(Z * PHI_KERNEL**2 + 1) * channels * size,
-                read_bytes=images * Z * cells * size,
-                write_bytes=images * channels * cells * size,
-            )
-        )
+        operations.append(convolution("phi", "fp32", images, (Z, channels), side, PHI_KERNEL))
     if M:
         operations += [
-            resample("down", images, M, cells, Z),
+            constant_product("down", RESAMPLE, images * Z, cells, M),
             gemm("word_embed", precision, images * M, Z, config.transformer.width, ["step/word_embed"]),
         ]
     return operations
-
-
-def resample(name: str, images: int, target: int, source: int, channels: int) -> Operation:
-    """Constant (target, source) @ (B, source, channels), float32."""
-    size = BYTES["fp32"]
-    return Operation(
-        name=name,
-        kind=RESAMPLE,
-        dtype="fp32",
-        flops=2 * images * target * source * channels,
-        weight_bytes=target * source * size,
-        read_bytes=images * source * channels * size,
-        write_bytes=images * target * channels * size,
-    )

@@ -6,7 +6,7 @@ exported graph. Convolutions are counted as the graph states them, k*k multiplic
 
 from __future__ import annotations
 
-from engines.sizing.cost import ATTENTION, BYTES, CONVOLUTION, Operation, Weight
+from engines.sizing.cost import ATTENTION, BYTES, Operation, Weight, convolution
 from engines.spec.config import ModelConfig
 
 KERNEL = 3  # side of every convolution but the 1x1 ones and post_quant_conv
@@ -25,19 +25,10 @@ class _Layers:
         return self.images * channels * side * side * self.size
 
     def conv(self, name: str, inside: int, outside: int, side: int, kernel: int = KERNEL, *, held: int = 0) -> None:
-        taps = inside * kernel * kernel
+        weight = Weight((f"decode/{name}",), inside * kernel * kernel, outside)
+        channels = (inside, outside)
         self.operations.append(
-            Operation(
-                name=name,
-                kind=CONVOLUTION,
-                dtype=self.precision,
-                flops=2 * self.images * side * side * outside * taps,
-                weight_bytes=(taps + 1) * outside * self.size,
-                read_bytes=self.map_bytes(inside, side),
-                write_bytes=self.map_bytes(outside, side),
-                held_bytes=held,
-                weight=Weight((f"decode/{name}",), taps, outside),
-            )
+            convolution(name, self.precision, self.images, channels, side, kernel, held=held, weight=weight)
         )
 
     def resnet(self, name: str, inside: int, outside: int, side: int) -> None:
@@ -61,7 +52,6 @@ class _Layers:
                 kind=ATTENTION,
                 dtype=self.precision,
                 flops=2 * self.images * cells * cells * channels,
-                weight_bytes=0,
                 read_bytes=read,
                 write_bytes=write,
                 held_bytes=held,

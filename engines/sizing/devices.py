@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ class Device:
 
     name: str
     title: str
-    mode: str | None
+    mode: str | None = None
     """Power mode of a Jetson; None for other devices."""
-    compute_capability: str
+    compute_capability: str = ""
     memory_bytes: int
     """Memory as the vendor states it."""
     reported_bytes: int
@@ -51,18 +51,18 @@ class Device:
     system_bytes: int
     """What a headless operating system takes of the memory, where GPU and host share it; else 0."""
     shared_memory: bool
-    bandwidth: float
+    bandwidth: float = 0.0
     """Bytes per second between memory and chip."""
-    cache_bytes: int
+    cache_bytes: int = 0
     """Size of the GPU's last-level cache."""
-    peaks: Mapping[str, float]
+    peaks: Mapping[str, float] = field(default_factory=dict)
     """Dense FLOP or OP per second: fp32 (no TF32), fp16 and bf16 accumulated in FP32, fp16_fast in FP16, int8.
     Empty for the CPU at hand.
     """
     targets: tuple[str, ...]
     """Targets of `var-export build` that run on the device."""
-    page: str | None
-    sources: Mapping[str, Source]
+    page: str | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
     """Where each figure comes from; keys: units, clock, bandwidth, cache, memory, reported, rates 0 ..., system."""
 
     @property
@@ -139,18 +139,11 @@ def this_cpu() -> Device:
     return Device(
         name=CPU,
         title=here.cpu,
-        mode=None,
-        compute_capability="",
         memory_bytes=here.memory,
         reported_bytes=here.memory,
         system_bytes=here.memory - (here.available or here.memory),
         shared_memory=True,
-        bandwidth=0.0,
-        cache_bytes=0,
-        peaks={},
         targets=("onnxruntime",),
-        page=None,
-        sources={},
     )
 
 

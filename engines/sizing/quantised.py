@@ -20,7 +20,7 @@ from engines.sizing.cost import BYTES, Operation, Weight
 from engines.sizing.decoder import decode_operations
 from engines.spec.choices import HIGH_PRECISIONS, INT8
 from engines.spec.config import ModelConfig
-from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, assign
+from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN
 
 _SCALE, _BIAS = BYTES["fp32"], 4  # float32 scales, an int32 bias
 
@@ -77,11 +77,6 @@ def layer_names(config: ModelConfig) -> list[str]:
         *decode_operations(config, "fp32", 1),
     ]
     return [layer for op in operations if op.weight is not None for layer in op.weight.layers]
-
-
-def of_level(config: ModelConfig, target: str, level: int) -> Quantisation:
-    """What `var-export build --precision int8 --level` makes for a target."""
-    return Quantisation(target, assign(layer_names(config), target, level))
 
 
 def weights_by_way(operations: Iterable[Operation]) -> dict[str, int]:

@@ -13,9 +13,10 @@ from engines.sizing import cost
 from engines.sizing.cost import Operation
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import Device
-from engines.sizing.quantised import FLOATS, Quantisation, of_level
+from engines.sizing.quantised import FLOATS, Quantisation, layer_names
 from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, INT8, LEVELS, PRECISIONS
 from engines.spec.config import ModelConfig
+from engines.spec.policy import assign
 
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/graphs/trace.py`)
 
@@ -68,9 +69,8 @@ class Workload:
         """Which layers are in INT8, and how they are computed."""
         if self.precision != INT8:
             return FLOATS
-        if self.ways is not None:
-            return Quantisation(self.target, self.ways)
-        return of_level(self.config, self.target, self.level)
+        ways = assign(layer_names(self.config), self.target, self.level) if self.ways is None else self.ways
+        return Quantisation(self.target, ways)
 
     def on(self, device: Device) -> Workload:
         """This workload in the form that runs on `device`. Raises `UsageError` where a bundle has another."""

@@ -20,15 +20,9 @@ NOISE_COUNTER = 2**64
 
 
 def uniforms(seeds: Sequence[int] | NDArray[np.uint64], num_tokens: int) -> NDArray[np.float32]:
-    """One number per token, in [0, 1) in steps of 2^-24.
+    """One number per token, in [0, 1) in steps of 2^-24: float32 (len(seeds), num_tokens).
 
-    Args:
-        seeds: one per image, 0 to 2^64 - 1. Raises `UsageError` outside.
-        num_tokens: tokens of one image, all scales together.
-
-    Returns:
-        float32 (len(seeds), num_tokens).
-
+    `seeds`: one per image, 0 to 2^64 - 1. Raises `UsageError` outside.
     """
     table = np.empty((len(seeds), num_tokens), np.float32)
     for row, seed in zip(table, seeds, strict=True):
@@ -38,18 +32,10 @@ def uniforms(seeds: Sequence[int] | NDArray[np.uint64], num_tokens: int) -> NDAr
 
 
 def noise(seeds: Sequence[int] | NDArray[np.uint64], num_tokens: int, vocab_size: int) -> NDArray[np.float32]:
-    """One number per token and codebook entry, inside (0, 1): odd multiples of 2^-24.
+    """One number per token and codebook entry, inside (0, 1): odd multiples of 2^-24, float32 (seeds, tokens, entries).
 
     Entry v of token i of seed S is a function of (S, i, v) alone. `-log(-log(x))` of it is Gumbel noise, and finite.
-
-    Args:
-        seeds: one per image, 0 to 2^64 - 1. Raises `UsageError` outside.
-        num_tokens: tokens of one image, all scales together.
-        vocab_size: entries of the codebook.
-
-    Returns:
-        float32 (len(seeds), num_tokens, vocab_size).
-
+    Raises as `uniforms`.
     """
     count = num_tokens * vocab_size
     table = np.empty((len(seeds), count), np.float32)

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import Request
 from engines.draw.results import Preview
@@ -101,11 +100,6 @@ class Service:
             )
         return cls(pipeline, count)
 
-    @property
-    def bundle(self) -> Bundle:
-        """What it draws with."""
-        return self._pipeline.bundle
-
     def run(self, batch: Sequence[Incoming]) -> None:
         """Answer every request of a batch; raises nothing.
 
@@ -124,9 +118,10 @@ class Service:
         self._pipeline.close()
 
     def _accept(self, incoming: Incoming) -> Member | None:
+        bundle = self._pipeline.bundle
         try:
-            request = read_request(incoming.tensor, self.bundle)
-            scales = read_preview_scales(incoming.parameter(PREVIEW_SCALES), self.bundle.config.num_scales)
+            request = read_request(incoming.tensor, bundle)
+            scales = read_preview_scales(incoming.parameter(PREVIEW_SCALES), bundle.config.num_scales)
         except UsageError as error:
             incoming.fail(INVALID, str(error))
             return None

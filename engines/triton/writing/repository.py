@@ -94,12 +94,9 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
 
 
 def write(models: list[Model], repository: Path, *, overwrite: bool = False) -> list[Path]:
-    """Put the models in place, each whole; models of the same name that we wrote are replaced.
+    """Put the models in place, each whole; models of the same name that we wrote are replaced, others left alone.
 
-    Args:
-        models: as planned.
-        repository: made where it is missing; other models in it are left alone.
-        overwrite: replace ours even where somebody edited them.
+    `overwrite`: replace ours even where somebody edited them.
 
     Raises `UsageError` where a folder of that name is not ours, was edited, or cannot be written.
     """

@@ -22,15 +22,9 @@ STOCK = ("onnxruntime", "tensorrt")
 
 
 def plan_stock(bundle: Bundle, backend: str, *, name: str, gpu: int | None = None) -> Model:
-    """The one model of a stock repository.
+    """The one model of a stock repository, for a `backend` of `STOCK`; `gpu`: None is the CPU, of ONNX Runtime.
 
-    Args:
-        bundle: with the fused graph, and for TensorRT with plans of it.
-        backend: one of `STOCK`.
-        name: of the model.
-        gpu: which GPU computes; None: the CPU (of ONNX Runtime).
-
-    Raises `UsageError` on a bundle that has not what this needs.
+    Raises `UsageError` on a bundle without the fused graph, and for TensorRT without plans of it.
     """
     check_name(name)
     if GRAPH not in bundle.graphs:

@@ -17,10 +17,10 @@ from engines.sizing.devices import CPU, find
 from engines.sizing.estimate import Estimate
 from engines.sizing.memory import memory
 from engines.sizing.models import official
-from engines.sizing.quantised import FLOATS, Quantisation, layer_names, of_level, weights_by_way
+from engines.sizing.quantised import FLOATS, Quantisation, layer_names, weights_by_way
 from engines.sizing.roofline import COMPUTE, Work, bound
 from engines.sizing.workload import Workload
-from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC
+from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC, assign
 from tests.bundles import shared_bundle
 
 D16 = official("d16")
@@ -65,7 +65,7 @@ def base(request):
 def test_weights_are_those_of_quantised_graphs(base, graph, level):
     """To the byte: what quantising takes off the constants of a graph is what an estimate takes off."""
     target, bundle = base
-    quantisation = of_level(bundle.config, target, level)
+    quantisation = Quantisation(target, assign(layer_names(bundle.config), target, level))
     model = ir.load(bundle.graph_path(graph))
     before, layers = constants(model), find_layers(model, graph)
     quantize(model, layers, quantisation.ways, calibrated(layers), target, Ranges(method="minmax"))

@@ -84,8 +84,8 @@ def test_every_compute_capability_that_we_name_is_one_of_tensorrt_rtx():
 )
 def test_batches(text, images, rows, written):
     batch = BatchRange.parse(text)
-    assert (batch.images, batch.rows, str(batch)) == (images, rows, written)
-    assert batch.fixed().images == (images[1],) * 3
+    assert (*batch.of("step"), str(batch)) == (images, rows, written)
+    assert batch.of("fused") == ((images[1],) * 3, (2 * images[1],) * 3)
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:3:4", "-1", "1.5", "1:x:3", ":::", "1::3"])
