@@ -49,15 +49,10 @@ def build_plans(
 ) -> BuiltPlans:
     """Build the plans of every graph of the bundle at `path`, or find them there already.
 
-    Args:
-        path: the bundle; it stays as it is until all plans are built.
-        target: `tensorrt` or `tensorrt-rtx`.
-        options: what a user decides.
-        device: the GPU to build for; TensorRT-RTX needs none where `options` name compute capabilities.
-        progress: see `Progress`.
+    The bundle stays as it is until all are built. `target` is `tensorrt` or `tensorrt-rtx`, which needs no GPU, and so
+    no `device`, where `options` name compute capabilities.
 
     Raises `BundleError`, `UsageError`, `BackendError`; KeyboardInterrupt on Ctrl-C, leaving the bundle as it was.
-
     """
     options.check_for(target)
     library = libraries.load(target)
