@@ -39,8 +39,8 @@ Call = Callable[[Any, Mapping[str, Array], Mapping[str, str]], Any]
 class Forwarder:
     """Requests on their way.
 
-    `call` runs the streaming model: a request, its full inputs and parameters -> its last response. `workers` of them at
-    once: more than the streaming model takes, so that it is the one that refuses.
+    `call` runs the streaming model: a request, its full inputs and parameters -> its last response. `workers` of them
+    at once: more than the streaming model takes, so that it is the one that refuses.
     """
 
     def __init__(self, bundle: Manifest, flags: CancelFlags, call: Call, *, workers: int) -> None:
