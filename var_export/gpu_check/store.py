@@ -36,8 +36,9 @@ class Record(Outcome):
         return DONE if self.result.get("passed", True) else MISSED
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; `from_dict` is the inverse."""
-        return {"name": self.step.name, "status": self.status, **asdict(self)}
+        """Plain JSON types, what was done before what came of it; `from_dict` is the inverse."""
+        done = {name: getattr(self, name) for name in ("step", "key", "started", "seconds")}
+        return {"name": self.step.name, "status": self.status, **done, **asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Record:

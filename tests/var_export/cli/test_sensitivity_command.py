@@ -113,7 +113,8 @@ def test_max_loss_chooses_the_layers(call, base):
     document = json.loads(out)
     check = document["checks"]["stepwise"]
     assert check["total"]["kl"] <= 1e-4
-    assert check["image_psnr"] >= 33
+    # None: the same pixels, where convolutions in INT8 save no time, as without VNNI.
+    assert check["image_psnr"] is None or check["image_psnr"] >= 33
     layers = Bundle.open(out_dir).provenance["quantisation"]["layers"]
     ways = {name: way for name, way in layers.items() if name.startswith(("step/blocks", "decode"))}
     assert FLOAT in ways.values()
