@@ -104,6 +104,11 @@ def test_the_page(call, base):
 
 
 def test_max_loss_chooses_the_layers(call, base):
+    file = base.parent / TABLE
+    table = json.loads(file.read_text())
+    for effect in table["effects"]:  # which layers save time, and how much, is the processor's and the moment's
+        effect["saved"] = 1.0
+    file.write_text(json.dumps(table))
     out_dir = base.parent / "chosen"
     code, out, err = call(
         "build", base, "--precision", "int8", "--max-loss", "kl=1e-4", "--max-loss", "psnr=33", "--samples", 4,
@@ -113,8 +118,7 @@ def test_max_loss_chooses_the_layers(call, base):
     document = json.loads(out)
     check = document["checks"]["stepwise"]
     assert check["total"]["kl"] <= 1e-4
-    # None: the same pixels, where convolutions in INT8 save no time, as without VNNI.
-    assert check["image_psnr"] is None or check["image_psnr"] >= 33
+    assert check["image_psnr"] >= 33
     layers = Bundle.open(out_dir).provenance["quantisation"]["layers"]
     ways = {name: way for name, way in layers.items() if name.startswith(("step/blocks", "decode"))}
     assert FLOAT in ways.values()
