@@ -37,7 +37,7 @@ class Effect:
     role: str
     way: str
     saved: float
-    """Of one guided image: seconds, or multiply-adds that become INT8 where time cannot be measured."""
+    """What this saves for one guided image: seconds, or multiply-adds in INT8 where time cannot be measured."""
     kl: float = 0.0
     """KL(reference || engine), nats, mean over tokens."""
     top1: float = 1.0

@@ -36,7 +36,7 @@ def input_shapes(layer: Layer, config: ModelConfig, guided: bool = True) -> list
 
 
 def multiply_adds(layer: Layer, config: ModelConfig) -> float:
-    """Of one guided image."""
+    """Multiplications that `layer` takes for one guided image, each with its addition."""
     weight, shape = layer.weight.const_value, layer.node.outputs[0].shape
     assert weight is not None and shape is not None
     inputs = input_shapes(layer, config)
@@ -54,7 +54,7 @@ class Stopwatch:
         self._known: dict[tuple[Any, ...], float] = {}
 
     def seconds(self, layer: Layer, way: str) -> float:
-        """Of one guided image, over all scales."""
+        """What `layer`, computed in one `way`, takes for one guided image, over all scales."""
         shapes = input_shapes(layer, self._config)
         options = tuple((name, str(value.value)) for name, value in sorted(layer.node.attributes.items()))
         weight = layer.weight.const_value

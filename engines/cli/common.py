@@ -90,7 +90,7 @@ def option(*flags: str, **settings: Any) -> Any:
 
 
 def filled_by(decorator: Callable[[Any], Any]) -> Any:
-    """The same with any decorator that gives a command the argument which is called like the field."""
+    """A field of the dataclass of an `option_group` that a ready decorator fills, by an argument of the same name."""
     return field(metadata={"decorator": decorator})
 
 

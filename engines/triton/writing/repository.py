@@ -124,7 +124,7 @@ def check_name(name: str) -> None:
 
 
 def _files_of_runtime(pattern: str) -> dict[str, Path]:
-    """Of the runtime's own source, so that the server needs no more than numpy and a runtime."""
+    """Copies of the runtime's own source files, so that the server needs no more than numpy and a runtime."""
     root = Path(engines.__file__).parent
     left_out = [root / place for place in _LEFT_OUT]
     files = [file for file in sorted(root.rglob(pattern)) if not any(map(file.is_relative_to, left_out))]

@@ -1,8 +1,9 @@
 """What the tests of plans share: a model that is quickly described, and looks into a bundle."""
 
+import functools
 import json
 
-import pytest
+import support
 from support import tiny_config
 
 from engines.errors import BundleError
@@ -29,12 +30,4 @@ def files(path):
     return sorted(str(file.relative_to(path.parent)) for file in path.parent.rglob("*"))
 
 
-def refused(run, *words, kind=BundleError):
-    """The message with which `run` fails; it is one line and says these words."""
-    with pytest.raises(kind) as caught:
-        run()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
+refused = functools.partial(support.refused, kind=BundleError)

@@ -10,7 +10,7 @@ from engines.errors import BundleError
 
 
 def plain(manifest):
-    """Its document as a file would give it back."""
+    """The document of a manifest, as a JSON file would give it back."""
     return json.loads(json.dumps(manifest.to_dict()))
 
 

@@ -5,6 +5,8 @@ code and the editing notebook's variant with `more_smooth=True` on the demo chec
 `-log(-log(engines.spec.uniforms.noise))`; no entry that weighs most in it is closer than 7e-3 to the next.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support import DATA
@@ -20,6 +22,10 @@ pytestmark = pytest.mark.slow
 
 CASES = ("plain", "default", "whole", "edit")
 CLASSES, SEEDS = [88, 3, 150], [4, 5, 6]
+# Share of values that round to the other side. The official numbers were made with AVX-512; kernels without it add in
+# another order (measured with AVX2: 0.144 %).
+CPU_INFO = Path("/proc/cpuinfo")
+ONE_LEVEL_OFF = 1e-3 if CPU_INFO.exists() and "avx512f" in CPU_INFO.read_text() else 2e-3
 LOWER_HALF = boxes_to_grid([(0.0, 0.5, 1.0, 1.0)], 8)
 
 
@@ -69,7 +75,7 @@ def test_images_are_the_official_ones(form, name, official, request):
     np.testing.assert_array_equal(drawn.tokens[kept], wanted["own"][kept] if kept.any() else [])
     off_by = np.abs(drawn.images.astype(int) - wanted["image"])
     assert off_by.max() <= 1
-    assert (off_by > 0).mean() < 5e-3  # measured: at most 0.1 % with AVX-512, 0.14 % without
+    assert (off_by > 0).mean() < ONE_LEVEL_OFF
 
 
 def test_the_schedule_is_the_official_one():

@@ -91,7 +91,6 @@ def test_ranges_are_symmetric(built):
         assert not [node for node in model.graph.node if node.domain]
 
 
-@pytest.mark.parametrize("built", [2], indirect=True)  # the default level; of the other, NVIDIA's parser has judged
 def test_the_builder_takes_every_graph(built, rtx, demo_both_bundle, tmp_path):
     path = copy_bundle(built.bundle.path, tmp_path / "bundle")
     plans = build_plans(path, "tensorrt-rtx", OPTIONS).plans

@@ -1,9 +1,11 @@
 """What `build_plans` tells TensorRT, on an emulated one, and what it says meanwhile."""
 
+import functools
 import logging
 from pathlib import Path
 
 import pytest
+import support
 from support import tiny_config
 
 from engines.backends.tensorrt.build import build_plans
@@ -29,14 +31,7 @@ def machine(emulate):
     return lambda **options: emulate(model=(CONFIG, "fp16"), empty=True, **options)
 
 
-def refused(run, *words, kind=UsageError):
-    with pytest.raises(kind) as caught:
-        run()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
+refused = functools.partial(support.refused, kind=UsageError)
 
 
 # --- the configuration of the builder -----------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """What a user may decide about a build, what is refused, and what arrives at the builder."""
 
+import functools
 import gc
 import weakref
 from pathlib import Path
 
 import pytest
+import support
 
 from engines.backends.tensorrt.library import load
 from engines.backends.tensorrt.options import PlanOptions, apply_extra, read_options
@@ -12,14 +14,7 @@ from engines.backends.tensorrt.profiles import BatchRange
 from engines.errors import UsageError
 from tests.emulation import HostCuda, HostTensorRT
 
-
-def refused(run, *words):
-    with pytest.raises(UsageError) as caught:
-        run()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
+refused = functools.partial(support.refused, kind=UsageError)
 
 
 # --- single values ------------------------------------------------------------------------------------------------
