@@ -28,7 +28,7 @@ FIGURES = _NO_FIGURE
 FLOAT_BUNDLE = (
     *_NO_BYTE,
     # Check the finished engines.
-    *("calib/judge", "engines/draw", "engines/fidelity", "engines/backends"),
+    *("calib/judge", "engines/draw", "engines/fidelity", "engines/judging", "engines/backends"),
     # Are of INT8 alone.
     *("calib/choose", "calib/observe", "calib/rewrite", "calib/calibration", "calib/quantise", "calib/statistics"),
 )

@@ -24,7 +24,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
-from engines.fidelity.reports import Report
+from engines.judging.reports import Report
 from engines.progress import Progress, silent
 from engines.spec import choices, contract, policy
 from engines.storage import digest_of

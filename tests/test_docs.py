@@ -18,8 +18,8 @@ from support import clean_checkout, copy_bundle
 
 from engines.cli.run import main as var_run
 from engines.cli.run import run
-from engines.fidelity.thresholds import THRESHOLDS, Thresholds
 from engines.files.images import read_png_text
+from engines.judging.thresholds import THRESHOLDS, Thresholds
 from engines.spec import contract
 from var_export.cli.main import group
 

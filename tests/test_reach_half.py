@@ -10,7 +10,7 @@ from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import verify
-from engines.fidelity.reports import Report
+from engines.judging.reports import Report
 from var_export.checkpoint.load import demo_checkpoint
 from var_export.golden import run_reference
 

@@ -11,7 +11,7 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError
 from engines.fidelity.checks import verify
-from engines.fidelity.reports import Report
+from engines.judging.reports import Report
 
 
 @dataclass(frozen=True)

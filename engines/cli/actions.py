@@ -22,9 +22,9 @@ from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.request import check_tokens, make_request
 from engines.draw.results import ImageSource
 from engines.errors import UsageError
-from engines.fidelity.similarity import psnr
 from engines.files.images import load_square
 from engines.files.jobs import ImageJob, Item, Made, hash_of, make_job
+from engines.judging.similarity import psnr
 from engines.spec.choices import ONNXRUNTIME
 from engines.spec.sampling import OPTIONS
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import Result, ScaleView
-from engines.fidelity.reports import Agreement, Report, mean_agreement
-from engines.fidelity.similarity import psnr, ssim
+from engines.judging.agreement import Agreement, agreement, mean_agreement
+from engines.judging.reports import Report
+from engines.judging.similarity import psnr, ssim
 from engines.spec.choices import STEPWISE
 from engines.spec.golden_run import MIXED_SCALE, SMOOTH_CHECK
 from engines.spec.sampling import RECOMMENDED
@@ -153,7 +154,7 @@ class _LogitComparison:
         here = self._config.scale_slice(view.scale)
         names = ("top_index", "top_logit", "log_sum_exp")
         reference = {name: self.golden[name][view.images, here] for name in names}
-        self._parts[view.scale].append(_agreement(reference, view.read_logits()))
+        self._parts[view.scale].append(agreement(reference, view.read_logits()))
 
     def scales(self, drawn_alike: NDArray[np.bool_] | None = None) -> list[Agreement]:
         """One agreement per scale; with its share of draws alike where they are given, (B, T)."""
@@ -170,33 +171,3 @@ def reconstruction_loss(pipeline: Pipeline, golden: Mapping[str, Array], encoded
     if np.array_equal(encoded, wanted):
         return 0.0
     return psnr(pipeline.decode(wanted), golden["image"]) - psnr(pipeline.decode(encoded), golden["image"])
-
-
-def _agreement(reference: Mapping[str, Array], logits: Array) -> Agreement:
-    """Reference arrays (B, L, ...) of one scale, engine logits (B, L, V)."""
-    index = reference["top_index"].astype(np.int64)
-    wanted = reference["top_logit"].astype(np.float64)
-    got = np.take_along_axis(logits, index, axis=-1).astype(np.float64)
-    log_p = wanted - reference["log_sum_exp"].astype(np.float64)[..., None]
-    log_q = got - _log_sum_exp(logits)[..., None]
-    p, q = np.exp(log_p), np.exp(log_q)
-    kl = (p * (log_p - log_q)).sum(-1)
-    if index.shape[-1] < logits.shape[-1]:  # the tail
-        rest_p, rest_q = (np.clip(1 - x.sum(-1), 1e-12, 1) for x in (p, q))
-        kl = kl + rest_p * np.log(rest_p / rest_q)
-    a, b = wanted - wanted.mean(-1, keepdims=True), got - got.mean(-1, keepdims=True)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = (a * b).sum(-1) / np.where(norms == 0, 1, norms)
-    return Agreement(
-        tokens=kl.size,
-        max_abs=float(np.abs(wanted - got).max()),
-        cosine=float(cosine.mean()),
-        kl=float(kl.mean()),
-        top1=float((logits.argmax(-1) == index[..., 0]).mean()),
-    )
-
-
-def _log_sum_exp(logits: Array) -> NDArray[np.float64]:
-    high = logits.max(-1, keepdims=True).astype(np.float64)
-    total: NDArray[np.float64] = np.log(np.exp(logits - high).sum(-1)) + high[..., 0]
-    return total

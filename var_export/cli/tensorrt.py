@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engines.backends.tensorrt.build import BuiltPlans
     from engines.backends.tensorrt.options import PlanOptions
     from engines.bundle.plans import PlanSet
-    from engines.fidelity.reports import Report
+    from engines.judging.reports import Report
     from engines.progress import Progress
 
 

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from calib.judge.attribution import Blame
     from engines.bundle.bundle import Bundle
     from engines.fidelity.checks import Runs
-    from engines.fidelity.reports import Agreement, Report
+    from engines.judging.agreement import Agreement
+    from engines.judging.reports import Report
     from engines.progress import Progress
     from var_export.model.reference import Reference
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from engines.fidelity.figures import KINDS, judged_figures
+from engines.judging.figures import KINDS, judged_figures
 from engines.machine import Machine
 from var_export.gpu_check.cases import RIVALS, CheckStep
 

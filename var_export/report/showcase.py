@@ -12,7 +12,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.labels import ClassNames
 from engines.errors import UsageError
 from engines.fidelity.checks import Runs
-from engines.fidelity.similarity import psnr
+from engines.judging.similarity import psnr
 from engines.words import counted, guidance
 from var_export.report.pictures import BUDGET, FINE, amplification, amplified, difference, encode
 from var_export.report.words import decibels, number, percent

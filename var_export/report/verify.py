@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from engines.bundle.bundle import Bundle
 from engines.fidelity.checks import Runs
-from engines.fidelity.figures import AT_LEAST, AT_MOST, PSNR, SHARE, JudgedFigure
-from engines.fidelity.reports import Report
-from engines.fidelity.thresholds import THRESHOLDS
+from engines.judging.figures import AT_LEAST, AT_MOST, PSNR, SHARE, JudgedFigure
+from engines.judging.reports import Report
+from engines.judging.thresholds import THRESHOLDS
 from engines.machine import Machine
 from engines.words import counted
 from var_export.report.charts import bars, bars_height, curves, drawn, near_the_top

@@ -20,8 +20,8 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, CheckFailedError
 from engines.fidelity.checks import verify
-from engines.fidelity.similarity import psnr
-from engines.fidelity.thresholds import THRESHOLDS, Thresholds
+from engines.judging.similarity import psnr
+from engines.judging.thresholds import THRESHOLDS, Thresholds
 from tests.bundles import shared_bundle
 from var_export.build import make_graph
 from var_export.graphs.precision import PRECISIONS

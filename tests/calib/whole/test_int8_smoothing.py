@@ -7,7 +7,7 @@ from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.fidelity.similarity import psnr
+from engines.judging.similarity import psnr
 from tests.bundles import shared_bundle
 
 

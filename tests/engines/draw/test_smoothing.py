@@ -15,7 +15,7 @@ from engines.draw.mask import boxes_to_grid, kept_tokens
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
 from engines.fidelity.checks import verify
-from engines.fidelity.similarity import psnr
+from engines.judging.similarity import psnr
 from engines.spec.config import ModelConfig, mixing
 
 pytestmark = pytest.mark.slow

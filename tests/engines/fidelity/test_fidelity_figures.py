@@ -13,10 +13,10 @@ from engines.draw.pipeline import Pipeline
 from engines.draw.results import ScaleView
 from engines.errors import VarExportError
 from engines.fidelity.checks import verify
-from engines.fidelity.figures import KINDS, judged_figures
-from engines.fidelity.reports import Report
-from engines.fidelity.similarity import psnr, ssim
-from engines.fidelity.thresholds import THRESHOLDS, Thresholds
+from engines.judging.figures import KINDS, judged_figures
+from engines.judging.reports import Report
+from engines.judging.similarity import psnr, ssim
+from engines.judging.thresholds import THRESHOLDS, Thresholds
 from tests.bundles import shared_bundle
 
 # --- whole bundles --------------------------------------------------------------------------------------------------

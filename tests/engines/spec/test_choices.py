@@ -12,7 +12,7 @@ from calib.statistics import Statistics
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.library import FLAVOURS
 from engines.backends.tensorrt.options import COMPATIBILITY_LEVELS
-from engines.fidelity.thresholds import THRESHOLDS
+from engines.judging.thresholds import THRESHOLDS
 from engines.sizing.cost import BYTES
 from engines.sizing.models import official
 from engines.sizing.workload import Workload

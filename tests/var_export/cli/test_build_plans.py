@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity import thresholds
+from engines.judging import thresholds
 from engines.spec.choices import PLAN_TARGETS
 
 STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 500.0, 0)

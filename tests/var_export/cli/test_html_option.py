@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.fidelity.thresholds import THRESHOLDS, Thresholds
+from engines.judging.thresholds import THRESHOLDS, Thresholds
 from var_export.cli.common import PAGE_SUFFIXES
 
 NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)

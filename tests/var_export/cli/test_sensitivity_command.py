@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity import thresholds
+from engines.judging import thresholds
 from engines.spec.policy import FLOAT
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engines.bundle.manifest import WEIGHTS
-from engines.fidelity.figures import KINDS, SMOOTHING
+from engines.judging.figures import KINDS, SMOOTHING
 
 
 def spoil(path):

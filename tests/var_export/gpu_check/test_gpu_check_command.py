@@ -6,7 +6,7 @@ import re
 import pytest
 
 from engines.errors import OutOfMemoryError
-from engines.fidelity import thresholds
+from engines.judging import thresholds
 from tests.emulation import HostCuda
 from var_export.gpu_check import cases, hardware, report
 

@@ -9,8 +9,8 @@ import torch
 from support import demo_reference, eager, settings
 
 from engines.draw.batch import Rows
-from engines.fidelity.similarity import psnr
-from engines.fidelity.thresholds import THRESHOLDS
+from engines.judging.similarity import psnr
+from engines.judging.thresholds import THRESHOLDS
 from engines.spec import contract
 from engines.spec.config import phi_index
 from engines.spec.uniforms import uniforms

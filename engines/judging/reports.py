@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from engines.fidelity.figures import KINDS, JudgedFigure, judged_figures
-from engines.fidelity.thresholds import THRESHOLDS
+from engines.judging.agreement import Agreement, mean_agreement
+from engines.judging.figures import KINDS, JudgedFigure, judged_figures
+from engines.judging.thresholds import THRESHOLDS
 from engines.spec.contract import PARTS
-
-
-@dataclass
-class Agreement:
-    """How an engine's logits compare with the reference's, over some tokens."""
-
-    tokens: int
-    max_abs: float
-    """Largest difference among the reference's top logits."""
-    cosine: float
-    """Cosine of the reference's top logits with the engine's, each centred, mean over tokens."""
-    kl: float
-    """KL(reference || engine) in nats, mean over tokens; the tail beyond the top logits counts as one event."""
-    top1: float
-    """Share of tokens whose most likely entry is the same."""
-    draws: float = math.nan
-    """Share of tokens drawn alike from the same uniform numbers."""
-
-
-def mean_agreement(parts: Sequence[Agreement]) -> Agreement:
-    """Several sets of tokens as one: means by their number, the largest of the errors."""
-    weights = np.array([part.tokens for part in parts], np.float64)
-    means = {
-        name: float(np.average([getattr(part, name) for part in parts], weights=weights))
-        for name in ("cosine", "kl", "top1", "draws")
-    }
-    return Agreement(tokens=int(weights.sum()), max_abs=float(np.max([part.max_abs for part in parts])), **means)
 
 
 @dataclass(frozen=True, kw_only=True)
