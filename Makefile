@@ -31,16 +31,18 @@ test-quick: $(VENV)/.test
 	VAR_EXPORT_TEST_BUNDLES_AS_KEPT=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # The tests of what runs on a device, with the Python of one and without torch: make test-runtime PYTHON=python3.10
-# NUMPY=1.26.4 installs that one. Bundles that only torch makes come from `make test-bundles`; without them, the tests
-# that need one are skipped, and pytest says how many.
+# NUMPY=1.26.4 ONNXRUNTIME=1.23.2 installs those. Bundles that only torch makes come from `make test-bundles`; without
+# them, the tests that need one are skipped, and pytest says how many.
 NUMPY ?=
-RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')$(addprefix -numpy,$(NUMPY))
+ONNXRUNTIME ?=
+RUNTIME = $(VENV)-runtime-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')$(addprefix -numpy,$(NUMPY))$(addprefix -onnxruntime,$(ONNXRUNTIME))
 RUNTIME_PIP = $(subst $(BIN),$(RUNTIME)/bin,$(PIP))
 
 test-runtime:
 	$(PYTHON) -m venv $(RUNTIME)
 	$(RUNTIME_PIP) --upgrade "pip>=25.1"
-	$(RUNTIME_PIP) --editable ".[cpu,int8,jetson]" --group test-runtime $(addprefix numpy==,$(NUMPY))
+	$(RUNTIME_PIP) --editable ".[cpu,int8,jetson]" --group test-runtime \
+		$(addprefix numpy==,$(NUMPY)) $(addprefix onnxruntime==,$(ONNXRUNTIME))
 	$(RUNTIME)/bin/python -m pytest $(SIDE_BY_SIDE) tests/engines tests/calib \
 		tests/test_isolation.py tests/test_minimal_install.py
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ INSTALL_CUDA = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 INSTALL_RTX = "pip install onnxruntime-ep-nv-tensorrt-rtx"
 
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
+"""The variable that versions from 1.29 on read when their library is loaded. Without it they write a device id and a
+queue of events, with names and paths of models, below HOME, look up the host that takes them, and warn where HOME
+cannot be written. Versions without telemetry do not know it."""
 CUDNN = "libcudnn.so.9"  # of every onnxruntime-gpu from 1.19 to 1.31
 
 _NO_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "alloc_failed")
@@ -28,7 +33,11 @@ _SOURCE = re.compile(r"/\S+\.\w+:\d+ [^(\[]*\([^)]*\)(?: \[with [^\]]*\])? ?")  
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module. Raises `BackendError` where none is installed."""
+    """The onnxruntime module, without its telemetry unless the process's environment already decides about that.
+
+    The one place that imports it. Raises `BackendError` where none is installed.
+    """
+    os.environ.setdefault(*NO_TELEMETRY)
     try:
         import onnxruntime
     except ImportError as error:
