@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ from tests.support import demo_checkpoint, need_torch, tiny_checkpoint, tiny_con
 
 def _tiny():
     return tiny_checkpoint(tiny_config(patch_nums=(1, 2, 3, 4)))
+
+
+def _unbiased():
+    """As the official code leaves a VQ-VAE before it is trained; here no layer of the transformer has a bias either."""
+    checkpoint = tiny_checkpoint(tiny_config("unbiased"))
+    states = {
+        field: {name: value * 0 if name.endswith("bias") else value for name, value in getattr(checkpoint, field).items()}
+        for field in ("var_state", "vae_state")
+    }
+    return replace(checkpoint, **states)
 
 
 # The longest first.
@@ -44,6 +55,8 @@ SHARED = {
         ),
         {"precision": "fp32"},
     ),
+    # The exporter drops biases that are zero.
+    "tiny-unbiased": (_unbiased, {"precision": "fp32"}),
     # The scales of 512 px models; the seed of the recorded edits.
     "tiny-512": (
         lambda: tiny_checkpoint(

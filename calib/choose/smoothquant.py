@@ -97,6 +97,8 @@ def _divide_values(qkv: Layer, factors: NDArray[np.float32]) -> None:
     weight[:, 2 * width :] /= factors
     _replace(qkv.weight, weight)
     bias = qkv.bias_vector
+    if bias is None:
+        return
     values = np.array(read_weight(bias), np.float32)
     values[2 * width :] /= factors
     _replace(bias, values)

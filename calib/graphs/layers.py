@@ -63,10 +63,11 @@ class Layer:
         return None
 
     @property
-    def bias_vector(self) -> ir.Value:
-        """The constant (N,) that `bias` adds; only where there is one."""
-        assert self.bias is not None, f"{self.name} has no bias"
-        return next(value for value in self.bias.inputs if value is not None and value.const_value is not None)
+    def bias_vector(self) -> ir.Value | None:
+        """The constant (N,) that is added to the product; None where there is none: the exporter drops zeros."""
+        node = self.node if self.is_conv else self.bias
+        added = () if node is None else node.inputs[2:] if self.is_conv else node.inputs
+        return next((value for value in added if value is not None and value.const_value is not None), None)
 
 
 def constant(name: str, array: NDArray[Any]) -> ir.Value:

@@ -59,7 +59,7 @@ class Stopwatch:
         options = tuple((name, str(value.value)) for name, value in sorted(layer.node.attributes.items()))
         weight = layer.weight.const_value
         assert weight is not None
-        key = (way, layer.node.op_type, weight.shape.numpy(), layer.bias is None, options, *shapes)
+        key = (way, layer.node.op_type, weight.shape.numpy(), layer.bias_vector is None, options, *shapes)
         if key not in self._known:
             self._known[key] = self._time(layer, way, shapes)
         return self._known[key]
@@ -100,7 +100,7 @@ def _alone(layer: Layer) -> tuple[ir.Model, Layer]:
 
     inputs = [x, *(None if value is None else copied(value) for value in layer.node.inputs[1:])]
     nodes = [ir.node(layer.node.op_type, inputs, {n: a.value for n, a in layer.node.attributes.items()})]
-    if layer.bias is not None:
+    if layer.bias is not None and layer.bias_vector is not None:
         nodes.append(ir.node("Add", [nodes[0].outputs[0], copied(layer.bias_vector)]))
     for number, node in enumerate(nodes):
         out = node.outputs[0]

@@ -144,7 +144,7 @@ class _Rewriter:
         if self._symmetric:
             return
         if layer.is_conv:
-            self._integer_bias(node, 2, node.inputs[2], scale * scales)
+            self._integer_bias(node, layer.bias_vector, scale * scales)
             self._quantized_output(layer)
         else:
             self._gemm(layer, scale * scales)
@@ -192,7 +192,8 @@ class _Rewriter:
         dq = self.node("DequantizeLinear", [q.outputs[0], scale_value, zero_value], value, f"{name}.dequantized")
         return [q, dq], np.float32(scale)
 
-    def _integer_bias(self, node: ir.Node, at: int, bias: ir.Value | None, scales: NDArray[np.float32]) -> None:
+    def _integer_bias(self, node: ir.Node, bias: ir.Value | None, scales: NDArray[np.float32]) -> None:
+        """The third input of a Conv or a Gemm that has one as int32, in steps of its products."""
         if bias is None:
             return
         scales = scales.astype(np.float32)
@@ -200,7 +201,7 @@ class _Rewriter:
         array = array.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
         dequantized = self._dequantized(bias.name or "", array, scales, 0, bias)
         self._graph.insert_before(node, dequantized)
-        node.replace_input_with(at, dequantized.outputs[0])
+        node.replace_input_with(2, dequantized.outputs[0])
 
     def _quantized_output(self, layer: Layer) -> None:
         value = layer.node.outputs[0]
@@ -214,17 +215,17 @@ class _Rewriter:
 
     def _gemm(self, layer: Layer, scales: NDArray[np.float32]) -> None:
         """MatMul and Add as Gemm: ONNX Runtime makes one of them anyway, before it looks for integer kernels."""
-        node, add = layer.node, layer.bias
-        shape = layer.input.shape
-        if add is None or shape is None or len(shape) != 2:
+        node, bias, shape = layer.node, layer.bias_vector, layer.input.shape
+        if shape is None or len(shape) != 2:
             return
-        bias = layer.bias_vector
-        out = add.outputs[0]
-        gemm = self.node("Gemm", [node.inputs[0], node.inputs[1], bias], out, f"{layer.name}.gemm")
-        self._graph.insert_before(add, gemm)
-        self._integer_bias(gemm, 2, bias, scales)
-        self._replace(add, gemm)
-        self._graph.remove(node, safe=True)
+        last = layer.bias or node
+        inputs = [node.inputs[0], node.inputs[1], *([] if bias is None else [bias])]
+        gemm = self.node("Gemm", inputs, last.outputs[0], f"{layer.name}.gemm")
+        self._graph.insert_before(last, gemm)
+        self._integer_bias(gemm, bias, scales)
+        self._replace(last, gemm)
+        if last is not node:
+            self._graph.remove(node, safe=True)
 
     def per_token(self, layer: Layer) -> None:
         node, weight, out, shape = layer.node, layer.weight, layer.node.outputs[0], layer.input.shape
@@ -265,15 +266,15 @@ class _Rewriter:
         return [*nodes, q, dq], dq.outputs[0], scale
 
     def per_block(self, layer: Layer) -> None:
-        node, add, weight = layer.node, layer.bias, layer.weight
+        node, weight, bias = layer.node, layer.weight, layer.bias_vector
         K, N = read_weight(weight).shape
         array, scales = quantize_blocks(read_weight(weight))
-        last = node if add is None else add
+        last = layer.bias or node
         inputs: list[ir.Value | None] = [
             layer.input,
             self.constant(f"{weight.name}.blocks", array),
             self.constant(f"{weight.name}.block_scales", scales),
-            *([] if add is None else [None, None, layer.bias_vector]),
+            *([] if bias is None else [None, None, bias]),
         ]
         product = self.node(
             "MatMulNBits", inputs, last.outputs[0], f"{layer.name}.product", domain=CONTRIB,

@@ -36,18 +36,21 @@ def model_of(nodes, inputs, outputs, constants):
     return onnx.shape_inference.infer_shapes(model)
 
 
-def linear(K=64, N=48, seed=0, role="fc1"):
+def linear(K=64, N=48, seed=0, role="fc1", biased=True):
     weight, bias = f"blocks.0.{role}.weight", f"blocks.0.{role}.bias"
-    nodes = [helper.make_node("MatMul", ["x", weight], ["h"]), helper.make_node("Add", ["h", bias], ["y"])]
-    constants = {weight: random(K, N, seed=seed), bias: random(N, seed=seed + 1)}
+    nodes = [helper.make_node("MatMul", ["x", weight], ["h" if biased else "y"])]
+    constants = {weight: random(K, N, seed=seed)}
+    if biased:
+        nodes.append(helper.make_node("Add", ["h", bias], ["y"]))
+        constants[bias] = random(N, seed=seed + 1)
     return model_of(nodes, {"x": ["M", K]}, {"y": ["M", N]}, constants)
 
 
-def convolution(channels=16, seed=0):
+def convolution(channels=16, seed=0, biased=True):
     """Two of them, so that what lies between is 8 bits wide, and something else behind."""
     nodes = [
-        helper.make_node("Conv", ["x", "a.weight", "a.bias"], ["h"], pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["h", "b.weight", "b.bias"], ["z"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["x", "a.weight", "a.bias"][: 2 + biased], ["h"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["h", "b.weight", "b.bias"][: 2 + biased], ["z"], pads=[1, 1, 1, 1]),
         helper.make_node("Tanh", ["z"], ["y"]),
     ]
     constants = {
@@ -419,6 +422,34 @@ def test_the_method_of_ranges_counts():
     assert scales["minmax"] == pytest.approx((1000 - x.min()) / 255, rel=1e-5)
     assert scales["percentile"] < 0.03
     assert scales["percentile"] < scales["mse"] <= scales["minmax"]
+
+
+# Without a bias
+
+
+@pytest.mark.parametrize(
+    ("make", "way", "target"),
+    [
+        (linear, STATIC, "onnxruntime"),
+        (linear, PER_TOKEN, "onnxruntime"),
+        (linear, PER_BLOCK, "onnxruntime"),
+        (convolution, STATIC, "onnxruntime"),
+        (linear, STATIC, "tensorrt"),
+        (convolution, STATIC, "tensorrt"),
+    ],
+)
+def test_layers_need_no_bias(make, way, target, tmp_path):
+    """The exporter drops biases that are zero: all of a VQ-VAE's are before it is trained."""
+    model, graph = make(biased=False), "step" if make is linear else "decode"
+    x = random(32, 64, seed=9) if make is linear else random(4, 16, 8, 8, seed=9)
+    changed = quantized(model, way, x, graph, target)
+    wanted = run(model, x)
+    assert 1e-4 < np.sqrt(np.mean((run(changed, x) - wanted) ** 2) / np.mean(wanted**2)) < 0.03
+    if target == "onnxruntime":
+        product = {STATIC: "QGemm", PER_TOKEN: "QGemm", PER_BLOCK: "MatMulNBits"}[way]
+        ops = optimized_ops(changed, tmp_path)
+        assert ops["QLinearConv" if make is convolution else product] == len(find_layers(ir.from_proto(model), graph))
+        assert not FLOATS - {"DequantizeLinear"} & ops.keys()
 
 
 # For TensorRT
