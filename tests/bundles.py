@@ -32,11 +32,11 @@ def _tiny():
 def _unbiased():
     """As the official code leaves a VQ-VAE before it is trained; here no layer of the transformer has a bias either."""
     checkpoint = tiny_checkpoint(tiny_config("unbiased"))
-    states = {
-        field: {name: value * 0 if name.endswith("bias") else value for name, value in getattr(checkpoint, field).items()}
-        for field in ("var_state", "vae_state")
-    }
-    return replace(checkpoint, **states)
+
+    def zeroed(state):
+        return {name: value * (not name.endswith("bias")) for name, value in state.items()}
+
+    return replace(checkpoint, var_state=zeroed(checkpoint.var_state), vae_state=zeroed(checkpoint.vae_state))
 
 
 # The longest first.

@@ -10,7 +10,7 @@ from calib.judge.variants import Variants
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.bundle.bundle import Bundle
-from engines.spec.contract import DECODER, ENCODER, PART_OF, TRANSFORMER
+from engines.spec.contract import DECODER, ENCODER, PART_OF, PARTS, TRANSFORMER
 from engines.spec.policy import FLOAT, STATIC, assign
 from tests.bundles import shared_bundle
 
@@ -54,7 +54,7 @@ def test_every_layer_can_be_static(base, calibration, layers, target):
     assert calibration.smoothing
     with Variants(base, threads=1) as variants:
         options = Int8Options(target=target, level=3)
-        figures = {part: variants.quantised(part, ways, calibration, options) for part in (TRANSFORMER, DECODER, ENCODER)}
+        figures = {part: variants.quantised(part, ways, calibration, options) for part in PARTS}
     assert figures[TRANSFORMER].total.kl < 2e-2
     assert figures[DECODER].psnr > 25
     assert figures[ENCODER].reconstruction_loss is not None
