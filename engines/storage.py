@@ -98,7 +98,11 @@ def parts(folder: Path, name: str = "*") -> Iterator[Path]:
 
 
 def link_or_copy(file: Path, link: Path) -> None:
-    """The same content under a second name: a hard link, since ONNX Runtime follows no symbolic ones to weights."""
+    """The same content under a second name: a hard link, since ONNX Runtime follows no symbolic ones to weights.
+
+    Of a symbolic link, as all files in the cache of a hub are, what it leads to.
+    """
+    file = file.resolve()
     try:
         os.link(file, link)
     except OSError:  # another file system, or one without hard links

@@ -214,6 +214,18 @@ def copy_bundle(source, target):
     return Path(shutil.copytree(source, target))
 
 
+def as_links(source, root):
+    """A bundle laid out as hub caches do: each file a link into `blobs` beside it, by its content."""
+    blobs, folder = root / "blobs", root / "snapshots" / "main"
+    for made in (blobs, folder):
+        made.mkdir(parents=True)
+    for file in Path(source).iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copyfile(file, blobs / digest)
+        (folder / file.name).symlink_to(Path("../../blobs") / digest)
+    return folder
+
+
 def reseal(folder):
     """Make the manifest fit the files again, as if the bundle had been built so."""
     manifest = json.loads((folder / "manifest.json").read_text())

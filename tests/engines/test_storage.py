@@ -130,6 +130,20 @@ def test_a_second_name_is_a_link_or_a_copy(tmp_path, monkeypatch):
     assert (tmp_path / "c").read_bytes() == b"weights"
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_second_name_of_a_link_is_that_of_what_it_leads_to(linked, tmp_path, monkeypatch):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "a").write_bytes(b"weights")
+    (tmp_path / "b").symlink_to("blobs/a")
+    if not linked:
+        monkeypatch.setattr(os, "link", lambda file, link: (tmp_path / "missing").stat())
+    (tmp_path / "deep").mkdir()
+    link_or_copy(tmp_path / "b", tmp_path / "deep" / "c")
+    assert not (tmp_path / "deep" / "c").is_symlink()
+    assert (tmp_path / "deep" / "c").read_bytes() == b"weights"
+    assert (tmp_path / "blobs" / "a").samefile(tmp_path / "deep" / "c") is linked
+
+
 HOLDER = """
 import sys
 from pathlib import Path

@@ -19,6 +19,7 @@ from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS, unpack_facts
 from engines.triton.writing.pbtxt import Serving, pbtxt
 from engines.triton.writing.repository import MARK, plan_python, write
 from engines.triton.writing.stock import plan_stock
+from tests.support import as_links
 
 demo = Bundle.open(DEMO_BUNDLE)
 
@@ -259,3 +260,15 @@ def test_the_mark_lists_what_was_written(tmp_path):
     assert {*mark["files"], *mark["bundle"]} == set(files(tmp_path / "var_stream")) - {MARK}
     shutil.rmtree(tmp_path / "var")
     write(plan_python(demo, Serving(), embed=False), tmp_path)
+
+
+def test_a_repository_of_a_bundle_of_links_holds_files(demo_both_bundle, tmp_path):
+    linked = Bundle.open(as_links(demo_both_bundle, tmp_path / "hub"))
+    written = write([*plan_python(linked, Serving()), plan_stock(linked, "onnxruntime", name="x")], tmp_path / "models")
+    bundle = written[1] / "bundle"
+    assert {file.name for file in bundle.iterdir()} == {"manifest.json", *linked.files}
+    for file in (*bundle.iterdir(), *(written[2] / "1").iterdir()):
+        assert file.is_file()
+        assert not file.is_symlink()
+        assert file.read_bytes() == (demo_both_bundle / file.name).read_bytes()
+    Bundle.open(bundle)
