@@ -21,7 +21,7 @@ from calib.keys import INT8_BUNDLE, code_digest, versions_of
 from calib.observe.collect import Requests, collect
 from calib.rewrite.integers import rewritten
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Figures
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
 from engines.judging.reports import Report
@@ -112,6 +112,7 @@ def quantize_bundle(
         target=options.target,
         build_key=build_key,
         plans=(),
+        figures={},
         provenance={**base.provenance, "quantisation": _provenance(options, ways, calibration)},
     )
     with BundleWriter(out) as writer:
@@ -122,8 +123,8 @@ def quantize_bundle(
         del models, layers, told
         made = writer.seal(manifest)
         progress("check: engines against the golden run")
-        reports = _checked(made, threads, progress)
-        return Built(writer.publish(), False, reports)
+        reports, figures = _checked(made, threads, progress)
+        return Built(writer.publish(figures), False, reports)
 
 
 def _build_key(base: Bundle, options: Int8Options, calibration: Calibration) -> str:
@@ -159,7 +160,7 @@ def _told(models: Iterable[tuple[str, ir.Model]], progress: Progress) -> Iterato
         yield graph, model
 
 
-def _checked(made: Bundle, threads: int | None, progress: Progress) -> dict[str, Report]:
+def _checked(made: Bundle, threads: int | None, progress: Progress) -> tuple[dict[str, Report], dict[str, Figures]]:
     """The check of a sealed bundle. Raises `CheckFailedError`, with the layers to blame where they can be told."""
     try:
         return check(made, threads)

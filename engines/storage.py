@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,15 @@ ROOT = Path(__file__).parents[1]
 """The folder that holds the packages of this project."""
 
 _PIECE = 1 << 22
+
+
+def cache_folder() -> Path | None:
+    """Where caches of this user live; None for a user without a home, as in some containers: nothing is kept there."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "var-export"
 
 
 @contextmanager
@@ -177,10 +186,15 @@ class Lock:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file in hex, read in pieces. Raises `OSError`."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
+        return sha256_of_pieces(iter(lambda: stream.read(_PIECE), b""))
+
+
+def sha256_of_pieces(pieces: Iterable[bytes]) -> str:
+    """SHA-256 in hex of bytes that come in pieces."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -9,10 +9,12 @@ import pytest
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
 from tests.bundles import shared_bundle
-from tests.kept import changed
+from tests.kept import KEPT, changed
 
 # Fixtures that start another program for seconds: a Triton server, a browser, NVIDIA's builder.
 PROGRAMS = {"needs_triton", "chromium", "rtx"}
+
+os.environ["XDG_CACHE_HOME"] = str(KEPT / "cache")  # verdicts of devices, kernels: not in the home of who tests
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

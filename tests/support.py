@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.bundle.manifest import sealed
 from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
 
 DATA = Path(__file__).parent / "data"
@@ -232,4 +233,9 @@ def reseal(folder):
     for name in manifest["files"]:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder, document):
+    """Put a changed manifest in its place, with the digest that fits it."""
+    (folder / "manifest.json").write_text(json.dumps(sealed(document)))

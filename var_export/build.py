@@ -100,8 +100,8 @@ def build(
         made = writer.seal(manifest)
         how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
         progress(f"check: engines against the golden run{how}")
-        reports = check(made, threads)
-        return Built(writer.publish(), False, reports)
+        reports, figures = check(made, threads)
+        return Built(writer.publish(figures), False, reports)
 
 
 def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from calib.graphs.emulate import emulate
 from calib.graphs.weights import WeightFile
+from calib.graphs.widen import widen
 from engines.backends.onnxruntime.runner import Load, RunnableGraph
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import WEIGHTS
@@ -62,11 +63,10 @@ class ChangedGraphs(ExitStack[None]):
         """
         bundle, file = self._bundle, self._folder / f"{graph}.onnx"
         if model is None and not self._emulated:
-            file = bundle.graph_path(graph)
+            file = bundle.graph_path(graph, cpu=True)
         else:
             model = model or self.model(graph)
-            if self._emulated:
-                emulate(model, bundle.high_precision)
+            (emulate if self._emulated else widen)(model, bundle.high_precision)
             with (self._folder / f"{graph}.bin").open("wb") as stream:
                 WeightFile(stream).store(model, new_only=True)
             ir.save(model, file)

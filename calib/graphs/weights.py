@@ -16,9 +16,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.graphs.layers import read_weight
+from engines.bundle.manifest import ALIGNMENT
 
 INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
-ALIGNMENT = 4096  # a page: a tensor can be mapped by itself
 
 
 class WeightFile:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from calib.graphs.fuse import fuse
 from calib.graphs.weights import WeightFile
-from engines.bundle.manifest import WEIGHTS, Manifest, StoredTensor
+from calib.graphs.widen import widen
+from engines.bundle.manifest import WEIGHTS, Manifest, StoredTensor, graph_file
 from engines.progress import Progress
 from engines.spec.choices import FUSED
 
@@ -42,8 +43,13 @@ def write_graphs(
             made[FUSED] = fuse(manifest.config, manifest.high_precision, made, constants, smooth=manifest.smooth)
             weights.store(made[FUSED])
         stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
+    precision = manifest.precision
     for name in manifest.graphs:
-        file = folder / f"{name}.onnx"
-        ir.save(made[name], file)
-        onnx.checker.check_model(str(file))
+        for cpu in (False, True):
+            file = folder / graph_file(name, precision, cpu=cpu)
+            if cpu:
+                widen(made[name], precision)
+            if not file.exists():
+                ir.save(made[name], file)
+                onnx.checker.check_model(str(file))
     return replace(manifest, constants=stored)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calib.graphs.changed import ChangedGraphs
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import Figures
+from engines.draw.device_check import DRAWING, ENCODING, measure
 from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError
 from engines.fidelity.checks import verify
@@ -24,9 +28,13 @@ class Built:
     """The check of each form against the golden run; empty where a finished bundle was found."""
 
 
-def check(bundle: Bundle, threads: int | None) -> dict[str, Report]:
-    """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic."""
+def check(bundle: Bundle, threads: int | None) -> tuple[dict[str, Report], dict[str, Figures]]:
+    """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic.
+
+    Returns what was found of each form, and which of it the manifest keeps, to hold devices to.
+    """
     reports: dict[str, Report] = {}
+    figures: dict[str, Figures] = {}
     with contextlib.ExitStack() as stack:
         sessions = None
         if bundle.for_gpus:
@@ -35,9 +43,17 @@ def check(bundle: Bundle, threads: int | None) -> dict[str, Report]:
             backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
             with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
                 report = reports[form] = verify(pipeline, bundle.golden)
+                first = measure(pipeline, DRAWING) | measure(pipeline, ENCODING)
+            run = {figure.kind.name: [figure.value] for figure in report.figures()}
+            figures[form] = Figures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
             if not report.passed:
                 failures = "; ".join(report.failures)
                 raise CheckFailedError(
                     f"the exported {form} engines miss the reference: {failures}", report.failed_parts
                 )
-    return reports
+    return reports, figures
+
+
+def _finite(figures: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Without the PSNR of equal pixels, which no JSON document has a number for."""
+    return {name: values for name, values in figures.items() if math.isfinite(sum(values))}

@@ -25,7 +25,7 @@ from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.backends.onnxruntime.runner import Load, RunnableGraph
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.fidelity.checks import logits_agreement, reconstruction_loss
+from engines.draw.rerun import logits_agreement, reconstruction_loss
 from engines.judging.agreement import Agreement, mean_agreement
 from engines.judging.similarity import psnr
 from engines.spec.contract import DECODER, PART_OF, TRANSFORMER

@@ -7,17 +7,20 @@ SHA-256 match the manifest. docs/bundles.md has the format.
 
 from __future__ import annotations
 
+import io
+import re
 import zipfile
 import zlib
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, is_bundle
+from engines.bundle.held import HeldFiles
+from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, graph_file, is_bundle
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
 from engines.errors import BundleError
 from engines.spec import golden_run
@@ -39,9 +42,11 @@ class Bundle(Manifest):
     """The folder."""
     manifest: Manifest
     """The facts alone."""
+    held: HeldFiles
+    """The files that the manifest lists, as they were when the bundle was opened."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        vars(self).update(vars(manifest), path=path, manifest=manifest)  # frozen, like every manifest
+    def __init__(self, path: Path, manifest: Manifest, held: HeldFiles) -> None:
+        vars(self).update(vars(manifest), path=path, manifest=manifest, held=held)  # frozen, like every manifest
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -49,19 +54,50 @@ class Bundle(Manifest):
 
         Raises `BundleError` where anything is missing, damaged, or of another schema.
         """
-        path = Path(path)
-        bundle = cls(path, Manifest.read(path))
-        for name, entry in bundle.files.items():
-            _check_file(path / name, entry, verify)
+        path = _standing(Path(path))
+        while True:  # until no other bundle takes its place meanwhile
+            before, problem = _identity(path), None
+            try:
+                bundle = cls._open(path, verify)
+            except BundleError as error:
+                problem = error
+            if _identity(path) == before:
+                if problem is not None:
+                    raise problem
+                return bundle
+
+    @classmethod
+    def _open(cls, path: Path, verify: bool) -> Bundle:
+        manifest = Manifest.read(path)
+        for name in manifest.files:
+            if not (path / name).is_file():
+                raise BundleError(f"{path / name} is missing; copy the whole folder, or build the bundle again")
+        try:
+            bundle = cls(path, manifest, HeldFiles(path, manifest.files))
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}; copy it again, or build again") from error
+        for name, entry in manifest.files.items():
+            known = partial(bundle.held.sha256, name) if verify else partial(str, entry.sha256)
+            _check(path / name, entry, bundle.held.size(name), known)
         return bundle
 
-    def graph_path(self, graph: str) -> Path:
-        """The ONNX file of a graph. Raises `BundleError` where the bundle was built without it."""
+    def graph_path(self, graph: str, *, cpu: bool = False) -> Path:
+        """The ONNX file of a graph, for a GPU or a `cpu`, for who opens it by its name, as its weights beside it.
+
+        Raises `BundleError` where the bundle has none, or was replaced since it was opened.
+        """
+        name = self.graph_name(graph, cpu=cpu)
+        if not self.held.in_place(name, WEIGHTS):
+            raise BundleError(f"{self.path} was replaced since it was opened; open it again")
+        return self.path / name
+
+    def graph_name(self, graph: str, *, cpu: bool = False) -> str:
+        """The name of a graph's ONNX file, for a GPU or a `cpu`. Raises `BundleError` where the bundle has none."""
         if graph not in self.graphs:
             raise BundleError(
                 f"{self.path} was built with --form {self.form} and has no {graph} graph; use --form both"
             )
-        return self.path / f"{graph}.onnx"
+        return graph_file(graph, self.precision, cpu=cpu)
 
     def plans_for(self, here: Platform, graph: str) -> PlanSet:
         """The newest plan set that runs a graph on this machine. Raises `BundleError` that says why none does."""
@@ -79,7 +115,7 @@ class Bundle(Manifest):
     def plan_problem(self, plan: PlanFile) -> str | None:
         """Why a plan's file cannot be trusted, or None. Hashes the file: call it right before the file is used."""
         try:
-            _check_file(self.path / plan.file, plan, True)
+            _check_file(self.path / plan.file, plan)
         except BundleError as error:
             return str(error)
         return None
@@ -87,7 +123,8 @@ class Bundle(Manifest):
     def constant(self, name: str) -> NDArray[Any]:
         """A constant of the scale loop, mapped from the weight file."""
         entry = self.constants[name]
-        return np.memmap(self.path / WEIGHTS, entry.dtype, "r", entry.offset, entry.shape)
+        count = int(np.prod(entry.shape))
+        return np.frombuffer(self.held.view(WEIGHTS), entry.dtype, count, entry.offset).reshape(entry.shape)
 
     @cached_property
     def golden(self) -> Mapping[str, NDArray[Any]]:
@@ -95,20 +132,45 @@ class Bundle(Manifest):
         file = self.path / GOLDEN
         arrays = golden_run.GOLDEN_ARRAYS | (golden_run.SMOOTH_ARRAYS if self.smooth else {})
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(self.held.read(GOLDEN)), allow_pickle=False) as archive:
                 return {name: archive[name] for name in arrays}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{file} is no golden run ({error!s:.200}); build the bundle again") from error
 
 
-def _check_file(file: Path, entry: FileEntry, verify: bool) -> None:
+def _check_file(file: Path, entry: FileEntry) -> None:
+    """Raises `BundleError` unless a file is as its entry says."""
     if not file.is_file():
         raise BundleError(f"{file} is missing; copy the whole folder, or build the bundle again")
-    size = file.stat().st_size
+    _check(file, entry, file.stat().st_size, lambda: sha256_of(file))
+
+
+def _check(file: Path, entry: FileEntry, size: int, sha256: Callable[[], str]) -> None:
+    """Raises `BundleError` unless a file has the size and the SHA-256 of its entry."""
     if size != entry.size:
         raise BundleError(f"{file} has {size} bytes instead of {entry.size}; copy it again, or build again")
-    if verify and sha256_of(file) != entry.sha256:
+    if sha256() != entry.sha256:
         raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
+
+
+def _standing(path: Path) -> Path:
+    """Where a bundle lies: at its path, or beside it where a build was killed in the moment of replacing it."""
+    previous = previous_of(path)
+    return previous if not path.exists() and previous.is_dir() else path
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name; None where there is none."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+def previous_of(path: Path) -> Path:
+    """Where a bundle lies while another takes its place."""
+    return path.parent / f".{path.name}.previous"
 
 
 def default_bundle() -> tuple[Path, str]:
@@ -116,9 +178,11 @@ def default_bundle() -> tuple[Path, str]:
 
     Returns its path and a phrase that says which it is.
     """
-    folders = BUNDLES.iterdir() if BUNDLES.is_dir() else ()
-    found = [folder for folder in folders if not folder.name.startswith(".") and is_bundle(folder)]
+    folders = list(BUNDLES.iterdir()) if BUNDLES.is_dir() else []
+    names = {re.sub(r"^\.(.+)\.previous$", r"\1", folder.name) for folder in folders}
+    places = [BUNDLES / name for name in names if not name.startswith(".")]
+    found = [place for place in places if is_bundle(_standing(place))]
     if found:
-        newest = max(found, key=lambda path: (path / MANIFEST).stat().st_mtime)
+        newest = max(found, key=lambda place: (_standing(place) / MANIFEST).stat().st_mtime)
         return newest, f"the newest bundle, {newest}"
     return DEMO_BUNDLE, "the embedded demo bundle"

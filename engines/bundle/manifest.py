@@ -8,6 +8,8 @@ A `Manifest` that exists can be relied on, whoever made it. docs/bundles.md has 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,11 +22,13 @@ from engines.errors import BundleError, UsageError
 from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, check_types
 from engines.spec.sampling import Sampling
-from engines.storage import read_json
+from engines.storage import digest_of, read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
+ALIGNMENT = 4096  # of tensors in the weight file: a page, so that one can be mapped by itself
 _IDENTITY = ("schema", "contract", "build_key")  # a JSON file that has these is a bundle's manifest
+_DIGEST = "digest"
 _PLAIN = ("name", "precision", "form", "target", "max_top_k", "build_key", "golden_key")
 
 
@@ -39,6 +43,24 @@ class StoredTensor:
 
     def __post_init__(self) -> None:
         check_types(self, "constant: ")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a build measured of one form, by the names of `engines.fidelity.figures.KINDS`.
+
+    A PSNR of equal pixels, which is infinite, is left out.
+    """
+
+    run: dict[str, float]
+    """Over the whole golden run."""
+    first: dict[str, list[float]]
+    """Of its first image, which a device draws before it trusts itself: one value a scale, or one for all."""
+
+    def __post_init__(self) -> None:
+        values = [*self.run.values(), *(value for each in self.first.values() for value in each)]
+        if not all(type(value) is float and math.isfinite(value) for value in values):
+            raise ValueError("figures must be finite numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +92,8 @@ class Manifest:
     """Files of the bundle by name, without manifest and plans; empty until a build has hashed them."""
     plans: tuple[PlanSet, ...] = ()
     """Plan sets for GPUs, oldest first."""
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    """What the build measured of each form, which a device is held to; empty until it has."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Checkpoint files and hash, builder versions, how layers were quantised: plain JSON types, for people."""
 
@@ -92,6 +116,11 @@ class Manifest:
             and all(isinstance(label, str) for label in self.labels)
         ):
             raise ValueError(f"labels must be {classes} strings")
+        if not set(self.figures) <= set(choices.FORMS):
+            raise ValueError(f"figures must be of {' and '.join(choices.FORMS)}, not {', '.join(self.figures):.200}")
+        lengths = {len(values) for figures in self.figures.values() for values in figures.first.values()}
+        if not lengths <= {1, self.config.num_scales}:
+            raise ValueError("figures of the first image must be one, or one of each scale")
         if not isinstance(self.provenance, Mapping):
             raise TypeError("provenance must be a table")
 
@@ -111,6 +140,8 @@ class Manifest:
                 f"this version reads {wanted[0]} and {wanted[1]}; "
                 "build it again, or use the version that wrote it"
             )
+        if document != sealed(document):
+            raise BundleError(f"{source} is not as it was written (its digest differs); copy it again, or build again")
         try:
             return cls._parse(document)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UsageError) as error:
@@ -120,28 +151,32 @@ class Manifest:
     def _parse(cls, document: Mapping[str, Any]) -> Manifest:
         config, labels = ModelConfig.from_dict(document["model"]), document["labels"]
         files = {name: FileEntry(**entry) for name, entry in document["files"].items()}
-        needed = needed_files(document["form"])
-        if not set(needed) <= set(files) <= set(needed_files(choices.BOTH)):
+        needed = needed_files(document["form"], document["precision"])
+        if not set(needed) <= set(files) <= set(needed_files(choices.BOTH, document["precision"])):
             raise ValueError(f"files must be {', '.join(needed)}, not {', '.join(files):.200}")
         return cls(
             **{name: document[name] for name in _PLAIN},
             config=config,
-            smooth=document.get("smooth", False),  # bundles had none before there was such a choice
+            smooth=document["smooth"],
             sampling=Sampling(**document["sampling"]),
             labels=tuple(labels) if isinstance(labels, list) else labels,
             constants=_constants(document["constants"], config, files[WEIGHTS].size),
             files=files,
-            plans=parse_plans(document.get("plans", [])),
+            plans=parse_plans(document["plans"]),
+            figures={form: Figures(**figures) for form, figures in document["figures"].items()},
             provenance=document["provenance"],
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types: the content of `manifest.json`, with the table of every graph's inputs and outputs."""
+        """Plain JSON types: the content of `manifest.json`, with the table of every graph's inputs and outputs.
+
+        See `sealed` for the last key.
+        """
         graphs = {}
         for name in self.graphs:
             inputs, outputs = self.tensors(name)
             graphs[name] = {"inputs": [asdict(info) for info in inputs], "outputs": [asdict(info) for info in outputs]}
-        return {
+        document = {
             "schema": SCHEMA_VERSION,
             "contract": contract.CONTRACT_VERSION,
             "name": self.name,
@@ -160,7 +195,18 @@ class Manifest:
             "provenance": dict(self.provenance),
             "files": {name: asdict(entry) for name, entry in self.files.items()},
             "plans": [plans.to_dict() for plans in self.plans],
+            "figures": {form: asdict(figures) for form, figures in self.figures.items()},
         }
+        return sealed(document)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all facts: the last key of `manifest.json`."""
+        return str(self.to_dict()[_DIGEST])
+
+    def recorded(self, form: str) -> Figures:
+        """What the build measured of a form; no figure where it has not yet."""
+        return self.figures.get(form) or Figures({}, {})
 
     @property
     def high_precision(self) -> str:
@@ -196,9 +242,25 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
 
-def needed_files(form: str) -> list[str]:
-    """Files of a bundle of this form, beside the manifest."""
-    return [WEIGHTS, GOLDEN, *(f"{graph}.onnx" for graph in contract.graphs_of(form))]
+def needed_files(form: str, precision: str) -> list[str]:
+    """Files of a bundle of this form and precision, beside the manifest."""
+    graphs = contract.graphs_of(form)
+    files = (graph_file(graph, precision, cpu=cpu) for cpu in (False, True) for graph in graphs)
+    return list(dict.fromkeys((WEIGHTS, GOLDEN, *files)))
+
+
+def graph_file(graph: str, precision: str, *, cpu: bool) -> str:
+    """The ONNX file of a graph for a GPU or for a `cpu`, which differ in FP16 alone: a CPU computes in FP32 there."""
+    return f"{graph}.cpu.onnx" if cpu and precision == "fp16" else f"{graph}.onnx"
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's document with the digest of all its other keys, by which a change of one is seen.
+
+    It guards against accidents, not against people: whoever changes a file can change its hash and this digest too.
+    """
+    content = {key: value for key, value in document.items() if key != _DIGEST}
+    return content | {_DIGEST: digest_of(content)}
 
 
 def is_bundle(folder: Path) -> bool:
@@ -240,4 +302,10 @@ def _constants(entries: Mapping[str, Any], config: ModelConfig, size: int) -> di
         constants[name] = StoredTensor("float32", shape, entry["offset"])
         if not 0 <= constants[name].offset <= size - 4 * int(np.prod(shape)):
             raise ValueError(f"constant {name} lies outside of {WEIGHTS}")
+        if constants[name].offset % ALIGNMENT:
+            raise ValueError(f"constant {name} begins at no multiple of {ALIGNMENT} bytes")
+    # Equal ones share a place; the others have their own.
+    ends = sorted({(at.offset, at.offset + 4 * int(np.prod(at.shape))) for at in constants.values()})
+    if any(end > start for (_, end), (start, _) in itertools.pairwise(ends)):
+        raise ValueError("two constants overlap")
     return constants

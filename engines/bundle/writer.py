@@ -9,12 +9,13 @@ that lies in the bundle, since the folder around it may belong to somebody else.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import MANIFEST, Manifest, is_bundle, needed_files
+from engines.bundle.bundle import Bundle, previous_of
+from engines.bundle.manifest import MANIFEST, Figures, Manifest, is_bundle, needed_files
 from engines.bundle.plans import FOLDER, FileEntry, PlanSet
 from engines.errors import BundleError, UsageError
 from engines.spec.choices import BOTH
@@ -65,7 +66,7 @@ def existing_bundle(out: Path, build_key: str, force: bool) -> Bundle | None:
 
 def foreign_files(path: Path) -> list[str]:
     """Names in a bundle's folder that no bundle has: somebody put them there."""
-    own = {MANIFEST, *(part.name for part in parts(path, MANIFEST)), FOLDER, PLAN_LOCK, *needed_files(BOTH)}
+    own = {MANIFEST, *(part.name for part in parts(path, MANIFEST)), FOLDER, PLAN_LOCK, *needed_files(BOTH, "fp16")}
     return sorted(file.name for file in path.iterdir() if file.name not in own)
 
 
@@ -92,7 +93,7 @@ class BundleWriter:
         self._replaces = False
         parent, name = self.target.parent, self.target.name
         self.folder = parent / f".{name}.partial"
-        self._previous = parent / f".{name}.previous"
+        self._previous = previous_of(self.target)
         self._lock = bundle_lock(self.target)
         self._plans_lock = plans_lock(self.target)  # of the bundle that this one replaces
 
@@ -127,8 +128,10 @@ class BundleWriter:
         _write_manifest(self.folder, replace(manifest, files=entries))
         return Bundle.open(self.folder, verify=False)
 
-    def publish(self) -> Bundle:
-        """Put the sealed bundle in place of whatever was there."""
+    def publish(self, figures: Mapping[str, Figures] | None = None) -> Bundle:
+        """Put the sealed bundle in place of whatever was there; `figures`: what its check measured, by form."""
+        if figures:
+            _write_manifest(self.folder, replace(Manifest.read(self.folder), figures=figures))
         if self.target.exists():
             if not self._replaces:
                 raise UsageError(f"{self.target} appeared while its bundle was built; move it, and build again")

@@ -141,7 +141,9 @@ def open_local(options: RunOptions) -> Opened[Pipeline]:
     def load() -> Pipeline:
         from engines.draw.pipeline import Pipeline
 
-        return Pipeline.load(bundle.path, form=options.form, max_batch=options.batch, **vars(options.runtime))
+        return Pipeline.load(
+            bundle.path, form=options.form, max_batch=options.batch, check=options.check, **vars(options.runtime)
+        )
 
     return Opened(bundle.manifest, str(bundle.path), load)
 

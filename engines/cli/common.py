@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import VarExportError
-from engines.spec.choices import BACKENDS, PROVIDERS
+from engines.spec.choices import BACKENDS, CHECKS, PROVIDERS
 
 if TYPE_CHECKING:
     from engines.backends import Backend
@@ -114,6 +114,13 @@ def refuse(context: click.Context, names: Iterable[str] | type[Any], why: str) -
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
+
+check_option = click.option(
+    "--check",
+    type=click.Choice(CHECKS),
+    default=CHECKS[0],
+    help="When to hold this machine against the golden run before it draws.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

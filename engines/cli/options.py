@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from engines.cli.common import POSITIVE, Runtime, filled_by, option, runtime_options
+from engines.cli.common import POSITIVE, Runtime, check_option, filled_by, option, runtime_options
 from engines.spec.choices import FITS, FORMS
 from engines.spec.sampling import OPTIONS, SamplingOptions
 
@@ -107,6 +107,8 @@ class RunOptions:
     )
     list_classes: bool = option(is_flag=True, help="Print the classes of the bundle.")
     runtime: Runtime = filled_by(runtime_options)
+    check: str = filled_by(check_option)
+    """One of `engines.spec.choices.CHECKS`."""
     as_json: bool = option(
         "--json",
         is_flag=True,

@@ -15,7 +15,7 @@ _MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
 _EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
 _SAMPLING = ("seed", "count", *(option.name for option in OPTIONS), "form", "preview", "save_tokens")
-_RUNTIME = ("threads", "provider", "backend", "device")
+_RUNTIME = ("threads", "provider", "backend", "device", "check")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens", _SAMPLING),
     ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engines import backends
 from engines.backends.base import Array
 from engines.bundle.bundle import Bundle, default_bundle
+from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
 from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
@@ -34,7 +35,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     """
 
     def __init__(
-        self, bundle: Bundle, backend: backends.Backend, *, form: str | None = None, max_batch: int = 8
+        self,
+        bundle: Bundle,
+        backend: backends.Backend,
+        *,
+        form: str | None = None,
+        max_batch: int = 8,
+        check: str = "never",
     ) -> None:
         if max_batch < 1:
             raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
@@ -45,10 +52,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             raise UsageError(
                 f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
             )
+        self._check = DeviceCheck(check)
         self._engines = EngineSet(bundle, backend)
         self._loop = ScaleLoop(bundle.config, self._engines)
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
             self.max_batch = min(self.max_batch, self._engines.open(graph).max_images or self.max_batch)
+        self._check.require(self, DRAWING)
 
     @classmethod
     def load(
@@ -61,6 +70,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         device: int = 0,
         form: str | None = None,
         max_batch: int = 8,
+        check: str = "once",
     ) -> Pipeline:
         """Open a bundle and its engines.
 
@@ -73,14 +83,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             device: which GPU, as CUDA counts them.
             form: `stepwise` or `fused`; the bundle's first form by default.
             max_batch: images that run at once; more are split.
+            check: `once`, `always` or `never`: when to hold this machine against the golden run before it draws. That
+                takes one image, or 5 seconds and a decode; who passed is kept in the user's cache folder.
 
-        Raises `BundleError` and `BackendError`.
+        Raises `BundleError`, `BackendError`, and `CheckFailedError` where this machine computes something else.
 
         """
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
         runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device)
         try:
-            return cls(bundle, runtime, form=form, max_batch=max_batch)
+            return cls(bundle, runtime, form=form, max_batch=max_batch, check=check)
         except BaseException:
             runtime.close()
             raise
@@ -186,16 +198,20 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise UsageError(f"images must be uint8 (B, {size}, {size}, 3), got {images.dtype} {images.shape}")
+        self._check.require(self, ENCODING)
         return self._map("encode", "image", images, "tokens")
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Tokens int (B, T) -> images uint8 (B, h, w, 3)."""
+        return self.decode_features(self.accumulate(tokens))
+
+    def accumulate(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Tokens int (B, T) -> accumulated feature maps float32 (B, Z, S, S), which the decoder takes."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
             raise UsageError(f"tokens must be integers (B, {self.config.num_tokens}), got shape {tokens.shape}")
         check_tokens(tokens, self.config)
-        f_hat = self._map("accumulate", "tokens", tokens.astype(np.int64), "f_hat")
-        return self.decode_features(f_hat)
+        return self._map("accumulate", "tokens", tokens.astype(np.int64), "f_hat")
 
     def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""

@@ -41,6 +41,7 @@ KINDS = (
     FigureKind("kl", TRANSFORMER, "KL divergence, nats", "KL", NUMBER, AT_MOST),
     FigureKind("top1", TRANSFORMER, "Top-1 agreement", "top-1 agreement", SHARE, AT_LEAST),
     FigureKind("draws", TRANSFORMER, "Draws alike", "draws alike", SHARE, AT_LEAST),
+    FigureKind("features_error", DECODER, "Feature maps' error", "error of the feature maps", NUMBER, AT_MOST),
     FigureKind("decoder_psnr", DECODER, "Decoder alone, PSNR", "decoder PSNR", PSNR, AT_LEAST),
     FigureKind("image_psnr", DECODER, "Image, PSNR", "image PSNR", PSNR, AT_LEAST),
     FigureKind("encoder_tokens", ENCODER, "Encoder tokens alike", "encoder tokens alike", SHARE, AT_LEAST),
@@ -100,12 +101,20 @@ class JudgedFigure:
 
     @property
     def margin(self) -> str:
-        """How far the value is from its threshold, in the measure that tells most; empty where nothing tells it."""
+        """How good the value is, or how far from its threshold, in the measure that tells most; empty where none does.
+
+        Of shares it says how many differ: far above a low threshold is not yet good.
+        """
         room, measure = self.value - self.bound, self.kind.measure
         if not (self.judged and math.isfinite(room)):
             return ""
         if measure == SHARE:
-            return f"{100 * room:+.2f} points"
+            if not self.kept:
+                return f"{100 * room:+.2f} points"
+            differ = 1 - self.value
+            if differ > 0.1:
+                return f"{differ:.0%} differ"
+            return f"1 in {1 / differ:,.0f} differs" if differ > 0 else "none differs"
         if measure == PSNR:
             return f"{room:+.1f} dB"
         if measure == LOSS:

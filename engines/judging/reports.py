@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engines.judging.agreement import Agreement, mean_agreement
 from engines.judging.figures import KINDS, JudgedFigure, judged_figures
-from engines.judging.thresholds import THRESHOLDS
+from engines.judging.thresholds import bounds
 from engines.spec.contract import PARTS
 
 
@@ -18,6 +19,8 @@ class Report:
 
     precision: str
     """Whose thresholds it is judged by."""
+    recorded: Mapping[str, float] = field(default_factory=dict)
+    """What the build of the bundle measured, which INT8 is judged by beside its thresholds; empty in a build."""
     images: int
     max_logit_error: float | None = None
     """Largest difference among the reference's top logits, with the reference's tokens forced."""
@@ -27,6 +30,8 @@ class Report:
     """Share of tokens whose most likely entry is the same, with the reference's tokens forced."""
     draws: float
     """Share of tokens drawn alike, with the reference's tokens forced."""
+    features_error: float | None = None
+    """RMS by which the feature maps of the reference's tokens differ, by the RMS of the reference's maps."""
     decoder_psnr: float | None = None
     """PSNR in dB of the images that the decoder makes of the reference's feature maps."""
     image_psnr: float
@@ -65,7 +70,7 @@ class Report:
         """Every figure that is judged, beside the threshold of the precision."""
         worst = max(range(len(self.scales)), key=lambda scale: self.scales[scale].kl) if self.scales else None
         values = {kind.name: getattr(self, kind.name) for kind in KINDS if getattr(self, kind.name) is not None}
-        return judged_figures(values, asdict(THRESHOLDS[self.precision]), worst)
+        return judged_figures(values, bounds(self.precision, self.recorded), worst)
 
     @property
     def failures(self) -> list[str]:
@@ -91,7 +96,7 @@ class Report:
         """Plain JSON types: what is not finite (the PSNR of equal images) is None, a figure that is not shown lacks."""
         absent = {kind.name for kind in KINDS if getattr(self, kind.name) is None}
         shown = {name: value for name, value in asdict(self).items() if name not in absent}
-        more = {"passed": self.passed, "failures": self.failures, "thresholds": asdict(THRESHOLDS[self.precision])}
+        more = {"passed": self.passed, "failures": self.failures, "thresholds": bounds(self.precision, self.recorded)}
         finite: dict[str, Any] = _finite(shown | more | ({"total": asdict(self.total)} if self.scales else {}))
         return finite
 

@@ -29,6 +29,9 @@ DEFAULT_LEVEL = 2
 RANGES = ("minmax", "percentile", "entropy", "mse")
 """How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""
 
+CHECKS = ("once", "always", "never")
+"""When a device judges itself before it draws with a bundle: the first time, at each load, or not at all."""
+
 DEFAULT_MAX_TOP_K = 900
 """Longest list of likely tokens that a bundle sorts, unless it was built otherwise."""
 FITS = ("crop", "stretch", "pad")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engines.backends.base import Array
-from engines.bundle.manifest import Manifest
+from engines.bundle.manifest import Manifest, sealed
 from engines.draw.request import Request, make_request
 from engines.errors import BundleError, UsageError
 from engines.spec.config import ModelConfig
@@ -46,7 +46,7 @@ FACTS = "manifest"
 
 def pack_facts(manifest: Manifest) -> str:
     """The manifest as one line of JSON, without what is long or tells of the machine that built the bundle."""
-    return json.dumps(manifest.to_dict() | {"graphs": {}, "plans": [], "provenance": {}})
+    return json.dumps(sealed(manifest.to_dict() | {"graphs": {}, "plans": [], "figures": {}, "provenance": {}}))
 
 
 def unpack_facts(text: str, source: str) -> Manifest:

@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from engines.bundle.bundle import sha256_of
-from engines.bundle.manifest import Manifest, StoredTensor, needed_files
+from engines.bundle.manifest import ALIGNMENT, Manifest, StoredTensor, graph_file, needed_files
 from engines.bundle.plans import FileEntry
 from engines.spec import contract
 from engines.spec.config import ModelConfig
@@ -25,9 +25,12 @@ def fill_hollow(folder, config: ModelConfig, *, precision="fp16", form="both", m
     for constant, shape in contract.scale_constant_shapes(config).items():
         constants[constant] = StoredTensor("float32", shape, offset)
         arrays.append(rng.random(shape, np.float32))
-        offset += arrays[-1].nbytes
+        padding = -arrays[-1].nbytes % ALIGNMENT
+        arrays.append(np.zeros(padding // 4, np.float32))
+        offset += arrays[-2].nbytes + padding
     contents = {"weights.bin": b"".join(array.tobytes() for array in arrays), "golden.npz": b"no golden run"}
-    contents |= {f"{graph}.onnx": f"{graph} of {config.name}".encode() for graph in contract.graphs_of(form)}
+    graphs = (graph_file(graph, precision, cpu=cpu) for graph in contract.graphs_of(form) for cpu in (False, True))
+    contents |= {name: f"{name.partition('.')[0]} of {config.name}".encode() for name in graphs}
     for file, data in contents.items():
         (folder / file).write_bytes(data)
     return Manifest(
@@ -50,7 +53,7 @@ def hollow_bundle(folder, config: ModelConfig, **options):
     """The folder of a bundle as `fill_hollow` makes it."""
     folder.mkdir(parents=True)
     manifest = fill_hollow(folder, config, **options)
-    paths = [folder / name for name in needed_files(manifest.form)]
+    paths = [folder / name for name in needed_files(manifest.form, manifest.precision)]
     files = {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in paths}
     document = dataclasses.replace(manifest, files=files).to_dict()
     (folder / "manifest.json").write_text(json.dumps(document))

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from engines.cli.common import POSITIVE, Runtime, json_option, json_out, refuse, runtime_options, show
+from engines.cli.common import POSITIVE, Runtime, check_option, json_option, json_out, refuse, runtime_options, show
 from engines.spec.choices import GRAPH_TARGETS, ONNXRUNTIME, TENSORRT
 from var_export.cli.common import FOLDER, bundle_argument, open_bundle
 
-_PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache", "link", "backend", "threads")
+_PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache", "link", "backend", "threads", "check")
 
 
 @click.command("triton", short_help="Write a model repository for Triton.")
@@ -39,6 +39,7 @@ _PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache"
     help="Only the fused graph, for this backend of Triton's own, without Python.",
 )
 @runtime_options
+@check_option
 @click.option("--overwrite", is_flag=True, help="Replace models of this command that were edited since.")
 @json_option
 @click.pass_context

@@ -131,7 +131,7 @@ def narrow(source: Path, folder: Path, form: str) -> None:
         if Bundle.open(folder, verify=False).build_key == key:
             return
     with BundleWriter(folder) as writer:
-        for name in needed_files(form):
+        for name in needed_files(form, manifest.precision):
             link_or_copy(source / name, writer.folder / name)
-        writer.seal(replace(manifest, form=form, build_key=key, plans=()))
-        writer.publish()
+        writer.seal(replace(manifest, form=form, build_key=key, plans=(), figures={}))
+        writer.publish({form: manifest.figures[form]} if form in manifest.figures else {})

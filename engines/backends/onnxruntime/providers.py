@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends.cuda import Cuda
 from engines.backends.onnxruntime import library
-from engines.backends.tensorrt.kernel_cache import default_folder
 from engines.backends.tensorrt.options import DEFAULT_BATCH
 from engines.backends.tensorrt.profiles import Range, profiles_of
+from engines.bundle.manifest import WEIGHTS
 from engines.errors import BackendError
-from engines.storage import digest_of
+from engines.storage import cache_folder, digest_of
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
+    from engines.bundle.held import HeldFiles
 
 log = logging.getLogger(__name__)
 PROVIDERS = {
@@ -131,7 +132,10 @@ def engine_options(
     # ONNX Runtime finds an engine by the names in its graph: another model of the same shape would be taken for it.
     files = {name: bundle.files[name].sha256 for name in (f"{graph}.onnx", "weights.bin")}
     content = digest_of([files, options, dict(key), os.environ.get(NO_TF32[0])])
-    folder = default_folder() / "onnxruntime" / provider / content[:32]
+    cache = cache_folder()
+    if cache is None:
+        return options
+    folder = cache / "kernels" / "onnxruntime" / provider / content[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,25 +174,65 @@ def session_providers(provider: str, cuda: Cuda | None, engine: Mapping[str, str
     return [compiled, (PROVIDERS["cuda"], kernels)] if provider == "tensorrt" else [compiled]
 
 
-def open_session(
-    ort: Any, path: Path, options: Any, registered: Sequence[tuple[str, dict[str, str]]], provider: str
+def open_verified(
+    ort: Any,
+    path: Path,
+    held: HeldFiles | None,
+    options: Any,
+    registered: Sequence[tuple[str, dict[str, str]]],
+    provider: str,
 ) -> Any:
-    """A session on a provider; ONNX Runtime's own way of going on with another is switched off.
+    """A session of a graph; of one of a bundle's `held` files, of the very content that was verified.
+
+    ONNX Runtime opens the file by its name, and the weights beside it. Where something else has their names by now, and
+    for links, which few versions of it follow, it is given the held content instead.
 
     Raises `BackendError`, `OutOfMemoryError`.
     """
-    name, settings = registered[0]
+    if held is None:
+        return open_session(ort, path, path.name, options, registered, provider)
+    names, in_memory = (path.name, WEIGHTS), hasattr(options, "add_external_initializers_from_files_in_memory")
+    if held.in_place(*names) and not (in_memory and held.linked(*names)):
+        session = open_session(ort, path, path.name, options, registered, provider)
+        if held.in_place(*names):
+            return session
+    if not in_memory:
+        raise BackendError(
+            f"{path.parent} was replaced since it was opened, and ONNX Runtime {ort.__version__} cannot read what was "
+            "there; open it again, or install onnxruntime>=1.24"
+        )
+    weights = held.view(WEIGHTS)
+    options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
+    return open_session(ort, held.read(path.name), path.name, options, registered, provider)
+
+
+def open_session(
+    ort: Any,
+    model: Path | bytes,
+    name: str,
+    options: Any,
+    registered: Sequence[tuple[str, dict[str, str]]],
+    provider: str,
+) -> Any:
+    """A session on a provider; ONNX Runtime's own way of going on with another is switched off.
+
+    Args: model: a file, or the content of one; name: of the file, for messages; the others: see `open_verified`.
+
+    Raises `BackendError`, `OutOfMemoryError`.
+    """
+    registry, settings = registered[0]
     arguments = {"providers": registered}
     try:
-        if name not in ort.get_available_providers():
-            options.add_provider_for_devices([_rtx_device(ort, name, settings)], settings)
+        if registry not in ort.get_available_providers():
+            options.add_provider_for_devices([_rtx_device(ort, registry, settings)], settings)
             arguments = {}
-        return ort.InferenceSession(str(path), options, enable_fallback=0, **arguments)
+        content = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(content, options, enable_fallback=0, **arguments)
     except BackendError:
         raise
     except Exception as error:  # the module's exceptions share no base class but Exception
         why = "" if provider == "cpu" else library.what_is_missing(ort, provider)
-        raise library.translated(error, f"loading {path.name}", why) from error
+        raise library.translated(error, f"loading {name}", why) from error
 
 
 def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda | None) -> dict[str, int]:

@@ -32,6 +32,7 @@ from engines.spec.contract import TensorInfo
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
+    from engines.bundle.held import HeldFiles
 
 # ONNX Runtime gives back the page-locked memory of its own small copies after a run that waits for the GPU. None
 # would: 10 KiB lost with each image (1.31.1, demo model). One in so many costs nothing that can be measured.
@@ -145,7 +146,6 @@ class OnnxRuntimeBackend(Backend):
         )
 
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
-        path = bundle.graph_path(graph)
         if self._sessions is not None:
             runnable, shapes = self._sessions(graph, lambda file: self._load(graph, file, {})), {}
         else:
@@ -157,13 +157,17 @@ class OnnxRuntimeBackend(Backend):
             if self.cuda is not None:
                 key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
                 engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
-            runnable = RunnableGraph(self._load(graph, path, engine), *bundle.tensors(graph))
+            path = bundle.path / bundle.graph_name(graph, cpu=self.cuda is None)
+            runnable = RunnableGraph(self._load(graph, path, engine, bundle.held), *bundle.tensors(graph))
         opened = OnnxRuntimeEngine(self, graph, runnable, shapes)
         self._engines.add(opened)
         return opened
 
-    def _load(self, graph: str, path: Path, engine: Mapping[str, str]) -> Any:
-        """A session of a file that computes on the provider; `engine`: options that follow from the graph."""
+    def _load(self, graph: str, path: Path, engine: Mapping[str, str], held: HeldFiles | None = None) -> Any:
+        """A session of a file that computes on the provider.
+
+        Args: engine: options that follow from the graph; held: the bundle's files, where the file is one of them.
+        """
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
@@ -174,7 +178,7 @@ class OnnxRuntimeBackend(Backend):
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         registered = providers.session_providers(self.provider, self.cuda, engine)
         with self.held():
-            session = providers.open_session(self._ort, path, options, registered, self.provider)
+            session = providers.open_verified(self._ort, path, held, options, registered, self.provider)
             nodes = providers.check_session(self._ort, session, path, self.provider, self.cuda)
         if nodes:
             self._nodes[graph] = nodes

@@ -7,7 +7,6 @@ runtime cache holds the results. TensorRT-RTX itself refuses a cache of another 
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,28 @@ from engines.storage import atomic_write
 log = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
-    """Where caches of this user live."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "var-export" / "kernels"
-
-
 class KernelCache:
     """The runtime cache of one engine, and the file it is kept in."""
 
-    def __init__(self, trt: Any, engine: Any, file: Path) -> None:
+    def __init__(self, trt: Any, engine: Any, file: Path | None) -> None:
         self._file = file
         self.config = engine.create_runtime_config()
         self.config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         self._cache = self.config.create_runtime_cache()
         self._known = 0
         try:
-            data = file.read_bytes()
+            data = b"" if file is None else file.read_bytes()
         except OSError:
             data = b""
         if data and self._cache.deserialize(data):
             self._known = len(data)
         if not self.config.set_runtime_cache(self._cache):
-            log.info("TensorRT-RTX takes no cache for %s: it compiles the kernels in every process", file.name)
+            log.info("TensorRT-RTX takes no cache for %s: it compiles the kernels in every process", file)
 
     def save(self) -> None:
         """Write the file anew where kernels were added. A cache that cannot be written only costs time."""
         data = memoryview(self._cache.serialize())
-        if data.nbytes == self._known:
+        if self._file is None or data.nbytes == self._known:
             return
         try:
             with atomic_write(self._file) as file:

@@ -14,9 +14,10 @@ from engines.backends.cuda import Cuda, EventMark
 from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.tensorrt import library as libraries
 from engines.backends.tensorrt.engine import Scratch, SharedResources, TensorRTEngine
-from engines.backends.tensorrt.kernel_cache import KernelCache, default_folder
+from engines.backends.tensorrt.kernel_cache import KernelCache
 from engines.backends.tensorrt.library import Library
 from engines.errors import BackendError, BundleError
+from engines.storage import cache_folder
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -42,7 +43,6 @@ class TensorRTBackend(Backend):
         self.here = self.library.platform(self.cuda)
         with self.library.translated("starting the runtime"):
             self._runtime = self.library.check(self.library.trt.Runtime(self.library.logger), "starting the runtime")
-        self._kernels = default_folder()
         self._engines: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
 
     def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
@@ -66,7 +66,9 @@ class TensorRTBackend(Backend):
                     raise self.library.error(f"{doing}: keeping {budget / 2**20:.0f} MiB of weights on the GPU")
             kernels = None
             if self.library.flavour.name == "tensorrt-rtx":
-                kernels = KernelCache(self.library.trt, engine, self._kernels / f"{plan.sha256[:32]}.cache")
+                home = cache_folder()
+                kept = None if home is None else home / "kernels" / f"{plan.sha256[:32]}.cache"
+                kernels = KernelCache(self.library.trt, engine, kept)
         opened = TensorRTEngine(self._shared, engine, plan, chosen, kernels, graph, *bundle.tensors(graph))
         self._engines.add(opened)
         return opened

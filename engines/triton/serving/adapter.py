@@ -70,6 +70,7 @@ class StreamModel(_Model):
             provider=self.setting("provider"),
             device=int(self.setting("device")),
             threads=int(self.setting("threads")) if self.setting("threads") else None,
+            check=self.setting("check"),
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

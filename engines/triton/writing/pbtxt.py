@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.bundle.manifest import Manifest
+from engines.spec.choices import CHECKS
 from engines.spec.config import ModelConfig
 from engines.spec.contract import TensorSpec
 from engines.triton.wire import FACTS, INPUTS, OUTPUTS, STREAM_OUTPUTS, dims_of, pack_facts
@@ -36,6 +37,7 @@ class Serving:
     provider: str = "cpu"
     device: int = 0
     threads: int | None = None
+    check: str = CHECKS[0]
 
     @property
     def stream_name(self) -> str:
@@ -81,6 +83,7 @@ def stream_config(serving: Serving, bundle: Manifest, place: str) -> str:
                 provider=serving.provider,
                 device=serving.device,
                 threads=serving.threads or "",
+                check=serving.check,
             ),
         }
     )

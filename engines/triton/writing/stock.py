@@ -33,7 +33,8 @@ def plan_stock(bundle: Bundle, backend: str, *, name: str, gpu: int | None = Non
         if bundle.for_gpus:
             raise UsageError(f"{bundle.path} is for TensorRT: ONNX Runtime cannot run its graphs; use --stock tensorrt")
         graph = f"{GRAPH}.onnx"
-        links = {f"{VERSION}/{file}": bundle.path / file for file in (graph, WEIGHTS)}
+        links = {f"{VERSION}/{graph}": bundle.graph_path(GRAPH, cpu=gpu is None)}
+        links[f"{VERSION}/{WEIGHTS}"] = bundle.path / WEIGHTS
         kind: dict[str, Any] = {
             "backend": "onnxruntime",
             "platform": "onnxruntime_onnx",

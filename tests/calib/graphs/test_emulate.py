@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 NUMPY = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 ONNX = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 HALVES = sorted(NUMPY)
-NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
+NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, -1.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
 WEIGHT = np.array([[1.37, -0.251, 3.07], [-2.11, 0.777, 0.0313]], np.float32)
 BIAS = np.array([0.123, 100.7, -0.377], np.float32)
 

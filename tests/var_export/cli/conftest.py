@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import write_manifest
 
 from calib.keys import code_digest
 from engines.bundle.manifest import MANIFEST
@@ -90,7 +91,7 @@ def altered(tiny_build, tmp_path) -> Callable[..., Path]:
         document = json.loads((path / MANIFEST).read_text()) | manifest
         for name, entry in document["files"].items():
             entry |= {"size": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
-        (path / MANIFEST).write_text(json.dumps(document))
+        write_manifest(path, document)
         return path
 
     return alter

@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +248,45 @@ def test_whatever_stops_a_build_the_next_one_works(tiny_checkpoint, tmp_path):
     check_what_is_there(tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     assert np.isfinite(Bundle.open(tmp_path / "b").golden["top_logit"]).all()
+
+
+STAGES = ("golden run", "graph: cond", "graph: step", "graph: decode", "graph: fused", "check:")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("times", [int(os.environ.get("VAR_EXPORT_KILLS", 1))])
+def test_a_build_that_is_killed_loses_nothing(times, tiny_checkpoint, tiny_build, tmp_path):
+    """Killed at every stage while it replaces a bundle: the old one is there, or the new one, whole, and nothing else.
+
+    VAR_EXPORT_KILLS=17 kills it a hundred times.
+    """
+    out, other = tmp_path / "b", "fp16"
+    shutil.copytree(tiny_build.path, out)
+    old = Bundle.open(out).build_key
+    random_of = random.Random(14)
+    seen = Counter()
+    for stage in STAGES * times:
+        args = ("build", str(tiny_checkpoint), "--precision", other, "--form", "both", "--force", "--out", "b")
+        process = start(args, tmp_path, REMEMBERING)
+        for line in process.stderr:
+            if stage in line:
+                time.sleep(random_of.uniform(0, 1.0 if stage == "check:" else 0.2))
+                break
+        process.kill()
+        process.communicate()
+        bundle = Bundle.open(out)  # every hash fits
+        seen["old" if bundle.build_key == old else "new"] += 1
+        left = {path.name for path in tmp_path.iterdir()} - {"b"}
+        assert left <= {".b.lock", ".b.partial", ".b.previous"}, left
+        if bundle.build_key != old:  # the next one goes the other way
+            old, other = bundle.build_key, "fp32" if other == "fp16" else "fp16"
+    process = start(args, tmp_path, REMEMBERING)
+    assert process.wait(300) == 0, process.stderr.read()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    check_what_is_there(out)
+    assert seen["old"] >= (len(STAGES) - 1) * times
+    print(dict(seen))
 
 
 def test_a_signal_while_a_graph_is_traced_waits_for_the_next_stage(capsys):

@@ -12,7 +12,7 @@ from engines.bundle.bundle import Bundle
 from engines.judging import thresholds
 from engines.spec.choices import PLAN_TARGETS
 
-STRICT = thresholds.Thresholds(0, 0, 1, 1, 500.0, 500.0, 1, 0, 1, 500.0, 0)
+STRICT = thresholds.Thresholds(0, 0, 1, 1, 0, 500.0, 500.0, 1, 0, 1, 500.0, 0)
 
 
 @pytest.fixture

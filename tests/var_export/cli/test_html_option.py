@@ -13,7 +13,7 @@ import pytest
 from engines.judging.thresholds import THRESHOLDS, Thresholds
 from var_export.cli.common import PAGE_SUFFIXES
 
-NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
+NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, -1.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_both_products_and_what_is_missing(check, emulated, in_process, monkeypa
 
 
 def test_a_missed_threshold_fails_and_is_named(check, emulated, in_process, no_torch_gpu, monkeypatch):
-    strict = thresholds.Thresholds(0, 0, 1, 1, 200.0, 200.0, 1, 0, 1, 200.0, 0)
+    strict = thresholds.Thresholds(0, 0, 1, 1, 0, 200.0, 200.0, 1, 0, 1, 200.0, 0)
     monkeypatch.setitem(thresholds.THRESHOLDS, "fp16", strict)
     code, _, err, document, page = check("--batch", "1")
     assert code == 1

@@ -22,7 +22,7 @@ from tests.var_export.report.reading import NASTY
 def tiny() -> Bundle:
     """Five classes with names that a page must escape; both forms."""
     bundle = Bundle.open(shared_bundle("tiny-fp32"))
-    return Bundle(bundle.path, replace(bundle.manifest, labels=NASTY))
+    return Bundle(bundle.path, replace(bundle.manifest, labels=NASTY), bundle.held)
 
 
 def evidence_of(bundle: Bundle, form: str) -> Any:

@@ -49,7 +49,7 @@ def test_text_is_escaped(pages, stepwise):
 
 def test_bytes_that_are_no_text(tmp_path, stepwise):
     odd = os.fsdecode(b"bundles/\xff<i>&'\"")
-    bundle = Bundle(Path(odd), stepwise.bundle.manifest)
+    bundle = Bundle(Path(odd), stepwise.bundle.manifest, stepwise.bundle.held)
     command = ["var-export", "verify", odd]
     write_verify(tmp_path / "p.html", dataclasses.replace(stepwise, bundle=bundle, command=command))
     read = Reader(tmp_path / "p.html")
