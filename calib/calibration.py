@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from calib.statistics import Statistics
 from engines.bundle.bundle import Bundle
 from engines.errors import UsageError
-from engines.storage import digest_of, read_json, write_json
+from engines.foreign import MALFORMED, read_json
+from engines.storage import digest_of, write_json
 
 if TYPE_CHECKING:
     from calib.graphs.layers import Layer  # needs onnx-ir, which a reader of the file may lack
@@ -59,7 +60,7 @@ class Calibration:
             tensors = {name: Statistics.from_dict(entry) for name, entry in document["tensors"].items()}
             smoothing = {name: np.array(values, np.float32) for name, values in document["smoothing"].items()}
             return cls(str(document["model"]), dict(document["requests"]), int(document["done"]), tensors, smoothing)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             raise UsageError(f"{file} is no calibration of this version ({error!s:.200}); make it again") from error
 
     def save(self, file: Path, *, exact: bool = False) -> None:

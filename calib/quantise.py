@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from calib.calibration import Calibration
 from calib.choose.options import Int8Options
-from calib.graphs.layers import find_layers
+from calib.graphs.layers import find_layers, load_graph
 from calib.graphs.writing import write_graphs
 from calib.judge.acceptance import Built, check
 from calib.judge.attribution import blame, describe
@@ -89,7 +89,7 @@ def quantize_bundle(
     check_base(base, options)
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
-    models = {graph: ir.load(base.graph_path(graph)) for graph in contract.graphs_of(choices.STEPWISE)}
+    models = {graph: load_graph(base.graph_path(graph)) for graph in contract.graphs_of(choices.STEPWISE)}
     layers = [layer for graph, model in models.items() for layer in find_layers(model, graph)]
     names = [layer.name for layer in layers]
     ways = policy.assign(names, options.target, options.level, include=options.include, exclude=options.exclude)

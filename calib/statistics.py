@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.foreign import MALFORMED
+
 Float32s = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -166,7 +168,7 @@ class Statistics:
         """What `to_dict` wrote; `ValueError` where it cannot have."""
         try:
             return cls._parse(record)
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise ValueError(f"this is no record of statistics: {error}") from error
 
     @classmethod

@@ -17,11 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engines.words import one_line
+
 
 class VarExportError(Exception):
-    """Base of all errors that this project raises on purpose."""
+    """Base of all errors that this project raises on purpose. Its message is one printable line, whatever is in it."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class UsageError(VarExportError, ValueError):

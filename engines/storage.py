@@ -92,15 +92,6 @@ def write_json(
     write_text(path, text + "\n", sync=sync, remedy=remedy)
 
 
-def read_json(path: Path, *, remedy: str = "") -> Any:
-    """The JSON document in a file. Raises `UsageError` where there is none; `remedy`: see `writing`."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it is no JSON file ({error!s:.200})"
-        raise UsageError(f"cannot read {path}: {why}{_then(remedy)}") from error
-
-
 def parts(folder: Path, name: str = "*") -> Iterator[Path]:
     """Parts of the files in `folder` that are called `name` (a pattern of `Path.glob`)."""
     return folder.glob(f".{name}.*{PART_SUFFIX}")

@@ -21,6 +21,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calib.graphs.emulate import emulate
+from calib.graphs.layers import load_graph
 from calib.graphs.weights import WeightFile
 from calib.graphs.widen import widen
 from engines.backends.onnxruntime.runner import Load, RunnableGraph
@@ -54,7 +55,7 @@ class ChangedGraphs(ExitStack[None]):
 
     def model(self, graph: str) -> ir.Model:
         """The bundle's own graph, to be changed and given to `open`; its weights stay in their file."""
-        return ir.load(self._bundle.graph_path(graph))
+        return load_graph(self._bundle.graph_path(graph))
 
     def open(self, graph: str, load: Load, model: ir.Model | None = None) -> RunnableGraph:
         """What runs for a graph: `model`, which is used up, or the bundle's own by default. See `Sessions`.

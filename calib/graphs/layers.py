@@ -7,12 +7,15 @@ model shares; the names of activations change from trace to trace.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from engines.errors import BundleError
+from engines.foreign import reading
 from engines.spec.contract import PART_OF
 from engines.spec.policy import role_of
 
@@ -99,6 +102,12 @@ def find_layers(model: ir.Model, graph: str) -> list[Layer]:
             continue
         found.append(Layer(graph, layer_name(graph, weight.name or ""), node))
     return found
+
+
+def load_graph(path: Path) -> ir.Model:
+    """A graph of a bundle; its weights stay in their file. Raises `BundleError` where it is none."""
+    with reading(path, "ONNX graph", error=BundleError, remedy="build the bundle again"):
+        return ir.load(path)
 
 
 def layer_name(graph: str, weight: str) -> str:

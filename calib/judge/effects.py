@@ -18,11 +18,11 @@ from calib.judge.timing import Stopwatch, multiply_adds
 from calib.judge.variants import Variants
 from calib.keys import INT8_BUNDLE, code_digest
 from engines.bundle.bundle import Bundle
-from engines.errors import UsageError
+from engines.foreign import MALFORMED, read_json
 from engines.progress import Progress, silent
 from engines.spec.contract import DECODER, PART_OF, PARTS, TRANSFORMER
 from engines.spec.policy import ADALN, CONVOLUTION, EDGES, FLOAT, OTHER, PER_BLOCK, PER_TOKEN, STATIC
-from engines.storage import digest_of, read_json, write_json
+from engines.storage import digest_of, write_json
 
 FORMAT = "var-export sensitivity 1"
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -102,7 +102,7 @@ class Sensitivity:
                 return None
             effects = [Effect(**entry) for entry in document["effects"]]
             return cls(key, str(document["unit"]), float(document["float_kl"]), effects)
-        except (UsageError, KeyError, TypeError, ValueError):
+        except MALFORMED:  # a UsageError too
             return None
 
 

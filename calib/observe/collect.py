@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.choose.smoothquant import smoothable, smoothing_factors
 from calib.graphs.changed import ChangedGraphs
-from calib.graphs.layers import Layer, find_layers, read_weight
+from calib.graphs.layers import Layer, find_layers, load_graph, read_weight
 from calib.observe.watching import watched
 from calib.statistics import Statistics
 from engines.backends.onnxruntime import OnnxRuntimeBackend
@@ -100,7 +99,7 @@ def collect(
     which is taken up if it is found there, and removed at the end. Raises `UsageError` on activations that are not
     finite and on an image that cannot be read, `BundleError` for a bundle without the stepwise form.
     """
-    observed = {graph: find_layers(ir.load(bundle.graph_path(graph)), graph) for graph in OBSERVED}
+    observed = {graph: find_layers(load_graph(bundle.graph_path(graph)), graph) for graph in OBSERVED}
     beside = bundle.path.parent if resume is None else resume.parent
     beside.mkdir(parents=True, exist_ok=True)
     begun = Calibration(bundle.golden_key, requests.describe())

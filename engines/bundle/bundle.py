@@ -7,10 +7,7 @@ SHA-256 match the manifest. docs/bundles.md has the format.
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from engines.bundle.held import HeldFiles
 from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, graph_file, is_bundle
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
 from engines.errors import BundleError
+from engines.foreign import read_arrays, reading
 from engines.spec import golden_run
 from engines.storage import sha256_of
 
@@ -129,13 +127,12 @@ class Bundle(Manifest):
     @cached_property
     def golden(self) -> Mapping[str, NDArray[Any]]:
         """Arrays of the golden run (docs/fidelity.md). Raises `BundleError` where one is missing or unreadable."""
-        file = self.path / GOLDEN
-        arrays = golden_run.GOLDEN_ARRAYS | (golden_run.SMOOTH_ARRAYS if self.smooth else {})
-        try:
-            with np.load(io.BytesIO(self.held.read(GOLDEN)), allow_pickle=False) as archive:
-                return {name: archive[name] for name in arrays}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{file} is no golden run ({error!s:.200}); build the bundle again") from error
+        file, form = self.path / GOLDEN, golden_run.GoldenForm(self.config, smooth=self.smooth)
+        how: Any = {"what": "golden run", "error": BundleError, "remedy": "build the bundle again"}
+        arrays = read_arrays(file, form.names, form.accept, data=self.held.read(GOLDEN), **how)
+        with reading(file, **how):
+            form.check_values(arrays)
+        return arrays
 
 
 def _check_file(file: Path, entry: FileEntry) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from engines.errors import UsageError
+from engines.words import quoted
 
 ALL = "all"
 NONE = "none"
@@ -22,7 +23,8 @@ _SEPARATORS = re.compile(r"[\s_\-\u2010-\u2015]+")
 _INDEX = re.compile(r"[+-]?[0-9]{1,18}")
 _RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
 _MAX_SLUG = 48  # four bytes a character at most, and a file name holds 255
-_MAX_QUOTE = 60
+_MAX_CLASSES = 5_000_000  # as many as a job has images
+_MAX_WORD = 100  # characters of a name for which similar ones are looked for
 _SUGGESTIONS = 5
 
 
@@ -82,7 +84,7 @@ class ClassNames:
             return number if number == self.unconditional else self._in_range(number)
         found = self._parse_one(specification)
         if len(found) != 1:
-            raise UsageError(f"{_quote(specification)} names {len(found)} classes where one is needed")
+            raise UsageError(f"{quoted(specification)} names {len(found)} classes where one is needed")
         return found[0]
 
     def _parse_one(self, specification: str) -> list[int]:
@@ -95,6 +97,8 @@ class ClassNames:
             if indexes is None:
                 raise self._unknown(part)
             found += indexes
+            if len(found) > _MAX_CLASSES:
+                raise UsageError(f"{quoted(specification)} names more than {_MAX_CLASSES} classes")
         return found
 
     def _parse_part(self, part: str) -> list[int] | None:
@@ -125,25 +129,25 @@ class ClassNames:
         if not 0 <= index < self.num_classes:
             hint = " (the unconditional class is called none)" if index == self.unconditional else ""
             raise UsageError(
-                f"class {index} is out of range: this model has the classes 0 to {self.num_classes - 1}{hint}"
+                f"class {quoted(index)} is out of range: this model has the classes 0 to {self.num_classes - 1}{hint}"
             )
         return index
 
     def _only(self, text: str, indexes: Sequence[int]) -> int:
         if len(indexes) > 1:
             listed = " and ".join([", ".join(map(str, indexes[:-1])), str(indexes[-1])])
-            raise UsageError(f"the label {_quote(text)} names the classes {listed}: give the index of the one you mean")
+            raise UsageError(f"the label {quoted(text)} names the classes {listed}: give the index of the one you mean")
         return indexes[0]
 
     def _unknown(self, part: str) -> UsageError:
         text = part.strip()
         if self.labels is None:
             return UsageError(
-                f"{_quote(text)} is no index, and this model has no labels: give 0 to {self.num_classes - 1} or none"
+                f"{quoted(text)} is no index, and this model has no labels: give 0 to {self.num_classes - 1} or none"
             )
-        close = self._close_to(normalise(text))
+        close = self._close_to(normalise(text)) if len(text) <= _MAX_WORD else []
         hint = f"did you mean {', '.join(close)}? " if close else ""
-        return UsageError(f"no class is called {_quote(text)}: {hint}`var-run --list-classes` shows all of them")
+        return UsageError(f"no class is called {quoted(text)}: {hint}`var-run --list-classes` shows all of them")
 
     def _close_to(self, name: str) -> list[str]:
         import difflib
@@ -196,8 +200,3 @@ class ClassNames:
 def _slugify(label: str) -> str:
     first = unicodedata.normalize("NFKC", label).casefold().split(",")[0]
     return re.sub(r"\W+", "-", first).strip("-_")[:_MAX_SLUG].strip("-_")
-
-
-def _quote(text: str) -> str:
-    """`text` on one line, short enough for a message."""
-    return repr(text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "...")

@@ -19,10 +19,11 @@ import numpy as np
 
 from engines.bundle.plans import FileEntry, PlanSet, parse_plans
 from engines.errors import BundleError, UsageError
+from engines.foreign import read_json
 from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, check_types
 from engines.spec.sampling import Sampling
-from engines.storage import digest_of, read_json
+from engines.storage import digest_of
 
 SCHEMA_VERSION = 2
 MANIFEST, WEIGHTS, GOLDEN = "manifest.json", "weights.bin", "golden.npz"
@@ -279,10 +280,7 @@ def _document(folder: Path) -> dict[str, Any]:
         raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
     if not folder.is_dir() or not file.is_file():
         raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
-    try:
-        document = read_json(file, remedy="build the bundle again")
-    except UsageError as error:
-        raise BundleError(str(error)) from error
+    document = read_json(file, error=BundleError, remedy="build the bundle again")
     missing = [key for key in _IDENTITY if not isinstance(document, dict) or key not in document]
     if missing:
         raise BundleError(f"{file} is not the manifest of a bundle: it has no {', '.join(missing)}")

@@ -24,6 +24,7 @@ from engines.draw.results import ImageSource
 from engines.errors import UsageError
 from engines.files.images import load_square
 from engines.files.jobs import ImageJob, Item, Made, hash_of, make_job
+from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
 from engines.spec.choices import ONNXRUNTIME
 from engines.spec.sampling import OPTIONS
@@ -181,19 +182,16 @@ def job_settings(options: RunOptions, manifest: Manifest) -> dict[str, Any]:
 
 def _load_tokens(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """The arrays of a --save-tokens file, checked: `tokens` (B, T), and where they are, `classes` and `seeds` (B,)."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            saved = {name: archive[name] for name in ("tokens", "classes", "seeds") if name in archive.files}
-    except FileNotFoundError:
-        raise UsageError(f"cannot read {path}: there is no such file") from None
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, KeyError) as error:
-        raise UsageError(f"cannot read {path}: it is no .npz file of tokens") from error
-    tokens = saved.get("tokens")
     wanted = manifest.config.num_tokens
-    if tokens is None:
+
+    def accept(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        if name == "tokens" and (len(shape) != 2 or shape[1] != wanted or not shape[0]):
+            raise UsageError(f"{path}: tokens have shape {shape}, and {manifest.name} needs (images, {wanted})")
+
+    saved = read_arrays(path, ("tokens", "classes", "seeds"), accept, what=".npz file of tokens", optional=True)
+    if "tokens" not in saved:
         raise UsageError(f"{path} has no array called tokens: --save-tokens writes such files")
-    if tokens.ndim != 2 or tokens.shape[1] != wanted or not len(tokens):
-        raise UsageError(f"{path}: tokens have shape {tokens.shape}, and {manifest.name} needs (images, {wanted})")
+    tokens = saved["tokens"]
     check_tokens(tokens, manifest.config)
     for name in ("classes", "seeds"):
         if name in saved and (saved[name].shape != (len(tokens),) or not np.issubdtype(saved[name].dtype, np.integer)):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.draw.request import as_array
 from engines.errors import UsageError
 from engines.spec.config import ModelConfig
 
@@ -100,13 +101,16 @@ def prepare(
     seeds: int | Sequence[int],
 ) -> tuple[list[int | str], tuple[NDArray[np.int64], Mask]]:
     """What `Pipeline.generate` takes for the edit that `Pipeline.edit` was asked for: classes, and forced tokens."""
-    images = np.asarray(images)
+    images = as_array(images, "images")
     images = images[None] if images.ndim == 3 else images
     kept = kept_tokens(config, _grids(config, mask))
     if classes is None:
         classes = config.unconditional_class
-    names = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
-    seeded = 1 if isinstance(seeds, (int, np.integer)) else len(seeds)
+    try:
+        names = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
+        seeded = 1 if isinstance(seeds, (int, np.integer)) else len(seeds)
+    except TypeError as error:
+        raise UsageError(f"classes and seeds must be numbers, or lists of them: {error}") from error
     counts = {"images": len(images), "masks": len(kept), "classes": len(names), "seeds": seeded}
     B = max(counts.values())
     if set(counts.values()) - {1, B}:
@@ -117,7 +121,7 @@ def prepare(
 
 def _grids(config: ModelConfig, mask: Mask) -> Mask:
     """Masks in cells or pixels, one or several, as grids (B, S, S)."""
-    mask = np.asarray(mask)
+    mask = as_array(mask, "the mask")
     sides = config.latent_size, config.image_size
     square = mask.ndim in (2, 3) and mask.shape[-1] == mask.shape[-2] and mask.shape[-1] in sides
     if mask.dtype != np.bool_ or not square or not len(mask):

@@ -18,7 +18,16 @@ from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
 from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
-from engines.draw.request import Classes, Forced, PreviewScales, Seeds, check_tokens, make_request, preview_sets
+from engines.draw.request import (
+    Classes,
+    Forced,
+    PreviewScales,
+    Seeds,
+    as_array,
+    check_tokens,
+    make_request,
+    preview_sets,
+)
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
 
@@ -195,7 +204,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
         size = self.config.image_size
-        images = np.asarray(images)
+        images = as_array(images, "images")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise UsageError(f"images must be uint8 (B, {size}, {size}, 3), got {images.dtype} {images.shape}")
         self._check.require(self, ENCODING)
@@ -207,7 +216,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def accumulate(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Tokens int (B, T) -> accumulated feature maps float32 (B, Z, S, S), which the decoder takes."""
-        tokens = np.asarray(tokens)
+        tokens = as_array(tokens, "tokens")
         if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
             raise UsageError(f"tokens must be integers (B, {self.config.num_tokens}), got shape {tokens.shape}")
         check_tokens(tokens, self.config)
@@ -215,7 +224,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""
-        f_hat = np.asarray(f_hat)
+        f_hat = as_array(f_hat, "feature maps")
         Z, S = self.config.vae.z_channels, self.config.latent_size
         if f_hat.dtype != np.float32 or f_hat.ndim != 4 or f_hat.shape[1:] != (Z, S, S):
             raise UsageError(f"feature maps must be float32 (B, {Z}, {S}, {S}), got {f_hat.dtype} {f_hat.shape}")

@@ -18,6 +18,7 @@ from engines.errors import UsageError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import OPTIONS, SamplingOption, SamplingOptions
 from engines.spec.uniforms import MAX_SEED, noise, uniforms
+from engines.words import quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,7 +78,7 @@ def make_request(
         asked = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
         indices = [names.index(name if isinstance(name, str) else operator.index(name)) for name in asked]
     except TypeError as error:
-        raise UsageError(f"classes must be indices or labels, got {classes!r}") from error
+        raise UsageError(f"classes must be indices or labels, got {quoted(classes)}") from error
     B = len(indices)
     if B == 0:
         raise UsageError("no class was given; name at least one")
@@ -91,17 +92,20 @@ def make_request(
 def preview_sets(given: PreviewScales, images: int, scales: int) -> list[set[int]]:
     """The scales after which each image is shown, the last one always. Raises `UsageError`."""
     last = scales - 1
-    listed: list[Any] = list(range(scales)) if given is None else list(given)
-    lists = listed if any(np.ndim(entry) for entry in listed) else [listed] * images
+    try:
+        listed: list[Any] = list(range(scales)) if given is None else list(given)
+        lists = listed if any(np.ndim(entry) for entry in listed) else [listed] * images
+    except (TypeError, ValueError) as error:  # ValueError: lists in lists of different lengths
+        raise UsageError(f"preview_scales must be a list of whole numbers, got {quoted(given)}") from error
     if len(lists) != images:
         raise UsageError(f"{len(lists)} lists of preview_scales for {images} images; give one list per image, or one")
     try:
         wanted = [{operator.index(scale) for scale in entry} | {last} for entry in lists]
     except TypeError as error:
-        raise UsageError(f"preview_scales must be whole numbers, got {given!r}") from error
+        raise UsageError(f"preview_scales must be whole numbers, got {quoted(given)}") from error
     for entry in wanted:
         if not 0 <= min(entry) <= max(entry) <= last:
-            raise UsageError(f"preview_scales must lie in 0 to {last}, got {sorted(entry)}")
+            raise UsageError(f"preview_scales must lie in 0 to {last}, got {quoted(sorted(entry))}")
     return wanted
 
 
@@ -112,12 +116,12 @@ def _seeds(seeds: Seeds, B: int) -> Array:
         else:
             values = [operator.index(seed) for seed in seeds]
     except TypeError as error:
-        raise UsageError(f"seeds must be whole numbers, got {seeds!r}") from error
+        raise UsageError(f"seeds must be whole numbers, got {quoted(seeds)}") from error
     if len(values) != B:
         raise UsageError(f"{len(values)} seeds for {B} images; give one seed per image, or one for all")
     for value in values:
         if not 0 <= value <= MAX_SEED:
-            raise UsageError(f"a seed must lie in 0 to 2^64 - 1, got {value}")
+            raise UsageError(f"a seed must lie in 0 to 2^64 - 1, got {quoted(value)}")
     return np.array(values, np.uint64)
 
 
@@ -151,14 +155,14 @@ def _spread(option: SamplingOption, value: Any, B: int) -> Array:
         return _spread_flag(name, value, B)
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} must be a number, or one per image, got {value!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{name} must be a number, or one per image, got {quoted(value)}") from error
     if array.ndim > 1 or (array.ndim == 1 and len(array) != B):
         raise UsageError(f"{name} needs one value, or one per image ({B}), got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise UsageError(f"{name} must be finite, got {value!r}")
+        raise UsageError(f"{name} must be finite, got {quoted(value)}")
     if option.kind == "int" and (array != np.floor(array)).any():
-        raise UsageError(f"{name} must be a whole number, got {value!r}")
+        raise UsageError(f"{name} must be a whole number, got {quoted(value)}")
     limit = 2**53 if option.kind == "int" else np.finfo(np.float32).max
     spread = np.broadcast_to(array.clip(-limit, limit), (B,)).astype(option.dtype)
     wrong = ~option.holds(spread)
@@ -168,12 +172,9 @@ def _spread(option: SamplingOption, value: Any, B: int) -> Array:
 
 
 def _spread_flag(name: str, value: Any, B: int) -> Array:
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        array = np.array(None)
+    array = as_array(value, name)
     if array.dtype != np.bool_ or array.shape not in ((), (B,)):
-        raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {value!r:.60}")
+        raise UsageError(f"{name} must be true or false, or one of them per image ({B}), got {quoted(value)}")
     return np.broadcast_to(array, (B,)).copy()
 
 
@@ -203,14 +204,22 @@ def _forced(forced: Forced, config: ModelConfig, B: int) -> tuple[Array, Array]:
     given, where = forced if isinstance(forced, tuple) else (forced, True)
     shape = (B, config.num_tokens)
     try:
-        tokens = np.broadcast_to(np.asarray(given), shape)
-        mask = np.broadcast_to(np.asarray(where), shape)
+        tokens = np.broadcast_to(as_array(given, "forced tokens"), shape)
+        mask = np.broadcast_to(as_array(where, "the mask of forced tokens"), shape)
     except ValueError as error:
         raise UsageError(f"forced tokens and mask must have shape {shape}, or spread to it: {error}") from error
     if mask.dtype != np.bool_:
         raise UsageError(f"the mask of forced tokens must be bool, got {mask.dtype}")
     check_tokens(tokens[mask], config)
     return np.where(mask, tokens, 0).astype(np.int64), np.ascontiguousarray(mask)
+
+
+def as_array(value: Any, name: str) -> Array:
+    """What a caller passed, as an array of whatever type. Raises `UsageError` where it is none."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # what is not ours may raise anything where it is asked to be an array
+        raise UsageError(f"{name} must be an array, got {quoted(value)}") from error
 
 
 def check_tokens(tokens: Array, config: ModelConfig) -> None:

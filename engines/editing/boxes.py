@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.draw.mask import Box
 from engines.errors import UsageError
-from engines.storage import read_json
+from engines.foreign import MALFORMED, read_json
 
 _SHOWN = 8
 
@@ -102,7 +102,7 @@ def _detections(path: Path) -> list[_Detection]:
         if isinstance(value, dict):
             return _coco_data_set(value)
         return [_ultralytics(item) if "box" in item else _coco(item) for item in value]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except MALFORMED:
         raise UsageError(
             f"{path} holds no boxes in a known format: COCO (image_id, category_id, bbox, score) "
             "or Ultralytics (name, class, confidence, box)"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import UsageError
+from engines.foreign import open_picture
 from engines.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -50,14 +50,12 @@ def save_png(path: Path, image: Picture, text: Mapping[str, str]) -> None:
 
 def read_png_text(path: Path) -> dict[str, str] | None:
     """The text chunks of a PNG file; None where `path` is no PNG file or was cut short."""
-    from PIL import Image
-
     if is_cut_short(path):
         return None
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_picture(path, ("PNG",)) as image:
             return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UsageError:
         return None
 
 
@@ -165,21 +163,10 @@ def resized(picture: NDArray[Any], width: int, height: int) -> NDArray[Any]:
 
 
 def _read(path: Path, background: str = "white") -> Image.Image:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    if path.is_dir():
-        raise UsageError(f"cannot read {path}: it is a folder, not a picture")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large pictures, odd EXIF data: the picture counts
-            with Image.open(path) as image:
-                return _to_rgb(ImageOps.exif_transpose(image), background)
-    except FileNotFoundError:
-        raise UsageError(f"cannot read {path}: there is no such file") from None
-    except UnidentifiedImageError:
-        raise UsageError(f"cannot read {path}: it is not a picture in a known format") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    with open_picture(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image), background)
 
 
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:
@@ -197,6 +184,11 @@ def _to_grey(image: Image.Image) -> Image.Image:
     """A grey picture of 16 or 32 bits in 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
     from PIL import Image
 
-    values: NDArray[Any] = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = float(_MAX_16_BIT) if image.mode != "F" else 1.0 if values.max() <= 1 else 255.0
-    return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8))
+    values: NDArray[Any] = np.asarray(image)
+    top = float(_MAX_16_BIT)
+    if image.mode == "F":
+        top = 1.0 if np.nanmax(values, initial=0.0) <= 1 else 255.0
+    grey = np.empty(values.shape, np.uint8)
+    for row, line in enumerate(values):  # a row at a time: float64 of the whole would take eight times the memory
+        grey[row] = np.rint(np.clip(np.nan_to_num(line.astype(np.float64)) / top, 0, 1) * 255)
+    return Image.fromarray(grey)

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from engines.draw.results import Timings
 from engines.errors import UsageError
+from engines.foreign import read_json
 from engines.spec.uniforms import MAX_SEED
-from engines.storage import Lock, digest_of, read_json, writing
+from engines.storage import Lock, digest_of, writing
 
 JOB_FILE = "job.json"
 JOB_FORMAT = 1

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from engines.errors import UsageError
 from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
+from engines.foreign import parse_json, read_comment
 from engines.storage import Lock, parts, write_json, writing
 
 _DONE = "done"
@@ -179,9 +180,8 @@ class NpzRows(Sink):
 def _key_of(path: Path) -> str | None:
     """The key of the job that made an .npz file; None for other files."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            value = json.loads(archive.comment)
-    except (OSError, ValueError, zipfile.BadZipFile):
+        value = parse_json(read_comment(path))
+    except (UsageError, ValueError):
         return None
     key = value.get(KEY) if isinstance(value, dict) else None
     return key if isinstance(key, str) else None

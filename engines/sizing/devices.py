@@ -7,7 +7,6 @@ rated has a higher peak by as much. `cpu` is the machine at hand: its memory is 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import UsageError
+from engines.foreign import read_json
 from engines.machine import machine
 
 CPU = "cpu"
@@ -107,7 +107,7 @@ class Device:
 @cache
 def devices() -> Mapping[str, Device]:
     """All devices by name, in the order of the file: Jetson, servers, GeForce."""
-    data = json.loads(FILE.read_text(encoding="utf-8"))
+    data = read_json(FILE)
     sources = {name: Source(name, **entry) for name, entry in data["sources"].items()}
     return {
         entry["name"]: _device(entry, data["architectures"][entry["architecture"]], data["jetson_system"], sources)

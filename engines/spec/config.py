@@ -16,8 +16,33 @@ from functools import cached_property
 from typing import Any
 
 from engines.errors import UsageError
+from engines.words import quoted
 
 HEAD_DIM = 64  # channels of a head in every official model: heads = width / 64
+
+# Least and most, far above any model that exists: the largest official one has depth 36, width 2304, 10 scales.
+_MAX_SIDE, _MAX_SCALES, _MAX_LEVELS = 512, 64, 10
+_MAX_IMAGE = 1 << 14
+_VAE_LIMITS: dict[str, tuple[float, float]] = {
+    "vocab_size": (1, 1 << 20),
+    "z_channels": (1, 1 << 12),
+    "ch": (1, 1 << 12),
+    "ch_mult": (1, 64),
+    "num_res_blocks": (1, 64),
+    "quant_conv_ks": (1, 31),
+    "quant_resi": (0, 1),
+    "share_quant_resi": (0, 1 << 10),
+    "norm_num_groups": (1, 1 << 12),
+    "norm_eps": (1e-30, 1),
+}
+_TRANSFORMER_LIMITS: dict[str, tuple[float, float]] = {
+    "depth": (1, 1 << 10),
+    "width": (1, 1 << 16),
+    "heads": (1, 1 << 10),
+    "mlp_hidden": (1, 1 << 20),
+    "num_classes": (1, 1 << 20),
+    "norm_eps": (1e-30, 1),
+}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -43,7 +68,16 @@ def check_types(values: Any, group: str) -> None:
             fits = value is None or type(value) is str
         else:
             continue
-        _require(fits, f"{group}{entry.name} must be of type {entry.type}, got {value!r}")
+        _require(fits, f"{group}{entry.name} must be of type {entry.type}, got {quoted(value)}")
+
+
+def _check_ranges(values: Any, group: str, limits: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers that no model has, before memory is asked for such a model. Raises `UsageError`."""
+    for name, (low, high) in limits.items():
+        value = getattr(values, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:
+                raise UsageError(f"{group}{name} must lie in {low} to {high}, got {quoted(number)}")
 
 
 def _as_tuple(value: object) -> Any:
@@ -73,14 +107,8 @@ class VaeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ch_mult", _as_tuple(self.ch_mult))
         check_types(self, "vae.")
-        _require(self.norm_eps > 0, f"vae.norm_eps must be positive, got {self.norm_eps}")
-        for name in ("vocab_size", "z_channels", "ch", "num_res_blocks", "quant_conv_ks", "norm_num_groups"):
-            _require(getattr(self, name) > 0, f"vae.{name} must be positive, got {getattr(self, name)}")
-        _require(
-            len(self.ch_mult) > 0 and min(self.ch_mult) > 0, f"vae.ch_mult must be positive numbers, got {self.ch_mult}"
-        )
-        _require(0.0 <= self.quant_resi <= 1.0, f"vae.quant_resi must lie in [0, 1], got {self.quant_resi}")
-        _require(self.share_quant_resi >= 0, f"vae.share_quant_resi must be 0 or more, got {self.share_quant_resi}")
+        _check_ranges(self, "vae.", _VAE_LIMITS)
+        _require(1 <= len(self.ch_mult) <= _MAX_LEVELS, f"vae.ch_mult must be 1 to {_MAX_LEVELS} numbers")
         for mult in self.ch_mult:
             _require(
                 (self.ch * mult) % self.norm_num_groups == 0,
@@ -108,9 +136,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "transformer.")
-        _require(self.norm_eps > 0, f"transformer.norm_eps must be positive, got {self.norm_eps}")
-        for name in ("depth", "width", "heads", "mlp_hidden", "num_classes"):
-            _require(getattr(self, name) > 0, f"transformer.{name} must be positive, got {getattr(self, name)}")
+        _check_ranges(self, "transformer.", _TRANSFORMER_LIMITS)
         _require(
             self.width % self.heads == 0,
             f"transformer.width {self.width} cannot be divided among {self.heads} heads",
@@ -134,10 +160,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_nums", _as_tuple(self.patch_nums))
         check_types(self, "")
-        _require(len(self.patch_nums) >= 2, f"patch_nums needs two scales or more, got {self.patch_nums}")
+        scales = self.patch_nums
+        _require(2 <= len(scales) <= _MAX_SCALES, f"patch_nums needs 2 to {_MAX_SCALES} scales, got {len(scales)}")
+        _check_ranges(self, "", {"patch_nums": (1, _MAX_SIDE)})
         _require(
-            self.patch_nums[0] > 0 and all(a < b for a, b in zip(self.patch_nums, self.patch_nums[1:], strict=False)),
-            f"patch_nums must grow from scale to scale, got {self.patch_nums}",
+            all(scales[i] < scales[i + 1] for i in range(len(scales) - 1)),
+            f"patch_nums must grow from scale to scale, got {scales}",
+        )
+        _require(
+            self.image_size <= _MAX_IMAGE,
+            f"patch_nums and vae.ch_mult give images of {self.image_size} pixels, more than {_MAX_IMAGE}",
         )
 
     @property

@@ -60,7 +60,7 @@ class TensorInfo:
     meaning: str
 
 
-def _spec(text: str) -> tuple[TensorSpec, ...]:
+def specs_of(text: str) -> tuple[TensorSpec, ...]:
     """Read tensors from text, a line `name dtype (dims) meaning` for each."""
     specs = []
     for line in filter(str.strip, text.splitlines()):
@@ -102,13 +102,13 @@ _MODULATION = """
 COND = GraphSpec(
     "cond",
     "what depends on the class alone: AdaLN vectors and the first input",
-    _spec("labels int64 (N)  class of each row; the number of classes stands for no class"),
-    _spec(_MODULATION + "x float32 (N, L0, C)  input of the first scale"),
+    specs_of("labels int64 (N)  class of each row; the number of classes stands for no class"),
+    specs_of(_MODULATION + "x float32 (N, L0, C)  input of the first scale"),
 )
 STEP = GraphSpec(
     "step",
     "one scale: transformer, sampler, quantiser, and the input of the next scale",
-    _spec(
+    specs_of(
         "x float32 (N, L, C)  input of this scale"
         + _MODULATION
         + """
@@ -130,7 +130,7 @@ STEP = GraphSpec(
     pos_next      float32 (1, M, C)     position and level embedding of the next scale
     """
     ),
-    _spec("""
+    specs_of("""
     tokens        int64   (B, L)        the token map of this scale: drawn, or forced
     drawn         int64   (B, L)        what the sampler drew, forced or not
     f_hat_out     float32 (B, Z, S, S)  feature map with this scale added
@@ -144,25 +144,25 @@ STEP = GraphSpec(
 DECODE = GraphSpec(
     "decode",
     "feature map to pixels",
-    _spec("f_hat float32 (B, Z, S, S)  feature map"),
-    _spec("image uint8 (B, R, R, 3)  RGB, rounded to nearest"),
+    specs_of("f_hat float32 (B, Z, S, S)  feature map"),
+    specs_of("image uint8 (B, R, R, 3)  RGB, rounded to nearest"),
 )
 ENCODE = GraphSpec(
     "encode",
     "pixels to token maps",
-    _spec("image uint8 (B, R, R, 3)  RGB"),
-    _spec("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
+    specs_of("image uint8 (B, R, R, 3)  RGB"),
+    specs_of("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
 )
 ACCUMULATE = GraphSpec(
     "accumulate",
     "token maps to feature map, without the transformer",
-    _spec("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
-    _spec("f_hat float32 (B, Z, S, S)  feature map"),
+    specs_of("tokens int64 (B, T)  token maps of all scales, coarse to fine"),
+    specs_of("f_hat float32 (B, Z, S, S)  feature map"),
 )
 FUSED = GraphSpec(
     "fused",
     "class to image in one call: every scale, sampling and the decoder",
-    _spec(
+    specs_of(
         """
     labels        int64   (N)     class of each row
     uniforms      float32 (B, T)  one number in [0, 1) decides each draw
@@ -173,7 +173,7 @@ FUSED = GraphSpec(
         + _FORCED.replace("*", "T")
         + _SMOOTHING.replace("*", "T")
     ),
-    _spec("""
+    specs_of("""
     tokens        int64   (B, T)        token maps of all scales, coarse to fine: drawn, or forced
     drawn         int64   (B, T)        what the sampler drew, forced or not
     image         uint8   (B, R, R, 3)  RGB, rounded to nearest
@@ -203,14 +203,9 @@ def graphs_of(form: str) -> tuple[str, ...]:
     return (*(graph for name in forms for graph in _GRAPHS_OF[name]), *COMMON_GRAPHS)
 
 
-def resolve(
-    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
-) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
-
-    `smooth`: whether the bundle was built with smoothing.
-    """
-    sizes = {
+def sizes_of(config: ModelConfig) -> dict[str, int]:
+    """The dimensions that are fixed for one model, by their names in this table."""
+    return {
         "T": config.num_tokens,
         "L0": config.scale_lengths[0],
         "C": config.transformer.width,
@@ -223,6 +218,16 @@ def resolve(
         "SS": config.latent_size**2,
         "R": config.image_size,
     }
+
+
+def resolve(
+    graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
+) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
+
+    `smooth`: whether the bundle was built with smoothing.
+    """
+    sizes = sizes_of(config)
     absent = (*(() if num_phi(config) else ("phi_index",)), *(() if smooth else SMOOTHING))
 
     def expand(specs: tuple[TensorSpec, ...]) -> tuple[TensorInfo, ...]:

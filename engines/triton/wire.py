@@ -6,7 +6,7 @@ Configurations, models, client and docs read the table. A configuration also say
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from engines.backends.base import Array
 from engines.bundle.manifest import Manifest, sealed
 from engines.draw.request import Request, make_request
 from engines.errors import BundleError, UsageError
+from engines.foreign import parse_json
 from engines.spec.config import ModelConfig
 from engines.spec.contract import TensorSpec
 from engines.spec.sampling import OPTIONS
+from engines.words import quoted
 
 TYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL", "uint8": "UINT8"}
 """Triton's names of numpy's types."""
@@ -40,6 +42,7 @@ PREVIEW_SCALES = "preview_scales"
 """Request parameter of the streaming model: the scales to show, as `0,3,6`, or `none` but the last; all by default."""
 CANCEL = "cancel_token"
 """Request parameter between the two models of a repository; see `engines.triton.serving.cancellation`."""
+_DIGITS = 9
 FACTS = "manifest"
 """Parameter of a configuration: what `pack_facts` gives."""
 
@@ -52,7 +55,7 @@ def pack_facts(manifest: Manifest) -> str:
 def unpack_facts(text: str, source: str) -> Manifest:
     """What `pack_facts` gave. Raises `BundleError`; `source` says where the text is from."""
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError as error:
         raise BundleError(f"{source} says nothing of a bundle: write the repository again") from error
     return Manifest.from_dict(document, source)
@@ -83,6 +86,17 @@ def full_inputs(request: Request) -> dict[str, Array]:
     return {name: value[:, None] for name, value in values.items()}
 
 
+def read_parameters(text: str | None) -> Mapping[str, Any]:
+    """The parameters of a request, which Triton hands over as JSON. Raises `UsageError`."""
+    try:
+        parameters = parse_json(text or "{}")
+    except ValueError as error:
+        raise UsageError(f"the request's parameters cannot be read: {error}") from error
+    if not isinstance(parameters, dict):
+        raise UsageError("the request's parameters must be an object of JSON")
+    return parameters
+
+
 def read_preview_scales(text: str | None, scales: int) -> tuple[int, ...]:
     """The scales that the parameter `preview_scales` names. Raises `UsageError`."""
     if text is None or not text.strip():
@@ -90,8 +104,10 @@ def read_preview_scales(text: str | None, scales: int) -> tuple[int, ...]:
     if text.strip().lower() == "none":
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) < scales for part in parts):
-        raise UsageError(f"preview_scales must be scales from 0 to {scales - 1} with commas, or none, got {text!r:.60}")
+    if not all(part.isdecimal() and len(part) < _DIGITS and int(part) < scales for part in parts):
+        raise UsageError(
+            f"preview_scales must be scales from 0 to {scales - 1} with commas, or none, got {quoted(text)}"
+        )
     return tuple(int(part) for part in parts)
 
 

@@ -16,7 +16,6 @@ from engines.storage import (
     digest_of,
     link_or_copy,
     parts,
-    read_json,
     sha256_of,
     source_digest,
     source_files,
@@ -83,37 +82,6 @@ def test_the_users_mask_decides_who_may_read(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
-
-
-def test_json_comes_back(tmp_path):
-    document = {"b": [1, 2.5, None], "a": "×"}
-    for indent in (1, None):
-        write_json(tmp_path / "a.json", document, indent=indent)
-        assert read_json(tmp_path / "a.json") == document
-    assert (tmp_path / "a.json").read_bytes() == b'{"b":[1,2.5,null],"a":"\\u00d7"}\n'
-    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1]")  # as editors on Windows write it
-    assert read_json(tmp_path / "a.json") == [1]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b"1" * 10_000],
-    ids=["empty", "cut", "binary", "deep", "long"],
-)
-def test_what_is_no_json_is_one_line(content, tmp_path):
-    file = tmp_path / "a.json"
-    file.write_bytes(content)
-    with pytest.raises(UsageError, match="it is no JSON file") as caught:
-        read_json(file)
-    assert str(file) in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_json_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot read .*a.json: No such file or directory"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(UsageError, match=r"cannot read .*: Is a directory"):
-        read_json(tmp_path)
 
 
 def test_a_second_name_is_a_link_or_a_copy(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engines.errors import CheckpointError
+from engines.words import mebibytes, quoted
 from var_export.checkpoint.sources import NamedFile, listing, reading
 
 State = dict[str, Tensor]
@@ -32,6 +33,7 @@ _PICKLE_START = b"\x80"
 # Wrappers of torch.compile and of data-parallel training: no official key has a part of these names.
 _WRAPPERS = {"_orig_mod", "module"}
 _MAX_REASON = 160
+_MOST_GROWTH = 4  # of the tensors over the file, in bytes: no format compresses, and some weights are tied
 
 
 @dataclass(frozen=True)
@@ -104,13 +106,13 @@ def _content(file: NamedFile, value: Any) -> Content:
         value = value["trainer"] if isinstance(value.get("trainer"), Mapping) else value
         if "var_wo_ddp" in value or "vae_local" in value:
             return Content(file, *(_state(file, value.get(key)) for key in ("var_wo_ddp", "vae_local")))
-        keys = {_unwrapped(key) for key in value}
+        keys = {_unwrapped(key) for key in value if isinstance(key, str)}
         if "quantize.embedding.weight" in keys or any(key.startswith(("decoder.", "encoder.")) for key in keys):
             return Content(file, None, _state(file, value))
         if "pos_1LC" in keys or "word_embed.weight" in keys or any(key.startswith("blocks.") for key in keys):
             return Content(file, _state(file, value), None)
     is_dict = isinstance(top, Mapping) and top
-    held = f"the keys {listing(map(repr, top))}" if is_dict else f"an empty or foreign {type(top).__name__}"
+    held = f"the keys {listing(map(quoted, top))}" if is_dict else f"an empty or foreign {type(top).__name__}"
     raise CheckpointError(
         f"{file.shown} holds no VAR transformer and no VQ-VAE, but {held}: give a state dict of the official "
         "models, or a checkpoint of their trainer"
@@ -124,14 +126,30 @@ def _state(file: NamedFile, value: Any) -> State | None:
     state: State = {}
     if not isinstance(value, Mapping):
         raise CheckpointError(f"{file.shown} holds a {type(value).__name__} for a state dict: save it with torch.save")
+    written: dict[str, str] = {}
     for key, tensor in value.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{file.shown}: {quoted(key)} is no name of a tensor: save the state dict alone")
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{file.shown}: {key!r} is of type {type(tensor).__name__}, not a tensor: save the state dict alone"
+                f"{file.shown}: {quoted(key)} is of type {type(tensor).__name__}, not a tensor: save the state dict "
+                "alone"
             )
-        state[_unwrapped(key)] = tensor.detach()
+        name = _unwrapped(key)
+        if name in state:
+            raise CheckpointError(
+                f"{file.shown} holds both {quoted(written[name])} and {quoted(key)}, which are one tensor of the "
+                "model: save the state dict with one of them"
+            )
+        state[name], written[name] = tensor.detach(), key
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if tensor.layout == torch.strided)
+    if held > _MOST_GROWTH * file.path.stat().st_size:
+        raise CheckpointError(
+            f"{file.shown}: its tensors would take {mebibytes(held)}, far more than the file has: they are views of "
+            "one another; save them with .clone()"
+        )
     return state
 
 
-def _unwrapped(key: object) -> str:
-    return ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+def _unwrapped(key: str) -> str:
+    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)

@@ -22,6 +22,7 @@ from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
 from engines.storage import digest_of, sha256_of
+from engines.words import is_printable
 from var_export.checkpoint.architecture import infer_config
 from var_export.checkpoint.files import Content, read_checkpoint_file
 from var_export.checkpoint.settings import (
@@ -203,7 +204,7 @@ def _labels(labels: str | Path | None, described: ConfigFile, model: NamedFile, 
         return None
     try:
         text = file.read_text()
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{file.shown} is not UTF-8 text: it must hold one class per line") from error
     # Not `splitlines`, which also splits at rarer characters that a label may hold.
     lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
@@ -214,6 +215,8 @@ def _labels(labels: str | Path | None, described: ConfigFile, model: NamedFile, 
             f"{file.shown} has {len(lines)} labels, but the model has {count} classes: correct it, or pass another "
             "file with --labels"
         )
+    if odd := next((number for number, line in enumerate(lines, 1) if not is_printable(line)), None):
+        raise CheckpointError(f"{file.shown}: line {odd} holds a control character: correct it")
     return tuple(lines)
 
 

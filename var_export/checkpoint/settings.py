@@ -9,7 +9,6 @@ VARHF class (`vae_kwargs` nested). Both become settings under the names of `Mode
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import CheckpointError, UsageError
+from engines.foreign import MALFORMED, parse_json
 from engines.spec.config import ModelConfig, TransformerConfig, VaeConfig
 from engines.spec.sampling import RECOMMENDED, Sampling
+from engines.words import quoted
 from var_export.checkpoint.sources import NamedFile
 
 Value = str | bool | int | float | tuple[int, ...]
@@ -182,7 +183,7 @@ def read_config(file: NamedFile, *, only_if_var: bool = False) -> ConfigFile:
     """
     origin = file.shown
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{origin} is not valid JSON ({error}): correct it") from error
     if only_if_var and not (isinstance(content, dict) and _TELLTALES & content.keys()):
@@ -265,5 +266,5 @@ def _canonical(key: str) -> str:
 def _parsed(parse: Callable[[Any], Value], key: str, value: Any, origin: str) -> Value:
     try:
         return parse(value)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{origin}: {key} = {value!r} is not {_EXPECTED[parse]}") from error
+    except MALFORMED as error:
+        raise CheckpointError(f"{origin}: {key} = {quoted(value)} is not {_EXPECTED[parse]}") from error

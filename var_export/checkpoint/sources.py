@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from engines.errors import CheckpointError
+from engines.foreign import read_bytes
 from var_export.checkpoint import hub
 
 OFFICIAL_VAE = "vae_ch160v4096z32.pth"
@@ -52,9 +53,9 @@ class NamedFile:
         return _local(path) if path.is_file() else None
 
     def read_text(self) -> str:
-        """The content as UTF-8. Raises `CheckpointError` where the file may not be read, `UnicodeDecodeError`."""
+        """The content as UTF-8. Raises `CheckpointError` where it may not be read, `ValueError` where it is other."""
         with reading(self.shown):
-            return self.path.read_text(encoding="utf-8-sig")
+            return read_bytes(self.path).decode("utf-8-sig")
 
 
 @contextlib.contextmanager
@@ -140,10 +141,12 @@ def _downloaded(file: hub.HubFile, *, missing_ok: bool = False, unreachable_ok: 
 
 
 def _existing(name: str | Path) -> Path:
+    if not str(name):
+        raise CheckpointError("the name of a file is empty: say which file is meant")
     path = Path(name).expanduser()
     try:
         path.stat()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:  # ValueError: of a null character
         raise CheckpointError(f"there is no file or folder {path}: check the path") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from error

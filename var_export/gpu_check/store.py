@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle.bundle import Bundle
-from engines.errors import BundleError, UsageError
-from engines.storage import digest_of, read_json, write_json
+from engines.errors import BundleError
+from engines.foreign import MALFORMED, read_json
+from engines.storage import digest_of, write_json
 from var_export.gpu_check.cases import CheckStep, StepJob
 from var_export.gpu_check.isolation import Outcome
 
@@ -57,7 +58,7 @@ class Store:
         """The record of a step that went through under this key, whose outcome is still there."""
         try:
             record = Record.from_dict(read_json(self._file(step, key)))
-        except (UsageError, TypeError, ValueError, AttributeError, KeyError):
+        except MALFORMED:  # a UsageError too
             return None
         return record if record.key == key and record.status != FAILED and _still_there(record) else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from engines.backends.tensorrt.profiles import BatchRange
 from engines.errors import UsageError
+from engines.foreign import read_bytes, reading
 from engines.spec.choices import HARDWARE_COMPATIBILITY
 
 COMPATIBILITY_LEVELS = {"none": "NONE", "ampere+": "AMPERE_PLUS", "same-sm": "SAME_COMPUTE_CAPABILITY"}
@@ -95,10 +96,8 @@ def read_options(file: Path) -> dict[str, Any]:
             raise UsageError(
                 f'--builder-config needs tomli on Python 3.10 ({error}): pip install "tomli>=2"'
             ) from error
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file} is no TOML file ({error})") from error
+    with reading(file, "TOML file"):
+        table = tomllib.loads(read_bytes(file).decode())
     settings = table.pop("tensorrt", None)
     if table or not isinstance(settings, dict):
         raise UsageError(f"{file} must hold one table, [tensorrt], such as: {' / '.join(EXAMPLE.splitlines())}")

@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 
 from engines.backends.base import Array
 from engines.errors import VarExportError
+from engines.foreign import parse_json
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
 from engines.triton.serving.service import INTERNAL, METRICS, UNAVAILABLE, Service
-from engines.triton.wire import CANCEL, FACTS, unpack_facts
+from engines.triton.wire import CANCEL, FACTS, read_parameters, unpack_facts
 
 METRICS_SECONDS = 1.0
 LATER = {
@@ -39,7 +41,7 @@ class _Model:
         self.pb = pb_utils
         self.name, self.instance = args["model_name"], args["model_instance_name"]
         self.folder = Path(args["model_repository"]) / args["model_version"]
-        self.config = json.loads(args["model_config"])
+        self.config = parse_json(args["model_config"])
         logging.getLogger("engines").addHandler(_TritonLog(pb_utils.Logger))
         try:
             self.start()
@@ -144,12 +146,15 @@ class _Streamed(_Request):
 
     def __init__(self, pb: Any, request: Any, flags: CancelFlags) -> None:
         super().__init__(pb, request)
-        self.parameters = json.loads(request.parameters() or "{}")
         self.flags = flags
 
     def parameter(self, name: str) -> str | None:
-        value = self.parameters.get(name)
+        value = self._parameters.get(name)
         return None if value is None else str(value)
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, Any]:
+        return read_parameters(self.request.parameters())
 
     def cancelled(self) -> bool:
         token = self.parameter(CANCEL)

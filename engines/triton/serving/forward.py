@@ -17,7 +17,7 @@ from engines.backends.base import Array
 from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
 from engines.triton.serving.cancellation import CancelFlags
-from engines.triton.serving.service import INTERNAL, INVALID, Asked
+from engines.triton.serving.service import INTERNAL, INVALID, UNEXPECTED, Asked
 from engines.triton.wire import CANCEL, PREVIEW_SCALES, full_inputs, read_request
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ class Forwarder:
         except UsageError as error:
             waiting.fail(INVALID, str(error))
             return
+        except Exception:
+            log.exception("a request could not be read")
+            waiting.fail(INTERNAL, UNEXPECTED)
+            return
         self._workers.submit(self._handle, waiting, inputs)
 
     def close(self) -> None:
@@ -80,7 +84,7 @@ class Forwarder:
             waiting.answer(self._call(waiting, inputs, {CANCEL: token, PREVIEW_SCALES: "none"}))
         except Exception:
             log.exception("a request could not be handed on")
-            waiting.fail(INTERNAL, "internal error; the server's log has it")
+            waiting.fail(INTERNAL, UNEXPECTED)
         finally:
             with self._lock:
                 self._under_way.pop(token, None)

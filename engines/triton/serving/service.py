@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 INVALID, CANCELLED, UNAVAILABLE, INTERNAL = "INVALID_ARG", "CANCELLED", "UNAVAILABLE", "INTERNAL"
 """Triton's error codes."""
+UNEXPECTED = "internal error; the server's log has it"
 JOIN_SHARE, JOIN_SECONDS = 1 / 20, 0.01
 """After a batch of several requests: the part of its time, and the most, that its clients get to come back. Else the
 next batch starts with whoever waits already: eight clients in turn got 3.7 images a batch, and 5.2 with this."""
@@ -125,6 +126,10 @@ class Service:
         except UsageError as error:
             incoming.fail(INVALID, str(error))
             return None
+        except Exception:  # of this request alone: the others of its batch go on
+            log.exception("a request could not be read")
+            incoming.fail(INTERNAL, UNEXPECTED)
+            return None
         member = Member(incoming, request, scales)
         if member.is_gone():  # while it waited: it takes no place in the batch
             self._cancel(member)
@@ -142,7 +147,7 @@ class Service:
             self._fail(members, INTERNAL, str(error))
         except Exception:
             log.exception("a batch failed")
-            self._fail(members, INTERNAL, "internal error; the server's log has it")
+            self._fail(members, INTERNAL, UNEXPECTED)
         for member in members:
             if member.gone:
                 self._cancel(member)

@@ -14,7 +14,8 @@ import engines
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
-from engines.storage import link_or_copy, read_json, sha256_of, write_json, writing
+from engines.foreign import MALFORMED, read_json
+from engines.storage import link_or_copy, sha256_of, write_json, writing
 from engines.triton.writing.pbtxt import Serving, stream_config, unary_config
 
 MARK = "var-export.json"
@@ -154,7 +155,7 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
     try:
         mark = read_json(folder / MARK)
         hashes, linked = dict(mark["files"]), set(mark["bundle"])
-    except (UsageError, KeyError, TypeError, ValueError):
+    except MALFORMED:  # a UsageError too
         raise UsageError(
             f"{folder} exists and was not written by this command: choose another --name or --repository"
         ) from None
