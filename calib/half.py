@@ -81,9 +81,7 @@ def refuse_overflow(bundle: Bundle, reaches: Iterable[Reach]) -> None:
         )
 
 
-def _rewrite(
-    made: Bundle, folder: Path, manifest: Manifest, values: set[tuple[str, str]], kept: list[str]
-) -> Manifest:
+def _rewrite(made: Bundle, folder: Path, manifest: Manifest, values: set[tuple[str, str]], kept: list[str]) -> Manifest:
     """Store the graphs of a bundle anew, with these values of these graphs in float32; `kept` gains names of layers."""
 
     def models() -> Iterator[tuple[str, ir.Model]]:

@@ -129,7 +129,9 @@ def _source_of(value: ir.Value, file: str) -> tuple[str, bool]:
         layer = layer_of(node, file)
         if layer is not None:
             added = value.producer()
-            biased = added is not None and added.op_type == "Add" and any(v and v.is_initializer() for v in added.inputs)
+            biased = (
+                added is not None and added.op_type == "Add" and any(v and v.is_initializer() for v in added.inputs)
+            )
             return layer, steps == 0 or (steps == 1 and biased)
         for before in node.inputs:
             if before is not None and before not in seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -78,6 +78,16 @@ def providers() -> tuple[tuple[str, ...], str | None]:
         return tuple(import_onnxruntime().get_available_providers()), None
     except BackendError as error:
         return (), str(error.__cause__ or error)
+
+
+def arithmetic() -> str:
+    """How this processor multiplies 8-bit integers, which INT8 bundles consist of."""
+    from engines.backends.onnxruntime import import_onnxruntime
+    from engines.backends.onnxruntime.arithmetic import saturates
+
+    if saturates(import_onnxruntime()):
+        return "8-bit products saturate here by default: INT8 takes ONNX Runtime's exact kernels, which are slower"
+    return "8-bit products are exact"
 
 
 def gpu() -> tuple[str | None, str]:
@@ -156,6 +166,8 @@ class Diagnosis:
     providers: tuple[str, ...]
     """What ONNX Runtime can compute on, by its own names."""
     capabilities: list[Capability]
+    arithmetic: str | None
+    """What a probe of ONNX Runtime's integer kernels found; None where it is not installed."""
     warnings: list[str]
     demo: DemoState
 
@@ -180,6 +192,7 @@ def diagnose(demo: Path) -> Diagnosis:
         packages=packages,
         providers=tuple(available),
         capabilities=capabilities(packages, available, problem),
+        arithmetic=arithmetic() if available else None,
         warnings=warnings(packages, here),
         demo=demo_state(demo),
     )
@@ -225,16 +238,16 @@ def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | No
     usable = [name for name in PROVIDERS if name != "cpu" and installed(name, available)]
     if device.absent:
         return Capability(what, False, device.problem)
+    missing = [] if device.name else [(device.problem, device.fix)]
     if not usable:
         reason = problem or f"{runtime} has no provider for a GPU"
-        return Capability(what, False, reason, _pip("gpu") if problem else INSTALL_GPU)
-    if device.name is None:
-        return Capability(what, False, device.problem, device.fix)
-    try:
-        load_cuda_libraries(import_onnxruntime())
-    except BackendError as error:
-        return Capability(what, False, str(error))
-    return Capability(what, True, f"{runtime} ({', '.join(usable)}), {device.name}")
+        missing.append((reason, _pip("gpu") if problem else INSTALL_GPU))
+    else:
+        try:
+            load_cuda_libraries(import_onnxruntime())
+        except BackendError as error:
+            missing.append((str(error), None))
+    return _lacking(what, missing) or Capability(what, True, f"{runtime} ({', '.join(usable)}), {device.name}")
 
 
 def _tensorrt(name: str, device: _Gpu) -> Capability:
@@ -245,13 +258,21 @@ def _tensorrt(name: str, device: _Gpu) -> Capability:
     what = RUN_ON_GPU.format(flavour.title)
     if device.absent:
         return Capability(what, False, device.problem)
+    missing = [] if device.name else [(device.problem, device.fix)]
+    version = ""
     try:
         version = library.load(name).version
     except BackendError as error:
-        return Capability(what, False, f"{flavour.title} is not installed ({error.__cause__})", flavour.install)
-    if device.name is None:
-        return Capability(what, False, device.problem, device.fix)
-    return Capability(what, True, f"{flavour.title} {version}, {device.name}")
+        missing.append((f"{flavour.title} is not installed ({error.__cause__})", flavour.install))
+    return _lacking(what, missing) or Capability(what, True, f"{flavour.title} {version}, {device.name}")
+
+
+def _lacking(what: str, missing: Sequence[tuple[str, str | None]]) -> Capability | None:
+    """What cannot be done for all of these reasons, with the commands that help; None where there is no reason."""
+    if not missing:
+        return None
+    fixes = dict.fromkeys(fix for _, fix in missing if fix)
+    return Capability(what, False, ", ".join(reason for reason, _ in missing), ", then ".join(fixes) or None)
 
 
 def _extra(what: str, extra: str, versions: dict[str, str | None], *, fallback: Iterable[str]) -> Capability:

@@ -49,6 +49,7 @@ def _print(found: Diagnosis) -> None:
             "var-export": f"{version()}, Python {here.python}",
             "machine": f"{here} ({mebibytes(here.available)} available)",
             "providers": ", ".join(found.providers) or "none",
+            "arithmetic": found.arithmetic or "not known without ONNX Runtime",
         }
     )
     show()

@@ -143,6 +143,27 @@ def test_a_gpu_without_tensorrt(name, title, card, monkeypatch):
     assert found.fix == tensorrt_library.FLAVOURS[name].install
 
 
+@pytest.mark.parametrize(("name", "title"), [("tensorrt", "TensorRT"), ("tensorrt-rtx", "TensorRT-RTX")])
+def test_all_that_is_missing_is_said_at_once(name, title):
+    """Who installs one package and asks again should not hear of the next."""
+    found = capability(f"run on a GPU through {title}", {"onnxruntime": "1.32.0"})
+    assert found.reason == f"cuda-bindings is not installed, {title} is not installed (No module named {name!r})"
+    install = tensorrt_library.FLAVOURS[name].install
+    assert found.fix == ", then ".join(dict.fromkeys(['pip install "var-export[gpu]"', install]))
+    found = capability("run on a GPU through ONNX Runtime", {"onnxruntime": "1.32.0"})
+    assert found.reason == "cuda-bindings is not installed, onnxruntime 1.32.0 has no provider for a GPU"
+    assert found.fix.startswith('pip install "var-export[gpu]", then pip uninstall -y onnxruntime')
+
+
+def test_the_processors_arithmetic_is_probed(monkeypatch):
+    from engines.backends.onnxruntime import arithmetic
+
+    monkeypatch.setattr(arithmetic, "saturates", lambda ort: False)
+    assert environment.arithmetic() == "8-bit products are exact"
+    monkeypatch.setattr(arithmetic, "saturates", lambda ort: True)
+    assert environment.arithmetic().startswith("8-bit products saturate here by default")
+
+
 def test_the_gpu_is_that_of_cuda(monkeypatch):
     import engines.backends.cuda
     from tests.emulation import HostCuda
