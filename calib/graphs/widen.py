@@ -45,6 +45,8 @@ class _Widening:
         self._graph, self._half = graph, half
         self._wide: dict[ir.Value, ir.Value] = {}
         """For each value that was in half precision, what a computation takes in its place."""
+        self._narrow: dict[ir.Value, ir.Value] = {}
+        """For each value that was computed in half precision and is stored, what is stored."""
 
     def run(self) -> None:
         """Rewrite the nodes in their order, then the outputs."""
@@ -77,7 +79,7 @@ class _Widening:
             if node.op_type == "Cast" and source is not None and source.dtype == ir.DataType.FLOAT:
                 self._wide[value] = source  # the Cast is left for whoever stores its value
             else:
-                value.dtype, self._wide[value] = ir.DataType.FLOAT, value
+                value.type, self._wide[value] = ir.TensorType(ir.DataType.FLOAT), value
 
     def _widened(self, value: ir.Value) -> ir.Node:
         """A Cast of a stored value, which computations take from now on."""
@@ -90,11 +92,13 @@ class _Widening:
         assert value is not None
         if value.dtype == self._half:
             return value
-        cast = ir.node("Cast", [value], {"to": self._half}, name=f"{value.name}.narrow")
-        producer = value.producer()
-        assert producer is not None, value
-        self._graph.insert_after(producer, cast)
-        return _named(cast, f"{value.name}.narrowed", self._half, value.shape)
+        if value not in self._narrow:
+            cast = ir.node("Cast", [value], {"to": self._half}, name=f"{value.name}.narrow")
+            producer = value.producer()
+            assert producer is not None, value
+            self._graph.insert_after(producer, cast)
+            self._narrow[value] = _named(cast, f"{value.name}.narrowed", self._half, value.shape)
+        return self._narrow[value]
 
 
 def _named(node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from support import copy_bundle, demo_reference
 
+from engines.backends.onnxruntime import OnnxRuntimeBackend
+from engines.backends.onnxruntime.runner import RunnableGraph
 from engines.backends.tensorrt import library
+from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Manifest
 from engines.draw.pipeline import Pipeline
 from tests.bundles import shared_bundle
@@ -69,7 +72,7 @@ def reference():
     def get(path, form=None, padded_to=None):
         key = (path, form, padded_to)
         if key not in kept:
-            kept[key] = Pipeline.load(path, backend="onnxruntime", form=form)
+            kept[key] = Pipeline(Bundle.open(path), OnnxRuntimeBackend(sessions=graphs_for_gpus(path)), form=form)
             if padded_to is not None:
                 kept[key]._engines.open(form).shape_for = lambda images, rows: padded_to
         return kept[key]
@@ -77,6 +80,12 @@ def reference():
     yield get
     for pipeline in kept.values():
         pipeline.close()
+
+
+def graphs_for_gpus(path):
+    """Runs the graphs that plans are built from, which in FP16 are others than those for a CPU."""
+    bundle = Bundle.open(path, verify=False)
+    return lambda graph, load: RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
 
 
 def assert_same(result, expected):

@@ -11,10 +11,11 @@ import threading
 import numpy as np
 import pytest
 from conftest import assert_same
-from support import copy_bundle, tiny_config
+from support import copy_bundle, refused, tiny_config
 
+from engines.backends.device_buffer import DeviceBuffer
 from engines.draw.pipeline import Pipeline
-from engines.errors import BackendError
+from engines.errors import BackendError, CheckFailedError
 from tests.emulation import hollow_bundle
 from tests.emulation.tensorrt import STREAMING_BUDGET, Engine
 
@@ -390,6 +391,20 @@ def test_timings_add_up(form, emulate, planned_tiny):
             assert (timings.decode > 0) == (form == "stepwise")
             assert timings.outside >= 0
             assert timings.cond + sum(timings.scales) + timings.decode <= timings.total
+
+
+def test_plans_are_judged_before_they_draw(emulate, planned_tiny, tmp_path, monkeypatch):
+    """By figures of the plans themselves: what ONNX Runtime computes of the same bundle says nothing of them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    emulate()
+    Pipeline.load(planned_tiny, backend="onnxruntime").close()
+    verdicts = {file.name for file in (tmp_path / "var-export/checks").iterdir()}
+    Pipeline.load(planned_tiny).close()
+    (verdict,) = {file.name for file in (tmp_path / "var-export/checks").iterdir()} - verdicts
+    (tmp_path / "var-export/checks" / verdict).unlink()
+    monkeypatch.setattr(DeviceBuffer, "read", lambda self, read=DeviceBuffer.read: read(self) * 0)
+    message = refused(lambda: Pipeline.load(planned_tiny), "Build the plans again", kind=CheckFailedError)
+    assert "decoder PSNR" in message
 
 
 def test_the_pipeline_finds_the_plans_by_itself(emulate, planned_tiny, reference):
