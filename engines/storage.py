@@ -6,6 +6,8 @@ called a part; whoever holds the lock of that place may remove it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +20,8 @@ from typing import IO, Any
 from engines.errors import UsageError
 
 PART_SUFFIX = ".part"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Numbers of the errors that a disk, or who may write there, is to blame for."""
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages of this project."""
 
@@ -62,11 +66,12 @@ def atomic_write(path: Path, *, sync: bool = False, remedy: str = "") -> Iterato
     with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("wb") as file:
+            with _new_part(part) as file:
                 yield file
-            if sync:
-                sync_to_disk(part)
-            part.replace(path)
+                file.flush()
+                if sync:
+                    sync_to_disk(part)
+                part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -95,6 +100,41 @@ def write_json(
 def parts(folder: Path, name: str = "*") -> Iterator[Path]:
     """Parts of the files in `folder` that are called `name` (a pattern of `Path.glob`)."""
     return folder.glob(f".{name}.*{PART_SUFFIX}")
+
+
+def remove_dead_parts(files: Iterable[Path]) -> None:
+    """Remove what killed processes left of these files. A part whose writer lives is locked, and stays."""
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        names.setdefault(file.parent, set()).add(file.name)
+    for folder, wanted in names.items():
+        for part in parts(folder):
+            if part.name[1:].rsplit(".", 2)[0] in wanted:
+                with contextlib.suppress(OSError), part.open("r+b") as left:
+                    if _flock(left.fileno()) is True:
+                        part.unlink()
+
+
+def _new_part(part: Path) -> IO[bytes]:
+    """A new file that is locked for as long as it is open, where the file system has locks."""
+    while True:
+        file = part.open("wb")
+        if _flock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # `remove_dead_parts` was there in between
+
+
+def _flock(handle: int) -> bool | None:
+    """Lock an open file: whether nobody else has, or None where there are no locks."""
+    try:
+        import fcntl  # not at the top: bundles can be read where there is none
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (OSError, ImportError):
+        return None
+    return True
 
 
 def link_or_copy(file: Path, link: Path) -> None:
@@ -160,14 +200,8 @@ class Lock:
         self.release()
 
     def _locked(self, handle: int) -> bool:
-        import fcntl  # not at the top: bundles can be read where there is none
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            return True
+        if (locked := _flock(handle)) is not True:
+            return locked is None
         try:
             # The process that had it may just have removed the file: a lock on the removed one guards nothing.
             return os.fstat(handle).st_ino == self._place.stat().st_ino

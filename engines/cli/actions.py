@@ -28,6 +28,7 @@ from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
 from engines.spec.choices import ONNXRUNTIME
 from engines.spec.sampling import OPTIONS
+from engines.words import printable
 
 if TYPE_CHECKING:
     from engines.draw.pipeline import Pipeline
@@ -89,7 +90,7 @@ def decode_tokens(options: RunOptions, path: Path) -> None:
         )
         for index, row in enumerate(tokens)
     )
-    job = ImageJob(items, {**_runtime_settings(options, manifest), "tokens": path.name})
+    job = ImageJob(items, {**_runtime_settings(options, manifest), "tokens": printable(path.name)})
     many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names_of(manifest)).many
     naming = Naming(single=f"{literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
 
@@ -106,7 +107,9 @@ def reconstruct(options: RunOptions, path: Path) -> None:
     manifest = opened.manifest
     image = load_square(path, manifest.config.image_size)
     key = hash_of([manifest.build_key, _computes_on(options, manifest), image.tobytes().hex()])
-    job = ImageJob((Item(0, NO_CLASS, 0, key),), {**_runtime_settings(options, manifest), "image": path.name})
+    job = ImageJob(
+        (Item(0, NO_CLASS, 0, key),), {**_runtime_settings(options, manifest), "image": printable(path.name)}
+    )
     naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
 
     def produce(pipeline: Pipeline, _: Sequence[Item]) -> Made:

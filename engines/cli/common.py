@@ -5,8 +5,11 @@ Nothing here imports more than click: `--help` must not wait for numpy.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +19,8 @@ import click
 
 from engines.errors import VarExportError
 from engines.spec.choices import BACKENDS, CHECKS, PROVIDERS
+from engines.storage import DISK_ERRORS
+from engines.words import one_line, printable
 
 if TYPE_CHECKING:
     from engines.backends import Backend
@@ -30,25 +35,45 @@ def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None
     """The entry point of a command: runs it and returns its exit code.
 
     What a user can correct becomes `Error: <one line>` on stderr, with the exit code of the error (2 for
-    parse errors); Ctrl-C one line and 130. A bug keeps its traceback. `command_line` tells what was typed.
+    parse errors), and so does a full disk; Ctrl-C one line and 130. A bug keeps its traceback. `command_line` tells
+    what was typed.
     """
 
     def main(args: Sequence[str] | None = None) -> int:
         typed = [name, *(sys.argv[1:] if args is None else args)]
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # what it cannot encode, as names of files may be
         try:
             code = command.main(typed[1:], prog_name=name, standalone_mode=False, obj=typed)
         except click.Abort as abort:  # click's form of KeyboardInterrupt
-            click.echo(one_line(abort.__cause__) or "interrupted", err=True)
+            tell(one_line(abort.__cause__ or "") or "interrupted")
             return EXIT_INTERRUPTED
         except click.ClickException as error:
-            click.echo(f"Error: {' '.join(error.format_message().split())}", err=True)
+            tell(f"Error: {one_line(error.format_message())}")
             return error.exit_code
         except VarExportError as error:
-            click.echo(f"Error: {one_line(error)}", err=True)
+            tell(f"Error: {error}")
             return error.exit_code
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            _drop_output()
+            tell(f"Error: cannot write {one_line(error.filename or 'the output')}: {error.strerror}")
+            return VarExportError.exit_code
         return code if isinstance(code, int) else 0
 
     return main
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: an empty one would stand for the working folder, or for what is used by default."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        if not os.fspath(value) or "\0" in os.fsdecode(value):
+            self.fail("it is empty: name a file or a folder" if not os.fspath(value) else "it is no path", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def command_line(context: click.Context) -> list[str]:
@@ -157,19 +182,21 @@ def version_option(program: str) -> Callable[[Command], Command]:
     )
 
 
-def one_line(error: object) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error or "").split())
-
-
 def show(line: str = "") -> None:
     """Print a line of what was asked for, on stdout."""
-    click.echo(line)
+    click.echo("\n".join(map(printable, line.split("\n"))))
 
 
 def tell(line: str) -> None:
-    """Print a remark on stderr, where it disturbs nothing that a script reads."""
-    click.echo(line, err=True)
+    """Print a remark on stderr, where it disturbs nothing that a script reads; where it cannot be, it is lost."""
+    with contextlib.suppress(OSError):
+        click.echo(printable(line), err=True)
+
+
+def _drop_output() -> None:
+    """Send what is left for stdout nowhere: else Python tries again when it ends, and fails with a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Figure(float):
@@ -189,7 +216,7 @@ class Figure(float):
 
 def print_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> None:
     """Print plain text columns on stdout; a column of numbers is aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
     for line in [list(headers), *cells]:

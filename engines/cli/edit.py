@@ -22,6 +22,7 @@ from engines.editing.boxes import parse_box, read_boxes
 from engines.editing.canvas import Canvas
 from engines.files.images import load_mask, load_picture
 from engines.files.jobs import Item, Made, make_job
+from engines.words import printable
 
 
 def edit(options: RunOptions, path: Path) -> None:
@@ -35,7 +36,7 @@ def edit(options: RunOptions, path: Path) -> None:
     classes = names.parse(options.classes) if options.classes else (config.unconditional_class,)
     settings = {
         **job_settings(options, opened.manifest),
-        "edited": path.name,
+        "edited": printable(path.name),
         "edit_key": _digest(picture, redrawn),
         "fit": options.fit,
         "composite": options.composite,

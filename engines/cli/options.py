@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from engines.cli.common import POSITIVE, Runtime, check_option, filled_by, option, runtime_options
+from engines.cli.common import POSITIVE, NamedPath, Runtime, check_option, filled_by, option, runtime_options
 from engines.spec.choices import FITS, FORMS
 from engines.spec.sampling import OPTIONS, SamplingOptions
 
-_PATH = click.Path(path_type=Path)
+_PATH = NamedPath(path_type=Path)
 _TYPES = {"float": float, "int": int}
 
 
@@ -64,6 +64,7 @@ class RunOptions:
     form: str | None = option(type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
     batch: int = option(type=POSITIVE, default=8, help="Images at once, at most.")
     out: str | None = option(
+        type=NamedPath(path_type=str),
         metavar="PATH",
         help="FILE.png, a folder, or a pattern with {class} {label} {seed} {index}. "
         "[default: var-LABEL-SEED.png, or out/]",

@@ -9,6 +9,9 @@ import time
 
 import click
 
+from engines.cli.common import tell
+from engines.words import printable
+
 CLEAR = "\r\x1b[K"
 TICK = 0.5  # seconds between two looks at the clock
 
@@ -35,7 +38,7 @@ class StageClock:
         if self._live:
             self._draw()
         elif not self._quiet and done is None:
-            click.echo(self._line(), err=True)
+            tell(self._line())
 
     def __enter__(self) -> StageClock:
         if self._live:
@@ -55,7 +58,7 @@ class StageClock:
     def _draw(self) -> None:
         if self._stage:
             width = shutil.get_terminal_size().columns - 1
-            click.echo(CLEAR + self._line()[:width], err=True, nl=False)
+            click.echo(CLEAR + printable(self._line())[:width], err=True, nl=False)
 
     def _line(self) -> str:
         return f"{self.seconds:7.1f} s  {self._stage}"

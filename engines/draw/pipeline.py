@@ -29,7 +29,7 @@ from engines.draw.request import (
     preview_sets,
 )
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,6 +98,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         Raises `BundleError`, `BackendError`, and `CheckFailedError` where this machine computes something else.
 
         """
+        if path is not None and not str(path):
+            raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
         runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device)
         try:

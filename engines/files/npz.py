@@ -8,7 +8,9 @@ zip file, where numpy and the evaluators of guided-diffusion (ADM), which read `
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -29,6 +31,7 @@ _DONE = "done"
 _WHOLE = "whole.npz"
 _COPY_BYTES = 1 << 20
 _MAX_COMMENT = 65535
+_MAX_HEADER = 4096  # of a .npy file; numpy's own has 128 bytes
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same rows give the same bytes
 
 
@@ -96,14 +99,19 @@ class NpzRows(Sink):
                 self._open()
                 if self._read_done() != b"\1" * len(self._job.items):
                     raise UsageError(f"{self._partial} was changed by another process: run the same command again")
-                self._write_whole().replace(self._path)
+                try:
+                    self._write_whole().replace(self._path)
+                except BaseException:
+                    (self._partial / _WHOLE).unlink(missing_ok=True)  # room for whoever goes on
+                    raise
                 self._complete = True
             if self._holds_key(self._partial):
                 shutil.rmtree(self._partial)
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take was told when it was written
+                file.close()
         self._files.clear()
         if self._lock:
             self._lock.release()
@@ -115,9 +123,12 @@ class NpzRows(Sink):
         self._lock = held(self._partial)
         if not self._holds_key(self._partial) or self._restart:
             self._create()
-        for name in self._arrays:
+        for name, (shape, dtype) in self._arrays.items():
             rows = self._partial / f"{name}.npy"
-            self._files[name], self._offsets[name] = rows.open("r+b"), open_memmap(rows, "r").offset
+            self._offsets[name] = rows.stat().st_size - len(self._job.items) * math.prod(shape) * dtype.itemsize
+            if not 0 < self._offsets[name] <= _MAX_HEADER:
+                raise UsageError(f"{rows} was changed by another program: remove {self._partial}, and begin anew")
+            self._files[name] = rows.open("r+b")
         self._files[_DONE] = (self._partial / _DONE).open("r+b")
 
     def _create(self) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from engines.errors import UsageError
 from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_png_text, save_png, strip
 from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
-from engines.storage import Lock, parts, write_json
+from engines.storage import Lock, parts, remove_dead_parts, write_json
 
 
 class Pictures(Sink):
@@ -81,9 +81,12 @@ class Pictures(Sink):
 
     def _start(self) -> None:
         """Claim the folder; left until there is something to store, so that a refused job leaves no trace."""
-        if self._started or self._folder is None:
+        if self._started:
             return
         self._started = True
+        if self._folder is None:
+            remove_dead_parts([*self._paths, *self.previews])
+            return
         self._lock = held(self._folder)
         if not self._check_folder(self._folder):
             previous = read_job_file(self._folder / JOB_FILE)
@@ -161,6 +164,7 @@ class Grid(Sink):
         if self._complete:
             return
         count = len(self._job.items)
+        remove_dead_parts([self._path])
         images = map(load_picture, self._files) if self._files else (self._images[index] for index in range(count))
         save_png(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
 

@@ -16,6 +16,7 @@ from engines.storage import (
     digest_of,
     link_or_copy,
     parts,
+    remove_dead_parts,
     sha256_of,
     source_digest,
     source_files,
@@ -203,3 +204,15 @@ def test_the_digest_of_sources(tmp_path, monkeypatch):
     renamed = source_digest(["one"], ["one/in"])
     (tmp_path / "one/z.py").write_text("changed")
     assert len({before, renamed, source_digest(["one"], ["one/in"])}) == 3
+
+
+def test_parts_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "missing folder" / "c.png"]
+    for name in (".a.png.4000001.part", ".other.png.4000001.part", ".b.png.4000002.part"):
+        (tmp_path / name).write_bytes(b"half")
+    with atomic_write(files[0]) as file:
+        file.write(b"whole")
+        remove_dead_parts(files)
+        assert names(tmp_path) == [f".a.png.{os.getpid()}.part", ".other.png.4000001.part"]
+    assert names(tmp_path) == [".other.png.4000001.part", "a.png"]
+    assert files[0].read_bytes() == b"whole"

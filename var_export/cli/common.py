@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli.common import Command, option, tell
+from engines.cli.common import Command, NamedPath, option, tell
 from engines.errors import BackendError, UsageError
 from engines.spec.choices import LEVELS
 
@@ -26,10 +26,10 @@ EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
 PAGE_SUFFIXES = (".html", ".htm")
 REPORT_PACKAGES = ("matplotlib", "jinja2")
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
+FOLDER = NamedPath(file_okay=False, path_type=Path)
 # Plain strings: a Path would squeeze the slashes of hf://owner/repo.
-CHECKPOINT = click.Path(path_type=str)
-FILE = click.Path(dir_okay=False, path_type=Path)
+CHECKPOINT = NamedPath(path_type=str)
+FILE = NamedPath(dir_okay=False, path_type=Path)
 LEVEL = click.IntRange(LEVELS[0], LEVELS[-1])
 
 bundle_argument = click.argument("bundle", required=False, type=FOLDER)

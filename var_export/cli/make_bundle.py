@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
 from engines.spec.choices import BACKENDS, BUNDLE_FORMS, DEFAULT_MAX_TOP_K, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE
+from engines.storage import DISK_ERRORS
 from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from calib.judge.acceptance import Built
 
 BUNDLES = Path("bundles")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)

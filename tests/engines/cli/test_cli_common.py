@@ -1,5 +1,8 @@
 """The border, the tables, and how light the command starts."""
 
+import errno
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -132,3 +135,83 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
     )
     assert result.stdout == "class  label\n"
     assert "Traceback" not in result.stderr
+
+
+# --- what a terminal and a disk take ----------------------------------------------------------------------------------
+
+
+def commands_of(command, path=()):
+    yield command, path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_of(inner, (*path, name))
+
+
+def test_no_path_is_empty(capsys):
+    """An empty one would be the working folder, or what is used where none is given: `build ""` built the demo."""
+    from engines.cli.run import main as var_run
+    from engines.cli.run import run
+    from var_export.cli.main import group
+    from var_export.cli.main import main as var_export
+
+    seen = 0
+    for root, main in ((run, var_run), (group, var_export)):
+        for command, path in commands_of(root):
+            for param in command.params:
+                assert type(param.type) is not click.Path, (path, param.name)
+                if isinstance(param.type, common.NamedPath):
+                    seen += 1
+                    given = [param.opts[0], ""] if isinstance(param, click.Option) else [""]
+                    assert main([*path, *given]) == 2, (path, param.name)
+                    assert "it is empty: name a file or a folder" in capsys.readouterr().err, (path, param.name)
+    assert seen > 30
+    assert var_run(["--list-classes", "--engine", "a\0b"]) == 2
+    assert "it is no path" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("args", [["--list-classes"], ["--list-classes", "--json"], ["--help"]])
+def test_an_output_that_is_full(args):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from engines.cli.run import main; sys.exit(main())", *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last == f"Error: cannot write the output: {os.strerror(errno.ENOSPC)}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_remarks_that_nobody_can_read_stop_nothing():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; from engines.cli.run import main; sys.exit(main())", "--list-classes"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 100
+
+
+def test_foreign_text_does_not_command_the_terminal(capsys):
+    @click.command()
+    def command():
+        common.show("a\x1b[2Jb\nc\ud800d")
+        common.tell("e\rf\u202eg")
+        common.print_table([("h\ni\x9bj",)], ("k",))
+        common.json_out({"l\udcff": "\x1b"})
+        raise BackendError("m\x1bn" + "o" * 10**6)
+
+    assert common.guarded(command, "x")([]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("a\\x1b[2Jb\nc\\ud800d\nk\nh\\ni\\x9bj\n")
+    assert json.loads(out[out.index("{") :]) == {"l\udcff": "\x1b"}
+    assert err.startswith("e\\rf\\u202eg\nError: m\\x1bnooo")
+    assert len(err) < 2100
+    assert "\x1b" not in out + err

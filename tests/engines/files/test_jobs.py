@@ -229,3 +229,12 @@ def test_a_grid_alone_starts_again_when_interrupted(tmp_path):
     assert run_job(job, [grid_of(job, tmp_path)], Producer(), batch=3) == 0
     with pytest.raises(UsageError, match="--overwrite"):
         grid_of(job_of(cfg=2.0), tmp_path)
+
+
+def test_leftovers_of_a_killed_pattern_job_go(tmp_path):
+    """Its folder belongs to nobody, so a lock on each part says whether its writer lives."""
+    job = job_of()
+    (tmp_path / f".{job.items[1].class_id}-{job.items[1].seed}.png.4000001.part").write_bytes(b"half")
+    (tmp_path / ".mine.png.4000001.part").write_bytes(b"of another job")
+    run_job(job, [pictures(job, tmp_path, own=False)], Producer(), batch=2)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".mine.png.4000001.part"]

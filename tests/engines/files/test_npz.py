@@ -1,5 +1,6 @@
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +111,37 @@ def test_a_large_npz_does_not_pass_through_memory(tmp_path):
     assert peak < 8e6
     with np.load(tmp_path / "a.npz") as saved:
         assert (saved["arr_0"] == 7).all()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("full", ["arr_0", "done"])
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(full, tmp_path):
+    job, producer = job_of(), Producer()
+
+    run_out = rows(job, tmp_path / "a.npz")
+    write = run_out.write
+
+    def write_until_full(items, made):
+        if items[0].index >= 4:
+            run_out._files[full].close()
+            run_out._files[full] = Path("/dev/full").open("r+b")  # noqa: SIM115  # the sink closes it
+        write(items, made)
+
+    run_out.write = write_until_full
+    with pytest.raises(UsageError, match=r"cannot write .*a\.npz: No space left on device"):
+        run_job(job, [run_out], producer, batch=2)
+    assert not (tmp_path / "a.npz").exists()
+    again = Producer()
+    assert run_job(job, [rows(job, tmp_path / "a.npz")], again, batch=2) == 4
+    with np.load(tmp_path / "a.npz") as saved:
+        assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in job.items]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_rows_that_another_program_changed(tmp_path):
+    job = job_of()
+    with pytest.raises(JobInterruptedError):
+        run_job(job, [rows(job, tmp_path / "a.npz")], Producer(stop_at=1), batch=2)
+    (tmp_path / "a.npz.partial" / "arr_0.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UsageError, match=r"arr_0\.npy was changed by another program"):
+        run_job(job, [rows(job, tmp_path / "a.npz")], Producer(), batch=2)

@@ -135,6 +135,22 @@ class TestContents:
         message = refused(tmp_path, torch_bytes(tmp_path, value))
         assert f"holds no VAR transformer and no VQ-VAE, but {held}" in message
 
+    @pytest.mark.parametrize("other", ["module.pos_1LC", "_orig_mod.pos_1LC", "module._orig_mod.pos_1LC"])
+    def test_two_keys_of_one_tensor(self, other: str, tmp_path: Path) -> None:
+        """Whichever came last won: of a state dict with the average beside the weights, one in silence."""
+        state = var_state()
+        message = refused(tmp_path, torch_bytes(tmp_path, {**state, other: state["pos_1LC"] + 1}))
+        assert "holds both 'pos_1LC' and" in message
+        assert other in message
+
+    def test_keys_that_are_no_names(self, tmp_path: Path) -> None:
+        state = {**var_state(), ("a", "b"): torch.zeros(1)}
+        assert "('a', 'b') is no name of a tensor" in refused(tmp_path, torch_bytes(tmp_path, state))
+
+    def test_tensors_larger_than_their_file(self, tmp_path: Path) -> None:
+        state = var_state() | {"word_embed.weight": torch.zeros(1).expand(10**6, 10**6)}
+        assert "far more than the file has" in refused(tmp_path, torch_bytes(tmp_path, state))
+
     def test_more_than_tensors_in_a_state_dict(self, tmp_path: Path) -> None:
         message = refused(tmp_path, torch_bytes(tmp_path, {**var_state(), "epoch": 3}))
         assert "'epoch' is of type int, not a tensor" in message
