@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from calib.graphs.keep import keep_fp32
-from calib.graphs.layers import layer_of
+from calib.graphs.layers import layer_of, load_graph
 from calib.graphs.writing import store_graphs
 from calib.observe.reach import Reach, home, measure
 from engines.bundle.bundle import Bundle
@@ -48,7 +48,7 @@ def fitted(
     Raises `CheckFailedError` where the cache cannot hold a value, or one is not finite even in float32; `UsageError`
     for a pattern that fits no layer.
     """
-    made = Bundle(writer.folder, manifest)
+    made = writer.seal(manifest)
     progress(f"check: what {made.high_precision.upper()} cannot hold in the golden run")
     reaches = measure(made, threads)
     refuse_overflow(made, (reach for reach in reaches if reach.is_output or math.isnan(reach.largest)))
@@ -58,11 +58,12 @@ def fitted(
     limit = LARGEST[made.high_precision] / ROOM
     beyond = [reach for reach in reaches if reach.largest > limit and not reach.is_output]
     by_hand = [reach for reach in reaches if reach.of_layer and matches(reach.layer, patterns)]
+    if not (beyond or by_hand):
+        return made
     kept: list[str] = []
-    if beyond or by_hand:
-        values = {(reach.graph, reach.value) for reach in (*beyond, *by_hand)}
-        progress(f"keeping {len(values)} values in FP32")
-        manifest = _rewrite(made, writer.folder, manifest, values, kept)
+    values = {(reach.graph, reach.value) for reach in (*beyond, *by_hand)}
+    progress(f"keeping {len(values)} values in FP32")
+    manifest = _rewritten(made, writer.folder, manifest, values, kept)
     furthest = {reach.layer: reach.largest for reach in sorted(reaches, key=lambda reach: reach.largest)}
     record = {"largest": {name: furthest.get(name) for name in kept}, "patterns": list(patterns)}
     return writer.seal(replace(manifest, provenance={**manifest.provenance, "kept_fp32": record}))
@@ -76,17 +77,19 @@ def refuse_overflow(bundle: Bundle, reaches: Iterable[Reach]) -> None:
         places = list(dict.fromkeys(map(str, over)))
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         raise CheckFailedError(
-            f"{name.upper()} holds numbers up to {LARGEST[name]:,.7g}, but in the golden run {', '.join(places[:3])}{more}; "
-            f"build with --precision {'bf16 or fp32' if name == 'fp16' else 'fp32'}"
+            f"{name.upper()} holds numbers up to {LARGEST[name]:,.7g}, but in the golden run "
+            f"{', '.join(places[:3])}{more}; build with --precision {'bf16 or fp32' if name == 'fp16' else 'fp32'}"
         )
 
 
-def _rewrite(made: Bundle, folder: Path, manifest: Manifest, values: set[tuple[str, str]], kept: list[str]) -> Manifest:
+def _rewritten(
+    made: Bundle, folder: Path, manifest: Manifest, values: set[tuple[str, str]], kept: list[str]
+) -> Manifest:
     """Store the graphs of a bundle anew, with these values of these graphs in float32; `kept` gains names of layers."""
 
     def models() -> Iterator[tuple[str, ir.Model]]:
         for file in made.graphs:
-            model = ir.load(made.graph_path(file))
+            model = load_graph(made.graph_path(file))
             names = {value.name or "" for node in model.graph for value in node.outputs}
             nodes = keep_fp32(model, made.high_precision, {name for name in names if home(file, name)[:2] in values})
             kept.extend(layer for node in nodes if (layer := layer_of(node, file)) and layer not in kept)

@@ -30,7 +30,14 @@ FLOAT_BUNDLE = (
     # Check the finished engines.
     *("calib/judge", "engines/draw", "engines/fidelity", "engines/judging", "engines/backends"),
     # Are of INT8 alone.
-    *("calib/choose", "calib/observe", "calib/rewrite", "calib/calibration", "calib/quantise", "calib/statistics"),
+    *(
+        "calib/choose",
+        "calib/observe/collect",
+        "calib/rewrite",
+        "calib/calibration",
+        "calib/quantise",
+        "calib/statistics",
+    ),
 )
 """Code that decides no byte of a bundle which is built from a checkpoint."""
 INT8_BUNDLE = (*_NO_BYTE, "var_export", "engines/backends/cuda", "engines/backends/tensorrt")

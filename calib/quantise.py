@@ -14,11 +14,13 @@ from calib.calibration import Calibration
 from calib.choose.options import Int8Options
 from calib.graphs.layers import find_layers, load_graph
 from calib.graphs.writing import write_graphs
+from calib.half import refuse_overflow
 from calib.judge.acceptance import Built, check
 from calib.judge.attribution import blame, describe
 from calib.judge.search import choose_ways
 from calib.keys import INT8_BUNDLE, code_digest, versions_of
 from calib.observe.collect import Requests, collect
+from calib.observe.reach import measure
 from calib.rewrite.integers import rewritten
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Figures
@@ -122,6 +124,9 @@ def quantize_bundle(
         manifest = write_graphs(writer.folder, manifest, told, constants, progress)
         del models, layers, told
         made = writer.seal(manifest)
+        if made.for_gpus:
+            progress(f"check: what {made.high_precision.upper()} cannot hold in the golden run")
+            refuse_overflow(made, measure(made, threads))
         progress("check: engines against the golden run")
         reports, figures = _checked(made, threads, progress)
         return Built(writer.publish(figures), False, reports)

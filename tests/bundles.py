@@ -39,6 +39,15 @@ def _unbiased():
     return replace(checkpoint, var_state=zeroed(checkpoint.var_state), vae_state=zeroed(checkpoint.vae_state))
 
 
+def overflowing(name: str = "decoder.up.0.block.0.conv1", factor: float = 3e5, *, part: str = "vae_state"):
+    """A tiny model, one of whose layers goes beyond FP16; of a convolution before a GroupNorm, FP32 shows nothing."""
+    checkpoint = tiny_checkpoint(tiny_config("overflow"))
+    state = {
+        key: value * (factor if key.startswith(f"{name}.") else 1) for key, value in getattr(checkpoint, part).items()
+    }
+    return replace(checkpoint, **{part: state})
+
+
 # The longest first.
 SHARED = {
     "demo-smooth": (demo_checkpoint, {"precision": "fp32", "form": "both", "smooth": True}),
@@ -57,6 +66,7 @@ SHARED = {
     ),
     # The exporter drops biases that are zero.
     "tiny-unbiased": (_unbiased, {"precision": "fp32"}),
+    "tiny-overflow": (overflowing, {"precision": "fp16", "form": "both"}),
     # The scales of 512 px models; the seed of the recorded edits.
     "tiny-512": (
         lambda: tiny_checkpoint(

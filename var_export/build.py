@@ -17,7 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import nn
 
+from calib.graphs.emulate import HALF
 from calib.graphs.writing import write_graphs
+from calib.half import fitted
 from calib.judge.acceptance import Built, check
 from calib.keys import FLOAT_BUNDLE, code_digest, versions_of
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest
@@ -37,6 +39,7 @@ from var_export.graphs.trace import OPSET, trace
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
+EMULATED = ", rounding emulated in FP32"
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 
@@ -49,6 +52,8 @@ class FloatOptions:
     form: str = "stepwise"
     max_top_k: int = DEFAULT_MAX_TOP_K
     smooth: bool = False
+    keep_fp32: tuple[str, ...] = ()
+    """Shell patterns over names of layers to compute in FP32, beside those that half precision cannot hold."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -57,6 +62,8 @@ class FloatOptions:
             raise UsageError(f"unknown form {self.form!r}; choose stepwise, fused or both")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
+        if self.keep_fp32 and self.precision not in HALF:
+            raise UsageError(f"a bundle in {self.precision} computes every layer in FP32: there is nothing to keep")
 
 
 def build(
@@ -97,11 +104,15 @@ def build(
             checkpoint.var_state.clear()
             checkpoint.vae_state.clear()
         gc.collect()
-        made = writer.seal(manifest)
-        how = ", rounding emulated in FP32" if options.precision == "bf16" else ""
-        progress(f"check: engines against the golden run{how}")
+        halved = options.precision in HALF
+        made = fitted(writer, manifest, options.keep_fp32, threads, progress) if halved else writer.seal(manifest)
+        progress(f"check: engines against the golden run{EMULATED if made.for_gpus else ''}")
         reports, figures = check(made, threads)
-        return Built(writer.publish(figures), False, reports)
+        if not halved or made.for_gpus:
+            return Built(writer.publish(figures), False, reports)
+        progress(f"check: engines against the golden run{EMULATED}")
+        emulated, _ = check(made, threads, emulated=True)
+        return Built(writer.publish(figures), False, reports, emulated)
 
 
 def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:

@@ -37,13 +37,16 @@ class ChangedGraphs(ExitStack[None]):
     Sessions outlive it only where the file system keeps a file that was removed while it is open.
     """
 
-    def __init__(self, bundle: Bundle, *, emulated: bool = False, beside: Path | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, emulated: bool = False, rounded: bool = True, beside: Path | None = None
+    ) -> None:
         """Args: bundle: whose graphs change; emulated: run them in float32 with the rounding of the bundle's precision;
+        rounded: False leaves that rounding out, see `calib.graphs.emulate.emulate`;
         beside: where to put the folder. By default it is beside the bundle, where the weights take no copy, or among
         the system's temporary files where that cannot be written.
         """
         super().__init__()
-        self._bundle, self._emulated = bundle, emulated
+        self._bundle, self._emulated, self._rounded = bundle, emulated, rounded
         if beside is None and os.access(bundle.path.parent, os.W_OK):
             beside = bundle.path.parent
         self._beside = beside
@@ -67,7 +70,10 @@ class ChangedGraphs(ExitStack[None]):
             file = bundle.graph_path(graph, cpu=True)
         else:
             model = model or self.model(graph)
-            (emulate if self._emulated else widen)(model, bundle.high_precision)
+            if self._emulated:
+                emulate(model, bundle.high_precision, rounded=self._rounded)
+            else:
+                widen(model, bundle.high_precision)
             with (self._folder / f"{graph}.bin").open("wb") as stream:
                 WeightFile(stream).store(model, new_only=True)
             ir.save(model, file)

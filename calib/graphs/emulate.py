@@ -33,8 +33,10 @@ _MOVING = frozenset(
 )
 
 
-def emulate(model: ir.Model, precision: str) -> None:
+def emulate(model: ir.Model, precision: str, *, rounded: bool = True) -> None:
     """Rewrite a graph of `precision` in place: float32 throughout, rounded wherever the graph rounds.
+
+    Without `rounded`, only weights are: what passes is what float32 computes, however far beyond the half type.
 
     Inputs and outputs of the half type become float32 of the same names and shapes; the rewritten graph expects of such
     an input (the KV cache) that its values are on the half type's grid, and gives outputs that are. A
@@ -52,9 +54,11 @@ def emulate(model: ir.Model, precision: str) -> None:
             assert value.dtype is not None, f"{value.name} has no type"
             if value.dtype != half:
                 continue
-            if node.op_type != "Cast":
+            if node.op_type != "Cast" or not rounded:
                 value.dtype = ir.DataType.FLOAT
-            if node.op_type not in _MOVING:
+            if not rounded and node.op_type == "Cast":
+                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+            elif rounded and node.op_type not in _MOVING:
                 graph.insert_after(node, _rounding(value, half))
     weights = [value for value in graph.initializers.values() if value.dtype == half]
     graph.insert_before(graph[0], [cast for value in weights for cast in _rounding(value, half)])

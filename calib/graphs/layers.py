@@ -120,6 +120,19 @@ def layer_name(graph: str, weight: str) -> str:
     return f"{graph}/{'.'.join(parts)}"
 
 
+def layer_of(node: ir.Node, file: str) -> str | None:
+    """The name of the layer whose product a node of any graph is, the fused one's and in INT8 too; None for others."""
+    stored = node.inputs[1] if node.op_type in ("MatMul", "Conv", "Gemm") and not node.domain else None
+    made_by = None if stored is None else stored.producer()
+    if made_by is not None and made_by.op_type == "DequantizeLinear":
+        stored = made_by.inputs[0]
+    name = (stored.name or "").removesuffix(".quantized") if stored is not None and stored.is_initializer() else ""
+    if not name.endswith(".weight"):
+        return None
+    part, name = (file, name) if file in PART_OF else name.split(".", 1)  # stitched: `step.trunk.blocks.3.fc1.weight`
+    return layer_name(part, name) if part in PART_OF else None
+
+
 def read_weight(value: ir.Value) -> NDArray[Any]:
     """A constant of a graph; mapped where it lies in a file."""
     tensor = value.const_value

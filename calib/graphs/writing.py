@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,31 @@ def write_graphs(
     constants: Mapping[str, NDArray[np.float32]],
     progress: Progress,
 ) -> Manifest:
+    """`store_graphs` of the stepwise form's graphs, which `models` are, and of the fused one stitched from them."""
+
+    def graphs() -> Iterator[tuple[str, ir.Model]]:
+        made: dict[str, ir.Model] = {}
+        for name, model in models:
+            made[name] = model
+            yield name, model
+        if FUSED in manifest.graphs:
+            progress(f"graph: {FUSED}")
+            yield FUSED, fuse(manifest.config, manifest.high_precision, made, constants, smooth=manifest.smooth)
+
+    return store_graphs(folder, manifest, graphs(), constants)
+
+
+def store_graphs(
+    folder: Path,
+    manifest: Manifest,
+    models: Iterable[tuple[str, ir.Model]],
+    constants: Mapping[str, NDArray[np.float32]],
+) -> Manifest:
     """Write the ONNX files and the weight file of a bundle; returns its manifest with the places of the constants.
 
-    `models` are the graphs of the stepwise form by name, which the fused one is stitched from; the large tensors of
-    each are written before the next is asked for, so that only one is in memory. `constants` are those of the scale
-    loop, by the names that `engines.draw.workspace.Constants` reads.
+    The large tensors of each of the `models` are written before the next is asked for, so that only one is in memory;
+    those that the form lacks lend their weights alone. `constants` are those of the scale loop, by the names that
+    `engines.draw.workspace.Constants` reads.
     """
     made: dict[str, ir.Model] = {}
     with (folder / WEIGHTS).open("wb") as stream:
@@ -38,10 +58,6 @@ def write_graphs(
         for name, model in models:
             weights.store(model)
             made[name] = model
-        if FUSED in manifest.graphs:
-            progress(f"graph: {FUSED}")
-            made[FUSED] = fuse(manifest.config, manifest.high_precision, made, constants, smooth=manifest.smooth)
-            weights.store(made[FUSED])
         stored = {name: StoredTensor(str(a.dtype), a.shape, weights.add(a)) for name, a in constants.items()}
     for name in manifest.graphs:
         model = made[name]

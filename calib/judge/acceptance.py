@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from calib.graphs.changed import ChangedGraphs
 from engines.backends.onnxruntime import OnnxRuntimeBackend
@@ -25,19 +25,26 @@ class Built:
     bundle: Bundle
     reused: bool
     reports: dict[str, Report]
-    """The check of each form against the golden run; empty where a finished bundle was found."""
+    """The check of each form against the golden run, emulated where no CPU runs the bundle; empty where a finished
+    bundle was found."""
+    emulated: dict[str, Report] = field(default_factory=dict)
+    """The same with the rounding of a GPU emulated, of FP16 that the CPU has run too."""
 
 
-def check(bundle: Bundle, threads: int | None) -> tuple[dict[str, Report], dict[str, Figures]]:
-    """Run the engines of every form once against the golden run; emulated where this CPU has no such arithmetic.
+def check(
+    bundle: Bundle, threads: int | None, *, emulated: bool = False
+) -> tuple[dict[str, Report], dict[str, Figures]]:
+    """Run the engines of every form once against the golden run.
 
-    Returns what was found of each form, and which of it the manifest keeps, to hold devices to.
+    `emulated`: as a GPU rounds; so it is in any case where this CPU has no such arithmetic. Returns what was found of
+    each form, and which of it the manifest keeps, to hold devices to. Raises `CheckFailedError`.
     """
+    emulated = emulated or bundle.for_gpus
     reports: dict[str, Report] = {}
     figures: dict[str, Figures] = {}
     with contextlib.ExitStack() as stack:
         sessions = None
-        if bundle.for_gpus:
+        if emulated:
             sessions = stack.enter_context(ChangedGraphs(bundle, emulated=True, beside=bundle.path)).open
         for form in bundle.forms:
             backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
@@ -48,8 +55,9 @@ def check(bundle: Bundle, threads: int | None) -> tuple[dict[str, Report], dict[
             figures[form] = Figures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
             if not report.passed:
                 failures = "; ".join(report.failures)
+                how = f" with the rounding of {bundle.high_precision.upper()} emulated" if emulated else ""
                 raise CheckFailedError(
-                    f"the exported {form} engines miss the reference: {failures}", report.failed_parts
+                    f"the exported {form} engines miss the reference{how}: {failures}", report.failed_parts
                 )
     return reports, figures
 

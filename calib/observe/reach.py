@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from calib.graphs.changed import ChangedGraphs
 from calib.graphs.emulate import HALF
-from calib.graphs.layers import layer_of
+from calib.graphs.layers import layer_of, load_graph
 from calib.observe.watching import watched
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
-from engines.fidelity.checks import run_again
+from engines.draw.rerun import draw_again
 from engines.spec.choices import FUSED, STEPWISE
 
 _SUFFIX = ".reach"
@@ -53,16 +53,15 @@ class Reach:
 
 
 def measure(bundle: Bundle, threads: int | None = None) -> list[Reach]:
-    """How far each half-precision value of a bundle reaches in the golden run; empty for graphs without any."""
-    half = HALF.get(bundle.high_precision)
+    """How far each half-precision value of a bundle reaches in the golden run; empty for bundles in FP32."""
+    if bundle.high_precision not in HALF:
+        return []
+    half = HALF[bundle.high_precision]
     files = ("cond", "step", "decode", "encode") if STEPWISE in bundle.forms else (FUSED, "encode")
     values: dict[str, dict[str, ir.Value]] = {}  # of each file, by name
-    if half is not None:
-        for file in files:
-            graph = ir.load(bundle.graph_path(file)).graph
-            values[file] = {v.name or "": v for node in graph for v in node.outputs if v.dtype == half}
-    if not any(values.values()):
-        return []
+    for file in files:
+        graph = load_graph(bundle.graph_path(file)).graph
+        values[file] = {value.name or "": value for value in _computed(graph, half)}
     sources = {file: {name: _source_of(value, file) for name, value in here.items()} for file, here in values.items()}
     furthest: dict[tuple[str, str], Reach] = {}
 
@@ -77,8 +76,8 @@ def measure(bundle: Bundle, threads: int | None = None) -> list[Reach]:
                 furthest[graph, value] = Reach(graph, value, layer, scale, largest, is_output, of_layer)
 
     def prepare(model: ir.Model) -> None:
-        for value in [value for node in model.graph for value in node.outputs if value.dtype == half]:
-            _add_reach(model.graph, value)
+        for value in _computed(model.graph, half):
+            _add_reach(model.graph, value, half)
 
     wanted = {file: [f"{name}{_SUFFIX}" for name in names] for file, names in values.items()}
     with ChangedGraphs(bundle, emulated=True, rounded=False, beside=bundle.path) as graphs:
@@ -86,7 +85,7 @@ def measure(bundle: Bundle, threads: int | None = None) -> list[Reach]:
             threads=threads, sessions=watched(graphs, wanted, bundle.config, watch, prepare=prepare)
         )
         with Pipeline(bundle, backend, form=bundle.forms[0], max_batch=1) as pipeline:
-            run_again(pipeline, bundle.golden, forced=bundle.golden["tokens"])
+            draw_again(pipeline, bundle.golden, forced=bundle.golden["tokens"])
             pipeline.encode(bundle.golden["image"])
     return list(furthest.values())
 
@@ -102,7 +101,12 @@ def home(file: str, name: str, scale: int | None = None) -> tuple[str, str, int 
     return ("step", rest, int(part[5:])) if part.startswith("scale") else (part, rest, None)
 
 
-def _add_reach(graph: ir.Graph, value: ir.Value) -> None:
+def _computed(graph: ir.Graph, half: ir.DataType) -> list[ir.Value]:
+    """What nodes give in half precision; not what they restore from 8 bits, which has the range that was calibrated."""
+    return [v for node in graph if node.op_type != "DequantizeLinear" for v in node.outputs if v.dtype == half]
+
+
+def _add_reach(graph: ir.Graph, value: ir.Value, half: ir.DataType) -> None:
     """A further value: the largest magnitude, NaN where one is NaN or infinite. (ReduceMax alone passes over NaN.)"""
     magnitude = ir.node("Abs", [value])
     largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
@@ -110,7 +114,7 @@ def _add_reach(graph: ir.Graph, value: ir.Value) -> None:
     nothing = ir.node("Sub", [total.outputs[0], total.outputs[0]])
     reach = ir.node("Add", [largest.outputs[0], nothing.outputs[0]])
     for number, node in enumerate((magnitude, largest, total, nothing, reach)):
-        node.outputs[0].name, node.outputs[0].dtype = f"{value.name}{_SUFFIX}.{number}", value.dtype
+        node.outputs[0].name, node.outputs[0].dtype = f"{value.name}{_SUFFIX}.{number}", half
         graph.append(node)
     reach.outputs[0].name, reach.outputs[0].shape = f"{value.name}{_SUFFIX}", ir.Shape([])
 

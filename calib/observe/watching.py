@@ -20,11 +20,17 @@ _CACHED = "cached_tokens"
 """A further output of graphs with a cache: int64 (1,), the tokens before this scale, which tell the scale."""
 
 
-def watched(graphs: ChangedGraphs, wanted: Mapping[str, Iterable[str]], config: ModelConfig, watch: Watch) -> Sessions:
+def watched(
+    graphs: ChangedGraphs,
+    wanted: Mapping[str, Iterable[str]],
+    config: ModelConfig,
+    watch: Watch,
+    prepare: Callable[[ir.Model], None] = lambda model: None,
+) -> Sessions:
     """Sessions for `OnnxRuntimeBackend` that run the bundle's graphs and show some of their values.
 
     `wanted` are names of tensors by graph, inputs and outputs among them; `watch` is called after each run, with arrays
-    that are valid until it returns.
+    that are valid until it returns. `prepare` changes a graph before its values are looked for.
     """
 
     def sessions(graph: str, load: Load) -> RunnableGraph:
@@ -32,6 +38,7 @@ def watched(graphs: ChangedGraphs, wanted: Mapping[str, Iterable[str]], config: 
         if not names:
             return graphs.open(graph, load)
         model = graphs.model(graph)
+        prepare(model)
         shown = _show(model, names)
 
         def see(values: dict[str, NDArray[Any]]) -> None:

@@ -35,6 +35,19 @@ def quantised_layers(bundle: Bundle) -> list[QuantisedLayer]:
     return [QuantisedLayer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
 
 
+def kept_in_fp32(bundle: Bundle) -> dict[str, float | None]:
+    """Layers of a half-precision bundle that compute in FP32, and how far what they give reaches in the golden run."""
+    return dict((bundle.provenance.get("kept_fp32") or {}).get("largest") or {})
+
+
+def kept_lines(bundle: Bundle) -> list[str]:
+    """A line for each layer of `kept_in_fp32`, for people."""
+    return [
+        f"computed in FP32: {name}" + ("" if largest is None else f", which reaches {largest:,.0f}")
+        for name, largest in kept_in_fp32(bundle).items()
+    ]
+
+
 def grouped(layers: Iterable[QuantisedLayer]) -> list[tuple[str, str, str, int]]:
     """Graph, role, way, and how many layers have these, in the order of their first."""
     return [(*kind, count) for kind, count in Counter((at.graph, at.role, at.way) for at in layers).items()]
@@ -70,6 +83,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
             name: {"meaning": contract.GRAPHS[name].meaning, **tables} for name, tables in facts["graphs"].items()
         },
         "layers": [asdict(layer) for layer in quantised_layers(bundle)],
+        "kept_fp32": kept_in_fp32(bundle),
     }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 EXAMPLE_CLASS = 88
-_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth")
+_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth", "keep_fp32")
 _OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
 
 _EPILOG = """\b
@@ -118,6 +118,8 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
 
 
 def _summary(built: Built, seconds: float) -> None:
+    from engines.bundle.inspection import kept_lines
+
     bundle = built.bundle
     size = mebibytes(bundle.total_bytes)
     if built.reused:
@@ -127,6 +129,10 @@ def _summary(built: Built, seconds: float) -> None:
     how = ", rounding emulated" if bundle.for_gpus else ""
     for form, report in built.reports.items():
         show(f"check of the {form} form against PyTorch{how}: passed; {report.summary()}")
+    for form, report in built.emulated.items():
+        show(f"check of the {form} form against PyTorch, rounding emulated: passed; {report.summary()}")
+    for line in kept_lines(bundle):
+        show(line)
     show(f"next: {_next_command(bundle)}")
 
 
@@ -139,6 +145,8 @@ def _next_command(bundle: Bundle) -> str:
 
 
 def _document(built: Built, seconds: float) -> dict[str, Any]:
+    from engines.bundle.inspection import kept_in_fp32
+
     bundle = built.bundle
     return {
         "path": str(bundle.path),
@@ -151,5 +159,7 @@ def _document(built: Built, seconds: float) -> dict[str, Any]:
         "target": bundle.target,
         "build_key": bundle.build_key,
         "checks": {form: report.to_dict() for form, report in built.reports.items()},
+        "emulated_checks": {form: report.to_dict() for form, report in built.emulated.items()},
+        "kept_fp32": kept_in_fp32(bundle),
         "next": _next_command(bundle),
     }

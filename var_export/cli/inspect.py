@@ -21,7 +21,7 @@ SHORT_HASH = 16
 @click.command(short_help="Show what is in a bundle.")
 @bundle_argument
 @click.option("--graphs", is_flag=True, help="Every input and output of every graph.")
-@click.option("--layers", is_flag=True, help="Of INT8: every layer, and how it is computed.")
+@click.option("--layers", is_flag=True, help="Every layer of INT8 and how it is computed; those kept in FP32.")
 @json_option
 def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
     """Show what is in a bundle, and whether its files are what was built.
@@ -105,12 +105,16 @@ def _quantised(recorded: Mapping[str, Any]) -> str:
 
 
 def _layer_table(bundle: Bundle, every: bool) -> None:
-    from engines.bundle.inspection import grouped, quantised_layers
+    from engines.bundle.inspection import grouped, kept_in_fp32, kept_lines, quantised_layers
 
-    layers = quantised_layers(bundle)
+    layers, kept = quantised_layers(bundle), kept_in_fp32(bundle)
+    for line in kept_lines(bundle) if every else ():
+        show(line)
+    if kept and not every:
+        show(f"{len(kept)} layers are computed in FP32 (--layers lists them)")
     if every:
         if not layers:
-            show(f"no layer is quantised: all are in {bundle.precision}")
+            show(f"no layer is quantised: all{' others' if kept else ''} are in {bundle.precision}")
         else:
             print_table([(layer.name, layer.role, layer.way) for layer in layers], ("layer", "role", "computed"))
     elif layers:

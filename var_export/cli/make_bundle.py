@@ -69,6 +69,11 @@ class BuildOptions:
         default=DEFAULT_MAX_TOP_K,
         help="Largest top-k that can be asked for.",
     )
+    keep_fp32: tuple[str, ...] = option(
+        multiple=True,
+        metavar="PATTERN",
+        help="Of FP16 and BF16: layers to compute in FP32, beside those that overflow; repeatable.",
+    )
     smooth: bool = option(is_flag=True, help="Graphs that can mix codebook entries, for `var-run --smooth`.")
     layers: LayerOptions = filled_by(option_group("layers", LayerOptions))
     calibrating: CalibrationOptions = filled_by(calibration_options)
@@ -113,7 +118,11 @@ class BundleWork:
         out = options.out or folder / name
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}"
         settings = FloatOptions(
-            precision=options.precision, form=options.form, max_top_k=options.max_top_k, smooth=options.smooth
+            precision=options.precision,
+            form=options.form,
+            max_top_k=options.max_top_k,
+            smooth=options.smooth,
+            keep_fp32=options.keep_fp32,
         )
         with _disk_errors(out), torch_threads(options.threads):
             return build(
