@@ -10,6 +10,7 @@ import var_export.golden
 from engines.draw.pipeline import Pipeline
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
+from tests import traces
 from var_export.build import FloatOptions, build
 from var_export.checkpoint.load import Checkpoint
 from var_export.model.reference import Reference
@@ -35,6 +36,7 @@ def greedy(reference):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Build a bundle of a random model; one golden image is enough here, and the next precision takes it over."""
+    traces.install()
     folder = tmp_path_factory.mktemp("d16")
 
     def make(reference: Reference, precision: str, form: str):
