@@ -46,12 +46,13 @@ def for_bundle(
     provider: str = "cpu",
     threads: int | None = None,
     device: int = 0,
-    tell: Callable[[str], None] = log.warning,
+    tell: Callable[[str], None] | None = None,
 ) -> Backend:
     """The backend to run `bundle` with: the named one, or that of its newest plans that fit here, or ONNX Runtime.
 
     Args: as `create`, but that a `backend` which is named is taken and never another, and a `provider` other than `cpu`
-    chooses ONNX Runtime; tell: called with a line where there are plans and they cannot run here.
+    chooses ONNX Runtime; tell: called with a line where there are plans and they cannot run here, which
+            is logged by default.
 
     Raises `BackendError`, `BundleError`.
     """
@@ -77,7 +78,7 @@ def for_bundle(
             raise BackendError(f"{unfit}, and {error}") from error
         raise BackendError(f"{error}; or, for a GPU: var-export build {bundle.path} --target tensorrt") from error
     if problems:
-        tell(f"{unfit}: running ONNX Runtime on the CPU")
+        (tell or log.warning)(f"{unfit}: running ONNX Runtime on the CPU")
     return found
 
 

@@ -52,6 +52,8 @@ class Bundle(Manifest):
 
         Raises `BundleError` where anything is missing, damaged, or of another schema.
         """
+        if not str(path):
+            raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
         path = _standing(Path(path))
         while True:  # until no other bundle takes its place meanwhile
             before, problem = _identity(path), None

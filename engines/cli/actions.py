@@ -146,7 +146,12 @@ def open_local(options: RunOptions) -> Opened[Pipeline]:
         from engines.draw.pipeline import Pipeline
 
         return Pipeline.load(
-            bundle.path, form=options.form, max_batch=options.batch, check=options.check, **vars(options.runtime)
+            bundle.path,
+            form=options.form,
+            max_batch=options.batch,
+            check=options.check,
+            tell=tell,
+            **vars(options.runtime),
         )
 
     return Opened(bundle.manifest, str(bundle.path), load)

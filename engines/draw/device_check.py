@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,11 +72,15 @@ def judge(engines: Engines, measured: Measured) -> list[JudgedFigure]:
 class DeviceCheck:
     """Judges the engines of one pipeline, each part before its first use."""
 
-    def __init__(self, when: str) -> None:
-        """Args: when: one of `engines.spec.choices.CHECKS`. Raises `UsageError`."""
+    def __init__(self, when: str, tell: Callable[[str], None] | None = None) -> None:
+        """Args: when: one of `engines.spec.choices.CHECKS`; tell: called with a line before it takes its time,
+        which is logged by default.
+
+        Raises `UsageError`.
+        """
         if when not in CHECKS:
             raise UsageError(f"check must be one of {', '.join(CHECKS)}, got {when!r:.60}")
-        self._when, self._judged = when, set[str]()
+        self._when, self._tell, self._judged = when, tell or log.info, set[str]()
         self._lock = threading.RLock()  # others wait for the verdict; what it takes to judge passes
 
     def require(self, engines: Engines, what: str) -> None:
@@ -95,7 +99,8 @@ class DeviceCheck:
         file = None if self._when == "always" else _verdict(engines, what)
         if file is not None and file.is_file():
             return
-        log.info("checking what this machine computes of %s (%s)", engines.bundle.path, what)
+        once = "" if file is None else ", once"
+        self._tell(f"holding this machine's {what} against the golden run of {engines.bundle.path}{once}")
         figures = judge(engines, measure(engines, what, seconds=SECONDS))
         missed = [str(figure) for figure in figures if not figure.kept]
         if missed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,9 @@ from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
 from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
-from engines.draw.request import (
-    Classes,
-    Forced,
-    PreviewScales,
-    Seeds,
-    as_array,
-    check_tokens,
-    make_request,
-    preview_sets,
-)
+from engines.draw.request import Classes, Forced, PreviewScales, Seeds, as_batch, as_tokens, make_request, preview_sets
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
-from engines.errors import BundleError, UsageError
+from engines.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +41,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         *,
         form: str | None = None,
         max_batch: int = 8,
-        check: str = "never",
+        check: DeviceCheck | None = None,
     ) -> None:
         if max_batch < 1:
             raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
@@ -61,7 +52,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             raise UsageError(
                 f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
             )
-        self._check = DeviceCheck(check)
+        self._check = check or DeviceCheck("never")
         self._engines = EngineSet(bundle, backend)
         self._loop = ScaleLoop(bundle.config, self._engines)
         for graph in ("fused",) if self.form == "fused" else ("cond", "step", "decode"):
@@ -80,6 +71,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         form: str | None = None,
         max_batch: int = 8,
         check: str = "once",
+        tell: Callable[[str], None] | None = None,
     ) -> Pipeline:
         """Open a bundle and its engines.
 
@@ -94,16 +86,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             max_batch: images that run at once; more are split.
             check: `once`, `always` or `never`: when to hold this machine against the golden run before it draws. That
                 takes one image, or 5 seconds and a decode; who passed is kept in the user's cache folder.
+            tell: called with a line where plans cannot run here and before a check; by default both are logged.
 
         Raises `BundleError`, `BackendError`, and `CheckFailedError` where this machine computes something else.
 
         """
-        if path is not None and not str(path):
-            raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
+        judged = DeviceCheck(check, tell)
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
-        runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device)
+        runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device, tell=tell)
         try:
-            return cls(bundle, runtime, form=form, max_batch=max_batch, check=check)
+            return cls(bundle, runtime, form=form, max_batch=max_batch, check=judged)
         except BaseException:
             runtime.close()
             raise
@@ -206,9 +198,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
         size = self.config.image_size
-        images = as_array(images, "images")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise UsageError(f"images must be uint8 (B, {size}, {size}, 3), got {images.dtype} {images.shape}")
+        images = as_batch(images, "images", "uint8", (size, size, 3))
         self._check.require(self, ENCODING)
         return self._map("encode", "image", images, "tokens")
 
@@ -218,18 +208,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def accumulate(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Tokens int (B, T) -> accumulated feature maps float32 (B, Z, S, S), which the decoder takes."""
-        tokens = as_array(tokens, "tokens")
-        if tokens.ndim != 2 or tokens.shape[1] != self.config.num_tokens:
-            raise UsageError(f"tokens must be integers (B, {self.config.num_tokens}), got shape {tokens.shape}")
-        check_tokens(tokens, self.config)
-        return self._map("accumulate", "tokens", tokens.astype(np.int64), "f_hat")
+        return self._map("accumulate", "tokens", as_tokens(tokens, self.config), "f_hat")
 
     def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""
-        f_hat = as_array(f_hat, "feature maps")
         Z, S = self.config.vae.z_channels, self.config.latent_size
-        if f_hat.dtype != np.float32 or f_hat.ndim != 4 or f_hat.shape[1:] != (Z, S, S):
-            raise UsageError(f"feature maps must be float32 (B, {Z}, {S}, {S}), got {f_hat.dtype} {f_hat.shape}")
+        f_hat = as_batch(f_hat, "feature maps", "float32", (Z, S, S))
         return self._map("decode", "f_hat", f_hat, "image")
 
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -92,8 +92,9 @@ def test_a_miss_is_an_error_with_the_figure_and_what_to_do(damaged, verdicts, fo
 
 def test_an_encoder_that_misses_does_not_encode(verdicts, monkeypatch):
     monkeypatch.setattr(device_check, "measure", lambda *_, **__: {"reconstruction_loss": [10.6]})
-    with Pipeline(Bundle.open(DEMO_BUNDLE), OnnxRuntimeBackend(threads=1)) as pipeline:
-        pipeline._check = device_check.DeviceCheck("once")
+    check = device_check.DeviceCheck("never")
+    with Pipeline(Bundle.open(DEMO_BUNDLE), OnnxRuntimeBackend(threads=1), check=check) as pipeline:
+        check._when = "once"
         for _ in range(2):  # asked again, refused again
             refused(
                 lambda: pipeline.encode(Bundle.open(DEMO_BUNDLE).golden["image"]),
@@ -134,6 +135,13 @@ def test_a_home_that_keeps_nothing_makes_no_noise(home, measured, monkeypatch, c
     assert measured == [DRAWING] * 2
     assert [record.levelname for record in caplog.records] == ["INFO"] * 2
     assert capfd.readouterr() == ("", "")
+
+
+def test_who_asks_is_told_before_it_takes_its_time(verdicts):
+    told = []
+    for _ in range(2):
+        load(tell=told.append).close()
+    assert told == [f"holding this machine's drawing against the golden run of {DEMO_BUNDLE}, once"]
 
 
 def test_long_scales_are_cut_short(verdicts):
