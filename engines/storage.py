@@ -71,6 +71,9 @@ def atomic_write(path: Path, *, sync: bool = False, remedy: str = "") -> Iterato
                 file.flush()
                 if sync:
                     sync_to_disk(part)
+                if os.name == "posix":  # while it is locked
+                    part.replace(path)
+            if os.name != "posix":  # where no open file can be renamed
                 part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)

@@ -346,6 +346,9 @@ def test_a_full_disk_leaves_nothing(what, before, path, machine, monkeypatch):
         def __exit__(self, *args):
             self.stream.close()
 
+        def fileno(self):
+            return self.stream.fileno()
+
         def write(self, data):
             self.stream.write(bytes(data)[:10])
             raise full
