@@ -223,18 +223,13 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
 def resolve(
     graph: GraphSpec, config: ModelConfig, precision: str, *, smooth: bool = False
 ) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
-    """Inputs and outputs of `graph` for one model: a tensor per block where the name has {i}.
-
-    `smooth`: whether the bundle was built with smoothing.
-    """
+    """Inputs and outputs of `graph` for one model, built with smoothing or not: one per block where a name has {i}."""
     sizes = sizes_of(config)
     absent = (*(() if num_phi(config) else ("phi_index",)), *(() if smooth else SMOOTHING))
 
     def expand(specs: tuple[TensorSpec, ...]) -> tuple[TensorInfo, ...]:
         infos = []
-        for spec in specs:
-            if spec.name in absent:
-                continue
+        for spec in (spec for spec in specs if spec.name not in absent):
             blocks = range(config.transformer.depth if "{i}" in spec.name else 1)
             dtype = CACHE_DTYPES[precision] if spec.dtype == CACHE else spec.dtype
             shape = tuple(int(dim) if dim.isdigit() else sizes.get(dim, dim) for dim in spec.dims)
