@@ -101,7 +101,11 @@ class LogitComparison:
 
 
 def reconstruction_loss(engines: Engines, golden: Mapping[str, Array], encoded: NDArray[np.int64]) -> float:
-    """PSNR from the reference's tokens less that from the engine's, both decoded by the engine; in dB."""
+    """PSNR from the reference's tokens less that from the engine's, both decoded by the engine; in dB.
+
+    A token that the codebook does not have counts as the nearest that it has.
+    """
+    encoded = np.clip(encoded, 0, engines.config.vae.vocab_size - 1)
     wanted = golden["encoded"].astype(np.int64)
     if np.array_equal(encoded, wanted):
         return 0.0

@@ -142,6 +142,32 @@ def test_one_wrong_weight_fails(graph, tensor, figure, folder):
     assert report.to_dict()["passed"] is False
 
 
+@pytest.mark.parametrize("form", ["stepwise", "fused"])
+@pytest.mark.parametrize(
+    ("graph", "wrong", "figure"),
+    [
+        ("accumulate", "Neg", "error of the feature maps is 2"),
+        ("decode", "BitwiseNot", "decoder PSNR"),
+        ("encode", "Neg", "encoder tokens"),
+    ],
+)
+def test_every_graph_that_runs_alone_is_judged(graph, wrong, figure, form, folder):
+    """Another graph in its place, with every hash right: of both forms, though the fused one draws without them."""
+    ir = pytest.importorskip("onnx_ir")
+    model = ir.load(folder / f"{graph}.onnx")
+    (output,) = model.graph.outputs
+    name, output.name = output.name, f"{output.name}.right"
+    node = ir.node(wrong, [output], name="wrong")
+    last = node.outputs[0]
+    last.name, last.dtype, last.shape = name, output.dtype, output.shape
+    model.graph.append(node)
+    model.graph.outputs[0] = last
+    ir.save(model, folder / f"{graph}.onnx")
+    reseal(folder)
+    failures = checked(folder, form).failures
+    assert any(figure in failure for failure in failures), failures
+
+
 def test_one_wrong_weight_fails_the_fused_form(folder):
     perturb(folder, "decode", "conv_out.weight", lambda weight: weight + 3)
     report = checked(folder, "fused")
