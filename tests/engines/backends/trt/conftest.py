@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from support import copy_bundle, demo_reference
 
@@ -86,12 +85,6 @@ def graphs_for_gpus(path):
     """Runs the graphs that plans are built from, which in FP16 are others than those for a CPU."""
     bundle = Bundle.open(path, verify=False)
     return lambda graph, load: RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
-
-
-def assert_same(result, expected):
-    """Two `Result`s hold the same images."""
-    for name in ("tokens", "drawn", "images", "classes", "seeds"):
-        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import assert_same
+from same_images import assert_same
 from support import copy_bundle
 
 from engines.backends.cuda import ALIGNMENT

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import assert_same
+from same_images import assert_same
 from support import copy_bundle, refused, tiny_config
 
 from engines.backends.device_buffer import DeviceBuffer
