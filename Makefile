@@ -13,7 +13,7 @@ TRITON_VENV ?= $(VENV)-triton
 TRITON_HERE = $(shell $(PYTHON) -c "import platform as p, sys; print(p.system(), p.machine(), sys.version_info < (3, 13))")
 TRITON_TEST := $(if $(filter Linux-x86_64-True,$(subst $() ,-,$(TRITON_HERE))),$(TRITON_VENV)/.ready)
 
-.PHONY: demo test test-quick test-runtime test-bundles lint types format clean demo-bundle gpu-check triton-env
+.PHONY: demo test test-quick test-runtime test-bundles fuzz lint types format clean demo-bundle gpu-check triton-env
 
 demo: $(VENV)/.runtime
 	$(BIN)/var-run --class 88
@@ -48,6 +48,12 @@ test-runtime:
 
 test-bundles: $(VENV)/.test
 	$(BIN)/python -m tests.bundles $(WORKERS)
+
+# Damaged, odd and hostile input (tests/fuzz): N bundles, a third as many checkpoints, requests and command lines. What
+# came of each is kept in build/fuzz.jsonl, and a run that stopped goes on.
+N ?= 3000
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz $(N)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
