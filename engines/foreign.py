@@ -91,7 +91,7 @@ def parse_json(text: str | bytes) -> Any:
         document = json.loads(text)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
-    level = [document]
+    level = [document] if isinstance(document, dict | list) else []
     for _ in range(MAX_DEPTH + 1):
         if not level:
             break

@@ -65,6 +65,7 @@ def test_a_json_file_that_cannot_be_read(tmp_path):
 
 def test_json_nests_as_deep_as_documents_do():
     depth = foreign.MAX_DEPTH
+    assert [parse_json(text) for text in ("1", "1.5", '"a"', "null", "true", "[1]")] == [1, 1.5, "a", None, True, [1]]
     assert parse_json("[" * depth + "]" * depth)
     for text in ("[" * (depth + 1) + "]" * (depth + 1), '{"a":' * 500 + "1" + "}" * 500, "[" * 10**6):
         with pytest.raises(ValueError, match="nests"):

@@ -90,7 +90,9 @@ class Checkpoints:
         return kind, "loaded"
 
     def _odd_state(self, rng, state):
-        key = odd.pick(rng, sorted(state))
+        key = odd.pick(rng, sorted(key for key, value in state.items() if isinstance(value, torch.Tensor)) or [""])
+        if not key:
+            return state
         tensor, how = state.pop(key), int(rng.integers(11))
         if how == 0:
             return state

@@ -8,6 +8,10 @@ import json
 import numpy as np
 
 HUGE = (10**12, 2**31, 2**63, 2**64, -(2**63), 10**30, -1, 0, 1, 2, 3, 5, 7, 64, 255, 4096)
+WORDS = (
+    *("fp32", "fp16", "bf16", "int8", "stepwise", "fused", "both", "onnxruntime", "tensorrt", "float16", "float32"),
+    *("weights.bin", "golden.npz", "step.onnx", "decode.onnx", "0" * 64, "up_0", "../weights.bin"),
+)
 REALS = (float("nan"), float("inf"), -float("inf"), 1e308, -1e308, 1e-320, -0.0, 0.5, 1.5, -1.5, 1e30)
 TEXTS = (
     "",
@@ -88,6 +92,11 @@ def value(rng, *, surrogates=True):
     )
 
 
+def near(rng, number):
+    """Another number that could stand in its place."""
+    return pick(rng, [number + 1, number - 1, number * 2, number * 4, number // 2, number * 64, 0, 1, 2])
+
+
 def flipped(rng, data, most=3):
     raw = bytearray(data)
     for _ in range(int(rng.integers(1, most + 1)) if raw else 0):
@@ -142,10 +151,17 @@ def edited(rng, document, *, surrogates=True):
         for key in path[:-1]:
             parent = parent[key]
         now, how = parent[path[-1]], int(rng.integers(6))
+        number = isinstance(now, int | float) and not isinstance(now, bool)
+        if number and rng.random() < 0.4:
+            parent[path[-1]] = near(rng, now)
+            continue
+        if isinstance(now, str) and rng.random() < 0.3:
+            parent[path[-1]] = pick(rng, WORDS)
+            continue
         if how == 0:
             del parent[path[-1]]
-        elif how == 1 and isinstance(now, int | float) and not isinstance(now, bool):
-            parent[path[-1]] = pick(rng, [now + 1, now - 1, now * 2, -now, now * 10**9, float(now), str(now)])
+        elif how == 1 and number:
+            parent[path[-1]] = pick(rng, [-now, now * 10**9, float(now), str(now)])
         elif how == 2 and isinstance(parent, dict):
             parent[pick(rng, [*TEXTS[:5], "extra"])] = value(rng, surrogates=surrogates)
         elif how == 3:

@@ -36,12 +36,17 @@ def results(name: str, first: int, count: int) -> Iterator[dict[str, Any]]:
             first = begun["case"] + 1
 
 
+def command(name: str, *args: str) -> list[str]:
+    """The command line of a child."""
+    return [sys.executable, "-m", "tests.fuzz.worker", name, *args]
+
+
 def _lines(name: str, first: int, count: int, folder: str) -> Iterator[dict[str, Any]]:
     work, log = Path(folder) / "work", Path(folder) / "log"
     work.mkdir()
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.worker", name, str(first), str(count), str(work)],
+            command(name, str(first), str(count), str(work)),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
