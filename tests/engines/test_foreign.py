@@ -234,8 +234,6 @@ ELSEWHERE = {
     ("var_export/checkpoint/files.py", "torch.load"): "needs PyTorch; in `reading`",
     ("var_export/checkpoint/files.py", "load_file"): "needs PyTorch; in `reading`",
     ("calib/graphs/layers.py", "ir.load"): "needs onnx-ir; in `reading`",
-    ("calib/half.py", "ir.load"): "to be moved",
-    ("calib/observe/reach.py", "ir.load"): "to be moved",
     ("engines/backends/tensorrt/options.py", "tomllib.loads"): "the only TOML; in `reading`",
     ("engines/files/npz.py", "zipfile.ZipFile"): "writes",
     ("engines/triton/serving/adapter.py", "json.loads"): "labels that it wrote itself, as keys",

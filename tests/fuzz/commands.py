@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import click
@@ -50,7 +51,7 @@ class Commands:
         self.folder = folder
         os.chdir(folder)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        (folder / "tiny").symlink_to(shared_bundle("tiny-fp32"))
+        shutil.copytree(shared_bundle("tiny-fp32"), folder / "tiny")  # some commands write where they are told to
         self.files = {
             "picture.png": _picture(),
             "tokens.npz": _tokens(),
