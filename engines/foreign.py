@@ -168,13 +168,13 @@ def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image
     """A picture, not decoded yet; what goes wrong in the block is about the file as well. Raises `UsageError`."""
     from PIL import Image, UnidentifiedImageError
 
-    if file.is_dir() or not file.exists():
-        what = "it is a folder, not a picture" if file.is_dir() else "there is no such file"
-        raise UsageError(f"cannot read {file}: {what}")
     Image.init()
     known = [name for name in formats if name in Image.OPEN]
     with reading(file, "picture that can be read"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large pictures, odd EXIF data: the picture counts
+        if file.is_dir() or not file.exists():
+            what = "it is a folder, not a picture" if file.is_dir() else "there is no such file"
+            raise UsageError(f"cannot read {file}: {what}")
         try:
             image = Image.open(file, formats=known)
         except UnidentifiedImageError:

@@ -155,14 +155,15 @@ def _check(file: Path, entry: FileEntry, size: int, sha256: Callable[[], str]) -
 def _standing(path: Path) -> Path:
     """Where a bundle lies: at its path, or beside it where a build was killed in the moment of replacing it."""
     previous = previous_of(path)
-    return previous if not path.exists() and previous.is_dir() else path
+    with reading(path, "bundle", error=BundleError):  # whose name may be too long to ask
+        return previous if not path.exists() and previous.is_dir() else path
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
     """What tells a folder from another of the same name; None where there is none."""
     try:
         state = folder.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: of a null character
         return None
     return state.st_dev, state.st_ino
 

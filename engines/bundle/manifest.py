@@ -19,7 +19,7 @@ import numpy as np
 
 from engines.bundle.plans import FileEntry, PlanSet, parse_plans
 from engines.errors import BundleError, UsageError
-from engines.foreign import read_json
+from engines.foreign import read_json, reading
 from engines.spec import choices, contract
 from engines.spec.config import ModelConfig, check_types
 from engines.spec.sampling import Sampling
@@ -276,10 +276,11 @@ def is_bundle(folder: Path) -> bool:
 def _document(folder: Path) -> dict[str, Any]:
     """The manifest of a folder as JSON, of any version. Raises `BundleError` where the folder is no bundle."""
     file = folder / MANIFEST
-    if not folder.exists():
-        raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
-    if not folder.is_dir() or not file.is_file():
-        raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
+    with reading(folder, "bundle", error=BundleError):
+        if not folder.exists():
+            raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
+        if not folder.is_dir() or not file.is_file():
+            raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
     document = read_json(file, error=BundleError, remedy="build the bundle again")
     missing = [key for key in _IDENTITY if not isinstance(document, dict) or key not in document]
     if missing:

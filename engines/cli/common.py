@@ -6,6 +6,7 @@ Nothing here imports more than click: `--help` must not wait for numpy.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -71,8 +72,13 @@ class NamedPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType`."""
-        if not os.fspath(value) or "\0" in os.fsdecode(value):
-            self.fail("it is empty: name a file or a folder" if not os.fspath(value) else "it is no path", param, ctx)
+        if not os.fspath(value):
+            self.fail("it is empty: name a file or a folder", param, ctx)
+        try:
+            os.lstat(value)
+        except (OSError, ValueError) as error:  # ValueError: of a null character
+            if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+                self.fail(f"it is no path: {getattr(error, 'strerror', error)}", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from support import copy_bundle, reseal, write_manifest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle, default_bundle
+from engines.bundle.manifest import is_bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, VarExportError
 from engines.spec import contract
@@ -356,6 +357,15 @@ def test_a_golden_run_that_is_none_ends_in_an_error_of_ours(folder):
     reseal(folder)
     with pytest.raises(VarExportError, match=r"golden\.npz"):
         _ = Bundle.open(folder).golden
+
+
+@pytest.mark.parametrize("name", ["a" * 1000, "a\0b", "a\ud800b"])
+def test_a_path_that_no_file_can_have(name, tmp_path):
+    for run in (lambda: Bundle.open(tmp_path / name), lambda: Pipeline.load(tmp_path / name)):
+        with pytest.raises(BundleError) as caught:
+            run()
+        assert str(caught.value).isprintable()
+    assert not is_bundle(tmp_path / name)
 
 
 # --- which bundle, where none is named ------------------------------------------------------------------------------

@@ -164,8 +164,9 @@ def test_no_path_is_empty(capsys):
                     assert main([*path, *given]) == 2, (path, param.name)
                     assert "it is empty: name a file or a folder" in capsys.readouterr().err, (path, param.name)
     assert seen > 30
-    assert var_run(["--list-classes", "--engine", "a\0b"]) == 2
-    assert "it is no path" in capsys.readouterr().err
+    for path in ("a\0b", "a" * 1000):
+        assert var_run(["--list-classes", "--engine", path]) == 2
+        assert "it is no path" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
