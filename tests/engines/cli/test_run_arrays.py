@@ -1,6 +1,7 @@
 """Arrays, tokens, reconstruction."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture
+from engines.files.images import load_picture, read_png_text
 from engines.spec.uniforms import uniforms
 
 
@@ -87,3 +88,16 @@ def test_reconstruct(call):
     assert load_picture(Path("photo-reconstructed.png")).shape == (8, 8, 3)
     assert json.loads(call("--reconstruct", "photo.jpg", "--json", "--out", "x.png")[1])["psnr_db"] > 0
     assert "cannot read absent.png" in error_of(call("--reconstruct", "absent.png"))
+
+
+def test_a_file_whose_name_is_no_unicode(call):
+    """Names of files are bytes; what is shown and stored of them is text."""
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(name)
+    code, out, err = call("--reconstruct", name)
+    assert (code, out) == (0, "caf\\udce9-reconstructed.png\n"), err
+    made = os.fsdecode(b"caf\xe9-reconstructed.png")
+    assert read_png_text(Path(made))["image"] == "caf\\udce9.png"
+    document = json.loads(call("--reconstruct", name, "--json", "--out", os.fsdecode(b"\xff.png"))[1])
+    assert document["files"] == [os.fsdecode(b"\xff.png")]
+    assert "cannot read \\udcff" in error_of(call("--reconstruct", os.fsdecode(b"\xff.jpg")))

@@ -13,6 +13,7 @@ from engines.errors import BackendError, OutOfMemoryError, UsageError
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
 from engines.triton.serving.service import Service
+from engines.triton.wire import read_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,32 @@ def service(counted, monkeypatch):
     )
     yield service
     service.close()
+
+
+class Broken(Asked):
+    """A request that a server hands over in a way that nobody expected."""
+
+    def tensor(self, name):
+        raise RuntimeError("the shared memory is gone")
+
+
+def test_a_request_that_cannot_be_read_fails_alone(service):
+    broken, good = Broken(class_=1), Asked(class_=88, seed=1, preview_scales="none")
+    service.run([broken, good])
+    assert broken.error == ("INTERNAL", "internal error; the server's log has it")
+    assert good.error is None
+    assert good.finals == broken.finals == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "[]", "1", "{", '{"a": "\\ud800"}', '{"a":' * 200 + "1" + "}" * 200])
+def test_parameters_that_cannot_be_read(text):
+    with pytest.raises(UsageError, match="the request's parameters"):
+        read_parameters(text)
+
+
+def test_parameters():
+    assert read_parameters(None) == read_parameters("") == {}
+    assert read_parameters('{"preview_scales": "0,1"}') == {"preview_scales": "0,1"}
 
 
 def test_every_request_gets_one_end(service):
