@@ -2,10 +2,10 @@
 
     file --> does it look as its kind does, within limits? --> plain values, arrays, a picture
 
-Nothing else opens such a file; checkpoints alone, which need PyTorch, are read by `var_export/checkpoint/files.py`, in
-`reading` of this module too. Whatever can go wrong becomes one line that names the file. What a file declares of its
-size is checked before memory is taken for it. What comes out has the form of its kind; what it means is the caller's
-to check.
+Nothing else opens such a file, but what needs another package for it: `var_export/checkpoint/files.py` for checkpoints
+(PyTorch), `calib/graphs/layers.py` for graphs (onnx-ir). Whatever can go wrong becomes one line that names the file.
+What a file declares of its size is checked before memory is taken for it. What comes out has the form of its kind;
+what it means is the caller's to check.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 """What code raises that takes a plain document apart which is not as it should be."""
 
-TEXT_BYTES = 1 << 26  # COCO's largest set for validation has 20 MB, the calibration of a d36 about 25
+TEXT_BYTES = 1 << 26  # the largest honest ones: COCO's instances_val2017.json has 20 MB
 MAX_DEPTH = 100
 MAX_CONTAINERS = 4_000_000  # of JSON; an empty list of three bytes takes 64 in memory
 ARRAYS_BYTES = 1 << 29
-MAX_PIXELS = 178_956_970  # where Pillow stops by itself; a photograph of the largest phones has fewer
+MAX_PIXELS = 178_956_970  # where Pillow stops by itself
 # Without those that start another program (EPS) or exist on one system only.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO")
 

@@ -231,8 +231,8 @@ READERS = {
 }
 # Where else one of them stands, and why.
 ELSEWHERE = {
-    ("var_export/checkpoint/files.py", "torch.load"): "needs PyTorch; in `reading`",
-    ("var_export/checkpoint/files.py", "load_file"): "needs PyTorch; in `reading`",
+    ("var_export/checkpoint/files.py", "torch.load"): "needs PyTorch",
+    ("var_export/checkpoint/files.py", "load_file"): "needs PyTorch",
     ("calib/graphs/layers.py", "ir.load"): "needs onnx-ir; in `reading`",
     ("engines/backends/tensorrt/options.py", "tomllib.loads"): "the only TOML; in `reading`",
     ("engines/files/npz.py", "zipfile.ZipFile"): "writes",
