@@ -8,6 +8,7 @@
     │   └── OutOfMemoryError    the device has too little memory for the batch
     ├── CancelledError      the caller's own `stop` ended the work
     └── CheckFailedError    a check ran to its end and did not pass
+        └── NotFiniteError      what was computed is not finite
 
 The commands print a `UsageError` or `BackendError` as one line and exit with 2, a `CheckFailedError`
 with 1. Anything outside the tree is a bug and keeps its traceback.
@@ -62,3 +63,12 @@ class CheckFailedError(VarExportError, RuntimeError):
         """`parts`: of the model, those of `engines.spec.contract.PARTS` that failed, where that is known."""
         super().__init__(message)
         self.parts = tuple(parts)
+
+
+class NotFiniteError(CheckFailedError):
+    """Values that decide a picture or a token are NaN or infinite: the backend's arithmetic cannot hold the model's."""
+
+    def __init__(self, message: str, *, graph: str) -> None:
+        """`graph`: of the stepwise form, the one in which it was found."""
+        super().__init__(message)
+        self.graph = graph

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calib.graphs.emulate import HALF
+from calib.graphs.finite import tell_not_finite
 from calib.graphs.writing import write_graphs
 from calib.half import fitted
 from calib.judge.acceptance import Built, check
@@ -183,6 +184,7 @@ def traced_graphs(
         progress(f"graph: {name}")
         module = make_graph(name, reference, quantizer, precision, manifest.max_top_k, smooth=smooth)
         model = trace(module, contract.GRAPHS[name], manifest.config, manifest.precision, smooth=smooth)
+        tell_not_finite(model, name)
         del module
         yield name, model
         del model

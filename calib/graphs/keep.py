@@ -32,7 +32,7 @@ def keep_fp32(model: ir.Model, precision: str, kept: Container[str]) -> list[ir.
     graph, half = model.graph, HALF[precision]
     values = {value for node in graph for value in node.outputs if value.dtype == half and value.name in kept}
     touched = [node for node in graph if values & {*node.inputs, *node.outputs}]
-    widening = _Widening(graph, half, touched)
+    widening = _FloatInputs(graph, half, touched)
     for node in touched:
         widening.widen_inputs(node)
         for value in node.outputs:
@@ -48,7 +48,7 @@ def keep_fp32(model: ir.Model, precision: str, kept: Container[str]) -> list[ir.
     return touched
 
 
-class _Widening:
+class _FloatInputs:
     """Half-precision inputs of nodes that compute in float32 now, as float32; each is widened once."""
 
     def __init__(self, graph: ir.Graph, half: ir.DataType, nodes: list[ir.Node]) -> None:

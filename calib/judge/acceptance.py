@@ -13,7 +13,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Figures
 from engines.draw.device_check import DRAWING, ENCODING, measure
 from engines.draw.pipeline import Pipeline
-from engines.errors import CheckFailedError
+from engines.errors import CheckFailedError, NotFiniteError
 from engines.fidelity.checks import verify
 from engines.judging.reports import Report
 
@@ -46,16 +46,19 @@ def check(
         sessions = None
         if emulated:
             sessions = stack.enter_context(ChangedGraphs(bundle, emulated=True, beside=bundle.path)).open
+        how = f" with the rounding of {bundle.high_precision.upper()} emulated" if emulated else ""
         for form in bundle.forms:
             backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
             with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-                report = reports[form] = verify(pipeline, bundle.golden)
+                try:
+                    report = reports[form] = verify(pipeline, bundle.golden)
+                except NotFiniteError as error:
+                    raise CheckFailedError(f"the exported {form} engines cannot draw{how}: {error}") from error
                 first = measure(pipeline, DRAWING) | measure(pipeline, ENCODING)
             run = {figure.kind.name: [figure.value] for figure in report.figures()}
             figures[form] = Figures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
             if not report.passed:
                 failures = "; ".join(report.failures)
-                how = f" with the rounding of {bundle.high_precision.upper()} emulated" if emulated else ""
                 raise CheckFailedError(
                     f"the exported {form} engines miss the reference{how}: {failures}", report.failed_parts
                 )

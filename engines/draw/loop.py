@@ -22,6 +22,7 @@ from engines.backends.base import Array
 from engines.draw.batch import Batch
 from engines.draw.conditioning import Conditioning
 from engines.draw.engine_set import EngineSet
+from engines.draw.finite import require_finite
 from engines.draw.results import OnScale, Preview, ScaleView, Stop, Timings
 from engines.draw.workspace import Workspace
 from engines.errors import CancelledError
@@ -78,9 +79,11 @@ class ScaleLoop:
                 else:  # the others did not ask for it, and a decode costs as much as it has images
                     f_hat = space.f_hat[scale].read()[which]
                     image = self._engines.call("decode", {"f_hat": f_hat}, len(which))["image"]
+                require_finite(self._config, {"image": image})
                 yield Preview(scale, image, space.read_maps(space.tokens[: scale + 1])[which], False, which)
                 paused += time.perf_counter() - shown
             image, tokens = space.decode(last)[:images], space.read_maps(space.tokens)[:images]
+            require_finite(self._config, {"image": image, "drawn": space.read_maps(space.drawn)[:images]})
             scales, decode = space.seconds()
             timings = Timings(cond, scales, decode, time.perf_counter() - began - paused)
         yield Preview(last, image, tokens, True, which, timings)

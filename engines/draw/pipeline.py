@@ -16,6 +16,7 @@ from engines.backends.base import Array
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
 from engines.draw.engine_set import EngineSet
+from engines.draw.finite import require_finite
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
 from engines.draw.request import Classes, Forced, PreviewScales, Seeds, as_batch, as_tokens, make_request, preview_sets
@@ -137,6 +138,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             else:
                 drawn, taken = self._loop.draw(batch, part, on_scale, stop)
             parts.append({name: value[: batch.shape[0]] for name, value in drawn.items()})
+            require_finite(self.config, {name: parts[-1][name] for name in ("drawn", "image")})
             taken.total = time.perf_counter() - began
             timings.add(taken)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
@@ -240,4 +242,5 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         for start in range(0, len(values), self.max_batch):
             part = values[start : start + self.max_batch]
             parts.append(self._engines.call(graph, {given: part}, len(part))[result])
+            require_finite(self.config, {result: parts[-1]})
         return np.concatenate(parts)
