@@ -15,16 +15,17 @@ from engines.bundle.inspection import describe, file_states
 from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, sealed
 from engines.draw.pipeline import Pipeline
 from engines.errors import VarExportError
+from engines.fidelity.checks import verify
 from engines.storage import sha256_of
 from tests.bundles import shared_bundle
 from tests.fuzz import odd
 
 KINDS = (
-    *("file", "swap", "manifest bytes", "manifest"),
+    *("file", "swap", "manifest bytes", "manifest", "facts"),
     *("manifest resealed", "golden resealed", "graph resealed", "weights resealed", "sizes resealed"),
 )
-RESEALED = KINDS[4:]
-SHARES = (0.12, 0.05, 0.13, 0.2, 0.2, 0.12, 0.04, 0.04, 0.1)
+RESEALED = KINDS[5:]
+SHARES = (0.12, 0.05, 0.11, 0.17, 0.06, 0.19, 0.12, 0.04, 0.04, 0.1)
 
 
 class Bundles:
@@ -60,6 +61,8 @@ class Bundles:
         json.dumps(describe(bundle, file_states(bundle)))
         problem = _problem_of(lambda: bundle.golden)  # who draws does not read it
         drawn = self._drawn(place, form)
+        if kind == "golden resealed" and problem is None:
+            self._verify(place)
         if problem is not None:
             raise problem
         if all(np.array_equal(drawn[name], self.honest[form][name]) for name in drawn):
@@ -80,6 +83,8 @@ class Bundles:
             return {MANIFEST: odd.damaged(rng, self.files[MANIFEST])}
         if kind == "manifest":
             return {MANIFEST: odd.json_bytes(odd.edited(rng, self.manifest))}
+        if kind == "facts":
+            return {MANIFEST: odd.json_bytes(self._facts(rng))}
         if kind == "manifest resealed":
             document = odd.edited(rng, self.manifest)
             return {MANIFEST: odd.json_bytes(sealed(document))}
@@ -91,6 +96,19 @@ class Bundles:
             name = odd.pick(rng, [name for name in names if name.endswith(".onnx")])
             return {name: odd.flipped(rng, self.files[name])}
         return {WEIGHTS: odd.flipped(rng, self.files[WEIGHTS])}
+
+    def _facts(self, rng: np.random.Generator) -> dict[str, object]:
+        """The manifest with a number that is as good as the right one, and gives another picture."""
+        document = json.loads(self.files[MANIFEST])
+        if rng.random() < 0.5:
+            constants = document["constants"]
+            names = sorted(constants)
+            one, other = odd.pick(rng, names), odd.pick(rng, names)
+            constants[one]["offset"], constants[other]["offset"] = constants[other]["offset"], constants[one]["offset"]
+        else:
+            name = odd.pick(rng, ["cfg", "temperature", "top_k", "top_p"])
+            document["sampling"][name] = odd.pick(rng, [0.5, 0.25]) if name != "top_k" else 1
+        return document
 
     def _sizes(self, rng: np.random.Generator) -> dict[str, object]:
         """The manifest with other numbers of the model, each of which could be one."""
@@ -120,6 +138,12 @@ class Bundles:
             entry.update(size=(place / name).stat().st_size, sha256=sha256_of(place / name))
         (place / MANIFEST).unlink()  # a link to that of the honest one
         (place / MANIFEST).write_bytes(odd.json_bytes(sealed(document)))
+
+    @staticmethod
+    def _verify(place: Path) -> None:
+        """The check that a device makes, of one image."""
+        with Pipeline.load(place, threads=1, max_batch=1, check="never") as pipeline:
+            verify(pipeline, {name: array[:1] for name, array in pipeline.bundle.golden.items()})
 
     @staticmethod
     def _drawn(place: Path, form: str) -> dict[str, np.ndarray]:
