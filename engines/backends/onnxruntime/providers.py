@@ -193,8 +193,14 @@ def open_verified(
         return open_session(ort, path, path.name, options, registered, provider)
     names, in_memory = (path.name, WEIGHTS), hasattr(options, "add_external_initializers_from_files_in_memory")
     if held.in_place(*names) and not (in_memory and held.linked(*names)):
-        session = open_session(ort, path, path.name, options, registered, provider)
-        if held.in_place(*names):
+        session, problem = None, None
+        try:
+            session = open_session(ort, path, path.name, options, registered, provider)
+        except BackendError as error:
+            problem = error
+        if held.in_place(*names):  # still: so it was what was opened
+            if problem is not None:
+                raise problem
             return session
     if not in_memory:
         raise BackendError(

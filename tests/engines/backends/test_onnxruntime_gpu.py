@@ -15,6 +15,7 @@ from engines import backends
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer
 from engines.backends.onnxruntime import OnnxRuntimeBackend, library, providers, runner
+from engines.backends.onnxruntime.runner import RunnableGraph
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, OutOfMemoryError
@@ -78,8 +79,16 @@ def emulate():
 
 @pytest.fixture(scope="module")
 def on_cpu(demo_both_bundle):
-    """Pipelines of the CPU provider, by form."""
-    pipelines = {form: Pipeline.load(demo_both_bundle, form=form, threads=1) for form in ("stepwise", "fused")}
+    """Pipelines of the CPU provider that run the graphs for GPUs, by form."""
+    bundle = Bundle.open(demo_both_bundle)
+
+    def sessions(graph, load):
+        return RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
+
+    pipelines = {
+        form: Pipeline(bundle, OnnxRuntimeBackend(threads=1, sessions=sessions), form=form)
+        for form in ("stepwise", "fused")
+    }
     yield pipelines
     for pipeline in pipelines.values():
         pipeline.close()
