@@ -15,7 +15,7 @@ from calib.choose.options import Int8Options
 from calib.graphs.layers import find_layers, load_graph
 from calib.graphs.writing import write_graphs
 from calib.half import refuse_overflow
-from calib.judge.acceptance import Built, check
+from calib.judge.acceptance import Built, Checked, check
 from calib.judge.attribution import blame, describe
 from calib.judge.search import choose_ways
 from calib.keys import INT8_BUNDLE, code_digest, versions_of
@@ -23,10 +23,9 @@ from calib.observe.collect import Requests, collect
 from calib.observe.reach import measure
 from calib.rewrite.integers import rewritten
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Figures
+from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import CheckFailedError, UsageError
-from engines.judging.reports import Report
 from engines.progress import Progress, silent
 from engines.spec import choices, contract, policy
 from engines.storage import digest_of
@@ -165,7 +164,7 @@ def _told(models: Iterable[tuple[str, ir.Model]], progress: Progress) -> Iterato
         yield graph, model
 
 
-def _checked(made: Bundle, threads: int | None, progress: Progress) -> tuple[dict[str, Report], dict[str, Figures]]:
+def _checked(made: Bundle, threads: int | None, progress: Progress) -> Checked:
     """The check of a sealed bundle. Raises `CheckFailedError`, with the layers to blame where they can be told."""
     try:
         return check(made, threads)

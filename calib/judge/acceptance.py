@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from calib.graphs.changed import ChangedGraphs
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import Figures
+from engines.bundle.manifest import BuildFigures
 from engines.draw.device_check import DRAWING, ENCODING, measure
 from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError, NotFiniteError
 from engines.fidelity.checks import verify
 from engines.judging.reports import Report
+
+Checked = tuple[dict[str, Report], dict[str, BuildFigures]]
+"""What was found of each form, and what of it the manifest keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,7 @@ class Built:
     """The same with the rounding of a GPU emulated, of FP16 that the CPU has run too."""
 
 
-def check(
-    bundle: Bundle, threads: int | None, *, emulated: bool = False
-) -> tuple[dict[str, Report], dict[str, Figures]]:
+def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Checked:
     """Run the engines of every form once against the golden run.
 
     `emulated`: as a GPU rounds; so it is in any case where this CPU has no such arithmetic. Returns what was found of
@@ -41,7 +42,7 @@ def check(
     """
     emulated = emulated or bundle.for_gpus
     reports: dict[str, Report] = {}
-    figures: dict[str, Figures] = {}
+    figures: dict[str, BuildFigures] = {}
     with contextlib.ExitStack() as stack:
         sessions = None
         if emulated:
@@ -56,7 +57,7 @@ def check(
                     raise CheckFailedError(f"the exported {form} engines cannot draw{how}: {error}") from error
                 first = measure(pipeline, DRAWING) | measure(pipeline, ENCODING)
             run = {figure.kind.name: [figure.value] for figure in report.figures()}
-            figures[form] = Figures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
+            figures[form] = BuildFigures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
             if not report.passed:
                 failures = "; ".join(report.failures)
                 raise CheckFailedError(

@@ -47,7 +47,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Figures:
+class BuildFigures:
     """What a build measured of one form, by the names of `engines.fidelity.figures.KINDS`.
 
     A PSNR of equal pixels, which is infinite, is left out.
@@ -93,7 +93,7 @@ class Manifest:
     """Files of the bundle by name, without manifest and plans; empty until a build has hashed them."""
     plans: tuple[PlanSet, ...] = ()
     """Plan sets for GPUs, oldest first."""
-    figures: Mapping[str, Figures] = field(default_factory=dict)
+    figures: Mapping[str, BuildFigures] = field(default_factory=dict)
     """What the build measured of each form, which a device is held to; empty until it has."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Checkpoint files and hash, builder versions, how layers were quantised: plain JSON types, for people."""
@@ -164,7 +164,7 @@ class Manifest:
             constants=_constants(document["constants"], config, files[WEIGHTS].size),
             files=files,
             plans=parse_plans(document["plans"]),
-            figures={form: Figures(**figures) for form, figures in document["figures"].items()},
+            figures={form: BuildFigures(**figures) for form, figures in document["figures"].items()},
             provenance=document["provenance"],
         )
 
@@ -205,9 +205,9 @@ class Manifest:
         """SHA-256 of all facts: the last key of `manifest.json`."""
         return str(self.to_dict()[_DIGEST])
 
-    def recorded(self, form: str) -> Figures:
+    def recorded(self, form: str) -> BuildFigures:
         """What the build measured of a form; no figure where it has not yet."""
-        return self.figures.get(form) or Figures({}, {})
+        return self.figures.get(form) or BuildFigures({}, {})
 
     @property
     def high_precision(self) -> str:

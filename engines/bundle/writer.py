@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle.bundle import Bundle, previous_of
-from engines.bundle.manifest import MANIFEST, Figures, Manifest, is_bundle, needed_files
+from engines.bundle.manifest import MANIFEST, BuildFigures, Manifest, is_bundle, needed_files
 from engines.bundle.plans import FOLDER, FileEntry, PlanSet
 from engines.errors import BundleError, UsageError
 from engines.spec.choices import BOTH
@@ -130,7 +130,7 @@ class BundleWriter:
         _write_manifest(self.folder, replace(manifest, files=entries))
         return Bundle.open(self.folder, verify=False)
 
-    def publish(self, figures: Mapping[str, Figures] | None = None) -> Bundle:
+    def publish(self, figures: Mapping[str, BuildFigures] | None = None) -> Bundle:
         """Put the sealed bundle in place of whatever was there; `figures`: what its check measured, by form."""
         if figures:
             _write_manifest(self.folder, replace(Manifest.read(self.folder), figures=figures))

@@ -75,9 +75,7 @@ def test_nothing_is_left_that_goes_beyond(bundle):
 def test_without_that_the_build_fails(monkeypatch, tmp_path):
     """The CPU passes it: only the emulated check sees a black picture."""
     monkeypatch.setattr(half, "measure", lambda bundle, threads: [])
-    with pytest.raises(
-        CheckFailedError, match="rounding of FP16 emulated: the decoder's values are not finite"
-    ):
+    with pytest.raises(CheckFailedError, match="rounding of FP16 emulated: the decoder's values are not finite"):
         built(overflowing(), tmp_path / "out", precision="fp16")
     assert not (tmp_path / "out").exists()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE
-from engines.bundle.manifest import ALIGNMENT, Figures, Manifest, sealed
+from engines.bundle.manifest import ALIGNMENT, BuildFigures, Manifest, sealed
 from engines.errors import BundleError
 
 
@@ -110,7 +110,7 @@ def test_constants_lie_at_pages_and_apart(document, by):
 
 
 def test_figures_are_finite(document):
-    Figures({"kl": 0.1}, {"kl": [0.1, 0.2]})
+    BuildFigures({"kl": 0.1}, {"kl": [0.1, 0.2]})
     for value in (float("nan"), float("inf"), 1, "1"):
         with pytest.raises(ValueError, match="figures must be finite numbers"):
-            Figures({}, {"kl": [value]})
+            BuildFigures({}, {"kl": [value]})

@@ -9,7 +9,7 @@ import pytest
 from support import copy_bundle, reseal, tiny_config
 
 from engines.bundle.bundle import Bundle
-from engines.bundle.manifest import Figures
+from engines.bundle.manifest import BuildFigures
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import ScaleView
 from engines.errors import VarExportError
@@ -224,7 +224,7 @@ class Engine:
     """A pipeline whose logits are given."""
 
     config, form = CONFIG, "stepwise"
-    bundle = SimpleNamespace(smooth=False, precision="fp32", recorded=lambda form: Figures({}, {}))
+    bundle = SimpleNamespace(smooth=False, precision="fp32", recorded=lambda form: BuildFigures({}, {}))
 
     def __init__(self, golden, logits):
         self.golden, self.logits = golden, logits
