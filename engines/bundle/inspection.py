@@ -37,7 +37,10 @@ def quantised_layers(bundle: Bundle) -> list[QuantisedLayer]:
 
 def kept_in_fp32(bundle: Bundle) -> dict[str, float | None]:
     """Layers of a half-precision bundle that compute in FP32, and how far what they give reaches in the golden run."""
-    return dict((bundle.provenance.get("kept_fp32") or {}).get("largest") or {})
+    recorded = bundle.provenance.get("kept_fp32")
+    largest = recorded.get("largest") if isinstance(recorded, dict) else None
+    known = largest.items() if isinstance(largest, dict) else ()
+    return {name: value if isinstance(value, float) else None for name, value in known}
 
 
 def kept_lines(bundle: Bundle) -> list[str]:

@@ -149,6 +149,18 @@ def test_the_default_name_says_what_is_special(call, fake_build, options, name):
     assert seen.options.smooth == bool(options)
 
 
+def test_layers_to_keep_in_fp32(call, fake_build, tiny_build):
+    assert call("build", "--keep-fp32", "decode/*", "--keep-fp32", "step/head")[0] == 0
+    assert fake_build.seen[0].options.keep_fp32 == ("decode/*", "step/head")
+    code, _, err = call("build", "--precision", "fp32", "--keep-fp32", "decode/*")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "Error: a bundle in fp32 computes every layer in FP32: there is nothing to keep",
+    )
+    code, _, err = call("build", tiny_build.path, "--target", "tensorrt", "--keep-fp32", "decode/*")
+    assert (code, err) == (2, f"Error: --keep-fp32 is for checkpoints; {tiny_build.path} is a bundle\n")
+
+
 def test_a_bundle_cannot_be_made_to_mix(call, tiny_build):
     code, _, err = call("build", str(tiny_build.path), "--precision", "int8", "--smooth")
     assert (code, err) == (2, f"Error: --smooth is for checkpoints; {tiny_build.path} is a bundle\n")

@@ -89,6 +89,22 @@ def test_a_float_bundle_has_no_quantised_layers(call, tiny_build):
     assert json.loads(call("inspect", tiny_build.path, "--json")[1])["layers"] == []
 
 
+def test_layers_that_are_kept_in_fp32_are_listed(call, altered):
+    kept = {"decode/conv_in": 70000.0, "step/head": None}
+    path = altered(provenance={"kept_fp32": {"largest": kept, "patterns": []}})
+    listed = call("inspect", path, "--layers")[1]
+    assert "computed in FP32: decode/conv_in, which reaches 70,000\ncomputed in FP32: step/head\n" in listed
+    assert "no layer is quantised: all others are in fp32" in listed
+    assert "2 layers are computed in FP32 (--layers lists them)" in call("inspect", path)[1]
+    assert json.loads(call("inspect", path, "--json")[1])["kept_fp32"] == kept
+
+
+@pytest.mark.parametrize("recorded", [[], "x", {"largest": []}, {"largest": None}])
+def test_a_record_of_kept_layers_that_is_none(call, altered, recorded):
+    path = altered(provenance={"kept_fp32": recorded})
+    assert json.loads(call("inspect", path, "--json")[1])["kept_fp32"] == {}
+
+
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_changed_file_is_named(call, altered, options):
     path = altered()
