@@ -21,6 +21,8 @@ class Report:
     """Whose thresholds it is judged by."""
     recorded: Mapping[str, float] = field(default_factory=dict)
     """What the build of the bundle measured, which INT8 is judged by beside its thresholds; empty in a build."""
+    emulated: bool = False
+    """Whether the rounding of a GPU was emulated. Which tokens the encoder gives is not judged then, as in BF16."""
     images: int
     max_logit_error: float | None = None
     """Largest difference among the reference's top logits, with the reference's tokens forced."""
@@ -70,7 +72,12 @@ class Report:
         """Every figure that is judged, beside the threshold of the precision."""
         worst = max(range(len(self.scales)), key=lambda scale: self.scales[scale].kl) if self.scales else None
         values = {kind.name: getattr(self, kind.name) for kind in KINDS if getattr(self, kind.name) is not None}
-        return judged_figures(values, bounds(self.precision, self.recorded), worst)
+        return judged_figures(values, self._bounds, worst)
+
+    @property
+    def _bounds(self) -> dict[str, float]:
+        unjudged = {"encoder_tokens": 0.0} if self.emulated else {}
+        return bounds(self.precision, self.recorded) | unjudged
 
     @property
     def failures(self) -> list[str]:
@@ -96,7 +103,7 @@ class Report:
         """Plain JSON types: what is not finite (the PSNR of equal images) is None, a figure that is not shown lacks."""
         absent = {kind.name for kind in KINDS if getattr(self, kind.name) is None}
         shown = {name: value for name, value in asdict(self).items() if name not in absent}
-        more = {"passed": self.passed, "failures": self.failures, "thresholds": bounds(self.precision, self.recorded)}
+        more = {"passed": self.passed, "failures": self.failures, "thresholds": self._bounds}
         finite: dict[str, Any] = _finite(shown | more | ({"total": asdict(self.total)} if self.scales else {}))
         return finite
 
