@@ -239,7 +239,7 @@ def test_it_errs_as_pytorch_does_in_half_precision(precision, request, tmp_path)
 
 
 def test_a_bf16_bundle_is_held_to_its_thresholds(monkeypatch, bf16):
-    reports = check_of_a_build(bf16, 1)
+    reports, _ = check_of_a_build(bf16, 1)
     assert {form: (report.precision, report.passed) for form, report in reports.items()} == {
         "stepwise": ("bf16", True),
         "fused": ("bf16", True),

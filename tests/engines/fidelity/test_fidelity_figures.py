@@ -450,7 +450,7 @@ def test_ssim_of_flat_images_is_the_luminance_term():
 
 
 def test_with_a_gpus_rounding_the_encoders_tokens_are_not_judged():
-    """d16 with random weights keeps 80 % of them in FP16, at no loss of the picture: one flip changes all finer ones."""
+    """d16 with random weights keeps 80 % of them in FP16, at no loss of the picture: one flip changes all finer."""
     shown = {"precision": "fp16", "images": 1, "draws": 1.0, "image_psnr": 50.0, "image_ssim": 1.0, "free_tokens": 1.0}
     shown |= {"free_identical": 1, "first_difference": None, "encoder_tokens": 0.8, "reconstruction_loss": 0.1}
     assert Report(**shown).failures == ["encoder tokens alike is 0.8, must be >= 0.9"]

@@ -11,7 +11,7 @@ import pytest
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.tensorrt.engine import Scratch, TensorRTCall, TensorRTEngine
-from engines.errors import BackendError
+from engines.errors import BackendError, NotFiniteError
 from tests.emulation import HostCuda, Misuse
 
 # What is freed in a broken state complains once more, where nobody can catch it.
@@ -44,7 +44,7 @@ def noticed(emulate, planned_tiny, reference):
                 ):
                     found.append("other codes")
             emulation.cuda.check_guards()
-        except (Misuse, BackendError) as error:
+        except (Misuse, BackendError, NotFiniteError) as error:
             found.append(str(error))
         found += emulation.cuda.violations
         emulation.close = lambda: None  # what is left of a broken run proves nothing
