@@ -71,11 +71,18 @@ class _Teller:
     def finite(self, value: ir.Value, means: list[tuple[list[int], int]]) -> ir.Value:
         """Whether the mean over these axes (and whether they stay, one after another) is finite."""
         assert value.dtype == ir.DataType.FLOAT, value
+        place = value.producer()
         for number, (axes, keep) in enumerate(means):
             over = self._constant(f"axes_{number}", np.array(axes))
             value = self._node("ReduceMean", [value, over], None, f"finite.mean_{number}", keepdims=keep)
         size = self._node("Abs", [value], None, "finite.size")
-        return self._node("Less", [size, self._constant("bound", _BOUND)], None, "finite.yes", dtype=ir.DataType.BOOL)
+        yes = self._node("Less", [size, self._constant("bound", _BOUND)], None, "finite.yes", dtype=ir.DataType.BOOL)
+        # Right behind the value, so that it has to be kept no longer.
+        assert place is not None
+        added = list(self._graph)[-len(means) - 2 :]
+        self._graph.remove(added)
+        self._graph.insert_after(place, added)
+        return yes
 
     @staticmethod
     def before(node: ir.Node, op: str) -> ir.Value:
