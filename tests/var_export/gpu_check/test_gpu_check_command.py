@@ -126,7 +126,7 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     page = report.page(document)
     assert tables(page)[-1][-2][3] == "CUDA out of memory \\| 2 GiB"
     assert tables(page)[2][1][2] == "not finite (<= 2)"
-    assert tables(page)[2][1][6] == "identical pixels (>= 40 dB)"
+    assert tables(page)[2][1][7] == "identical pixels (>= 40 dB)"
 
 
 def test_json_on_stdout(check, emulated, in_process, no_torch_gpu):
