@@ -29,7 +29,7 @@ def evidence_of(bundle: Bundle, form: str) -> Any:
     from var_export.report.verify import Verified
 
     runs: list[Runs] = []
-    with Pipeline.load(bundle.path, form=form, threads=1, max_batch=1) as pipeline:
+    with Pipeline.load(bundle.path, form=form, threads=1, max_batch=1, check="never") as pipeline:
         report = verify(pipeline, bundle.golden, on_runs=runs.append)
         runtime = pipeline.describe_runtime()
     return Verified(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_bundle_that_passes(pages, stepwise):
     words = Reader(pages.verify).words
-    assert words.index("✓ Passed: all 8 figures keep the thresholds of FP32") < words.index("Pictures")
+    assert words.index("✓ Passed: all 9 figures keep the thresholds of FP32") < words.index("Pictures")
     assert "✗" not in words
     for part in (
         "4 images and 120 tokens by CPUExecutionProvider, stepwise, against the run of the PyTorch reference stored",
@@ -49,7 +49,7 @@ def test_a_bundle_that_passes(pages, stepwise):
 def test_a_bundle_that_fails(pages):
     words = Reader(pages.failed).words
     verdict = words[words.index("✗ Failed") : words.index("Pictures")]
-    assert "✗ Failed: 3 of 8 figures miss the thresholds of FP32" in verdict
+    assert "✗ Failed: 3 of 9 figures miss the thresholds of FP32" in verdict
     assert "Largest logit error is 9.00, must be at most 0.005" in verdict
     assert re.search(r"KL \(worst at scale \d\) is 0\.500, must be at most 10⁻⁶", verdict)
     assert "Image PSNR is 12.0 dB, must be at least 60 dB" in verdict
@@ -71,13 +71,13 @@ def test_a_figure_without_a_threshold_is_not_judged(stepwise, tmp_path):
     report = replace(stepwise.report, precision="int8", encoder_tokens=0.2)
     write_verify(tmp_path / "p.html", replace(stepwise, report=report))
     words = Reader(tmp_path / "p.html").words
-    assert "all 7 figures keep the thresholds of INT8" in words
+    assert "all 8 figures keep the thresholds of INT8" in words
     assert "Encoder tokens alike 20.00 % not judged –" in words
 
 
 def test_the_fused_form_has_what_it_shows(pages):
     words = Reader(pages.fused).words
-    assert "✓ Passed: both figures keep the thresholds of FP32" in words
+    assert "✓ Passed: all 6 figures keep the thresholds of FP32" in words
     assert "fused graph" in words
     assert "Agreement per scale" in words
     assert "KL divergence" not in words
@@ -88,7 +88,7 @@ def test_smoothing_is_judged_where_a_bundle_has_it(form, tmp_path):
     evidence = evidence_of(Bundle.open(shared_bundle("tiny-smooth")), form)
     write_verify(tmp_path / "p.html", evidence)
     words = Reader(tmp_path / "p.html").words
-    assert f"all {11 if form == 'stepwise' else 4} figures keep the thresholds of FP32" in words
+    assert f"all {12 if form == 'stepwise' else 8} figures keep the thresholds of FP32" in words
     assert "Smoothing's heaviest entries alike 100.00 % ≥ 99.9 %" in words
     assert "Smoothed image, PSNR" in words
     assert ("Smoothing's mixing error" in words) == (form == "stepwise")
