@@ -6,7 +6,7 @@
     host/      what works on this machine             spec/      what a model is, in numbers; the table of graphs
     files/     pictures, arrays, jobs that resume     errors, machine: what everybody stands on
     editing/   any picture <-> the model's square
-    fidelity/  engines against the reference
+    fidelity/  engines against the reference          judging/   figures beside what they must be
 
 Names are loaded when they are first used: `import engines` costs nothing.
 """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from calib.graphs.emulate import HALF
-from calib.graphs.finite import tell_not_finite
+from calib.graphs.marking import tell_not_finite
 from calib.graphs.writing import write_graphs
 from calib.half import fitted
 from calib.judge.acceptance import Built, check

@@ -50,11 +50,11 @@ class _Widening:
 
     def run(self) -> None:
         """Rewrite the nodes in their order, then the outputs."""
-        graph, first = self._graph, self._graph[0]
+        graph, nodes = self._graph, list(self._graph)
         for stored in (*graph.inputs, *graph.initializers.values()):
             if stored.dtype == self._half:
-                graph.insert_before(first, self._widened(stored))
-        for node in [node for node in graph if node not in {wide.producer() for wide in self._wide.values()}]:
+                graph.insert_before(nodes[0], self._widened(stored))
+        for node in nodes:
             if node.op_type == "Concat" and node.outputs[0].dtype == self._half:
                 for index, value in enumerate(node.inputs):
                     node.replace_input_with(index, self._narrowed(value))

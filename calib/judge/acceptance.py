@@ -38,7 +38,8 @@ def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Che
     """Run the engines of every form once against the golden run.
 
     `emulated`: as a GPU rounds; so it is in any case where this CPU has no such arithmetic. Returns what was found of
-    each form, and which of it the manifest keeps, to hold devices to. Raises `CheckFailedError`.
+    each form, and which of it the manifest keeps, to hold devices to: nothing of an emulation beside the CPU's own run.
+    Raises `CheckFailedError`.
     """
     emulated = emulated or bundle.for_gpus
     reports: dict[str, Report] = {}
@@ -55,11 +56,8 @@ def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Che
                     report = reports[form] = replace(verify(pipeline, bundle.golden), emulated=emulated)
                 except NotFiniteError as error:
                     raise CheckFailedError(f"the exported {form} engines cannot draw{how}: {error}") from error
-                # What a CPU has run is what devices are held to; the emulation of such a bundle is looked at alone.
-                kept = not emulated or bundle.for_gpus
-                first = measure(pipeline, DRAWING) | measure(pipeline, ENCODING) if kept else {}
-            run = {figure.kind.name: [figure.value] for figure in report.figures()}
-            figures[form] = BuildFigures({name: value for name, (value,) in _finite(run).items()}, _finite(first))
+                if emulated == bundle.for_gpus:  # else the CPU's own figures are those that devices are held to
+                    figures[form] = _kept(report, measure(pipeline, DRAWING) | measure(pipeline, ENCODING))
             if not report.passed:
                 failures = "; ".join(report.failures)
                 raise CheckFailedError(
@@ -68,6 +66,10 @@ def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Che
     return reports, figures
 
 
-def _finite(figures: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    """Without the PSNR of equal pixels, which no JSON document has a number for."""
-    return {name: values for name, values in figures.items() if math.isfinite(sum(values))}
+def _kept(report: Report, first: Mapping[str, list[float]]) -> BuildFigures:
+    """What the manifest keeps: not the PSNR of equal pixels, which no JSON document has a number for."""
+    run = {figure.kind.name: figure.value for figure in report.figures()}
+    return BuildFigures(
+        {name: value for name, value in run.items() if math.isfinite(value)},
+        {name: values for name, values in first.items() if math.isfinite(sum(values))},
+    )

@@ -35,7 +35,7 @@ class Reach:
     graph: str
     """The graph of the stepwise form that it belongs to, one of `engines.spec.contract.PART_OF`."""
     value: str
-    """Its name in that graph."""
+    """The name that the value has in that graph."""
     layer: str
     """The layer that it comes from: the nearest product with a trained weight before it."""
     scale: int | None

@@ -51,8 +51,8 @@ def for_bundle(
     """The backend to run `bundle` with: the named one, or that of its newest plans that fit here, or ONNX Runtime.
 
     Args: as `create`, but that a `backend` which is named is taken and never another, and a `provider` other than `cpu`
-    chooses ONNX Runtime; tell: called with a line where there are plans and they cannot run here, which
-            is logged by default.
+    chooses ONNX Runtime; tell: called with a line where there are plans and they cannot run here, which is
+    logged by default.
 
     Raises `BackendError`, `BundleError`.
     """

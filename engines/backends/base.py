@@ -128,6 +128,10 @@ class Backend(AbstractContextManager["Backend"]):
     def describe(self) -> dict[str, Any]:
         """Versions and settings, for reports."""
 
+    def arithmetic(self) -> dict[str, Any]:
+        """What a probe of this machine's kernels found, on which a verdict about them depends; nothing by default."""
+        return {}
+
     def lacks(self, bundle: Bundle) -> str | None:
         """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
         return None

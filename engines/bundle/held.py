@@ -58,14 +58,14 @@ class HeldFiles:
         return mmap.mmap(self._handles[name], 0, access=mmap.ACCESS_READ)
 
     def in_place(self, *names: str) -> bool:
-        """Whether the folder still leads to these very files."""
+        """True where these names in the folder still lead to the files that are held, and to none put there since."""
         try:
             return all(os.path.samestat(os.fstat(self._handles[name]), (self._folder / name).stat()) for name in names)
         except OSError:
             return False
 
     def linked(self, *names: str) -> bool:
-        """Whether one of these is a link to a file elsewhere, as in the caches of model hubs."""
+        """True where one of these names is a link to a file elsewhere, as in the caches of model hubs."""
         return any((self._folder / name).is_symlink() for name in names)
 
 

@@ -48,7 +48,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class BuildFigures:
-    """What a build measured of one form, by the names of `engines.fidelity.figures.KINDS`.
+    """What a build measured of one form, by the names of `engines.judging.figures.KINDS`.
 
     A PSNR of equal pixels, which is infinite, is left out.
     """

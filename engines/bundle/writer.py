@@ -122,9 +122,7 @@ class BundleWriter:
         It can be opened and checked where it is, and has another path once it is published.
         """
         entries = {}
-        for file in sorted(
-            set(self.folder.iterdir()) - {self.folder / MANIFEST}
-        ):  # which is there from an earlier seal
+        for file in sorted(set(self.folder.iterdir()) - {self.folder / MANIFEST}):  # that is left of an earlier seal
             entries[file.name] = FileEntry(file.stat().st_size, sha256_of(file))
             sync_to_disk(file)
         _write_manifest(self.folder, replace(manifest, files=entries))

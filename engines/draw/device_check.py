@@ -122,6 +122,7 @@ def _verdict(engines: Engines, what: str) -> Path | None:
         "bundle": engines.bundle.digest,
         "runtime": {name: value for name, value in runtime.items() if name not in ("threads", "nodes")},
         "machine": [here.cpu, here.system],
+        "arithmetic": engines.backend.arithmetic(),
         "what": what,
     }
     folder = cache_folder()

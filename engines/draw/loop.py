@@ -22,7 +22,7 @@ from engines.backends.base import Array
 from engines.draw.batch import Batch
 from engines.draw.conditioning import Conditioning
 from engines.draw.engine_set import EngineSet
-from engines.draw.finite import require_finite
+from engines.draw.refusal import require_finite
 from engines.draw.results import OnScale, Preview, ScaleView, Stop, Timings
 from engines.draw.workspace import Workspace
 from engines.errors import CancelledError

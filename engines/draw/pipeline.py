@@ -16,9 +16,9 @@ from engines.backends.base import Array
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
 from engines.draw.engine_set import EngineSet
-from engines.draw.finite import require_finite
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
+from engines.draw.refusal import require_finite
 from engines.draw.request import Classes, Forced, PreviewScales, Seeds, as_batch, as_tokens, make_request, preview_sets
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.backends.base import Array
+from engines.backends.base import Array, Backend
 from engines.bundle.bundle import Bundle
 from engines.draw.results import Result, ScaleView
 from engines.judging.agreement import Agreement, agreement, mean_agreement
@@ -24,6 +24,7 @@ class Engines(Protocol):
     """What a golden run is drawn again with: a `Pipeline`, which explains each of these."""
 
     bundle: Bundle
+    backend: Backend
     config: ModelConfig
     form: str
     max_batch: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from engines.judging.figures import AT_MOST, KINDS
 from engines.spec.choices import INT8
 
 
@@ -53,9 +54,9 @@ def bounds(precision: str, recorded: Mapping[str, float]) -> dict[str, float]:
     known = asdict(THRESHOLDS[precision])
     if precision != INT8:
         return known
-    closer = {name: room(recorded[name]) for name, room in _ROOM.items() if name in recorded}
+    closer = {kind: _ROOM[kind.name](recorded[kind.name]) for kind in KINDS if kind.name in _ROOM.keys() & recorded}
     return known | {
-        name: min(bound, known[name]) if name in _AT_MOST else max(bound, known[name]) for name, bound in closer.items()
+        kind.name: (min if kind.sign == AT_MOST else max)(bound, known[kind.name]) for kind, bound in closer.items()
     }
 
 
@@ -66,4 +67,4 @@ _ROOM: Mapping[str, Callable[[float], float]] = {
     "image_psnr": lambda measured: measured - 3,
     "reconstruction_loss": lambda measured: measured + 0.5,
 }
-_AT_MOST = ("kl", "reconstruction_loss")
+"""How far each figure of INT8 may lie from the build's, given that one."""

@@ -13,7 +13,6 @@ from engines.bundle.bundle import Bundle
 from engines.fidelity.checks import Runs
 from engines.judging.figures import AT_LEAST, AT_MOST, PSNR, SHARE, JudgedFigure
 from engines.judging.reports import Report
-from engines.judging.thresholds import THRESHOLDS
 from engines.machine import Machine
 from engines.words import counted
 from var_export.report.charts import bars, bars_height, curves, drawn, near_the_top
@@ -198,7 +197,7 @@ def _fidelity_charts(verified: Verified) -> list[Chart]:
 
 
 def _kl_chart(report: Report, sides: Sequence[str], x: str) -> Chart:
-    limit = THRESHOLDS[report.precision].kl
+    limit = next(figure.bound for figure in report.figures() if figure.kind.name == "kl")
     values = [scale.kl for scale in report.scales]
     worst = max(range(len(values)), key=lambda scale: values[scale])
     line = (f"limit of all tokens: {rounded(limit)}", limit)

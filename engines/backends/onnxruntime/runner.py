@@ -22,7 +22,7 @@ from engines.backends.base import Array, Backend, Buffer, Call, Engine, HostMark
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.onnxruntime import providers
-from engines.backends.onnxruntime.arithmetic import exact_products
+from engines.backends.onnxruntime.arithmetic import exact_products, saturates
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
@@ -200,6 +200,10 @@ class OnnxRuntimeBackend(Backend):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """What a thread needs to use a session: nothing on the CPU; the GPU for itself, since all share a stream."""
         return contextlib.nullcontext() if self.cuda is None else self.cuda.held()
+
+    def arithmetic(self) -> dict[str, Any]:
+        """See `Backend`: whether the CPU's 8-bit products saturate, which its name need not tell."""
+        return {} if self.cuda is not None else {"saturates": saturates(self._ort)}
 
     def run_options(self, *, wait: bool) -> Any:
         """Of a run that returns when the GPU is done, or has been given the work; `Buffer.read` waits for that."""

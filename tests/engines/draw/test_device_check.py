@@ -91,10 +91,9 @@ def test_a_miss_is_an_error_with_the_figure_and_what_to_do(damaged, verdicts, fo
 
 
 def test_an_encoder_that_misses_does_not_encode(verdicts, monkeypatch):
-    monkeypatch.setattr(device_check, "measure", lambda *_, **__: {"reconstruction_loss": [10.6]})
-    check = device_check.DeviceCheck("never")
-    with Pipeline(Bundle.open(DEMO_BUNDLE), OnnxRuntimeBackend(threads=1), check=check) as pipeline:
-        check._when = "once"
+    lost = {ENCODING: {"reconstruction_loss": [10.6]}}
+    monkeypatch.setattr(device_check, "measure", lambda engines, what, **_: lost.get(what) or measure(engines, what))
+    with load() as pipeline:
         for _ in range(2):  # asked again, refused again
             refused(
                 lambda: pipeline.encode(Bundle.open(DEMO_BUNDLE).golden["image"]),
@@ -114,6 +113,16 @@ def test_another_runtime_bundle_or_form_is_judged_anew(verdicts, measured, monke
     load().close()
     assert measured == [DRAWING] * 4
     assert len(verdicts()) == 4
+
+
+def test_another_arithmetic_is_judged_anew_whatever_the_processor_is_called(verdicts, measured, monkeypatch):
+    """As under emulation, where the name is the host's; or in a container that hides instructions."""
+    load().close()
+    here = OnnxRuntimeBackend(threads=1).arithmetic()["saturates"]
+    monkeypatch.setattr(OnnxRuntimeBackend, "arithmetic", lambda self: {"saturates": not here})
+    load().close()
+    assert measured == [DRAWING] * 2
+    assert len(verdicts()) == 2
 
 
 def test_the_number_of_threads_decides_no_verdict(verdicts, measured):

@@ -298,7 +298,6 @@ def test_a_build_that_is_killed_loses_nothing(times, tiny_checkpoint, tiny_build
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     check_what_is_there(out)
     assert seen["old"] >= (len(STAGES) - 1) * times
-    print(dict(seen))
 
 
 def test_a_signal_while_a_graph_is_traced_waits_for_the_next_stage(capsys):

@@ -1,13 +1,13 @@
-"""Refuses what graphs give in place of values that are not finite: see `engines.bundle.finite`."""
+"""Refuses what graphs give in place of values that are not finite: see `engines.spec.marks`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from engines.backends.base import Array
-from engines.bundle.finite import NO_TOKEN, stripes
 from engines.errors import NotFiniteError
 from engines.spec.config import ModelConfig
+from engines.spec.marks import NO_TOKEN, stripes
 
 REMEDY = "build the bundle with --precision bf16 or fp32, or its checkpoint is damaged"
 

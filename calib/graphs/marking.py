@@ -1,4 +1,4 @@
-"""Graphs that tell what is not finite, in place: see `engines.bundle.finite`.
+"""Graphs that tell what is not finite, in place: see `engines.spec.marks`.
 
     decode   pixels before they are clipped (B, 3, h, w) --> [mean of each image finite?] --> image, or stripes
     step     guided logits (B, L, V)                     --> [mean of each token finite?] --> drawn, or -1
@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calib.graphs.layers import constant, find_layers
-from engines.bundle.finite import NO_TOKEN, stripes
+from engines.spec.marks import NO_TOKEN, stripes
 
 _BOUND = np.float32(3e38)
 
@@ -71,18 +71,11 @@ class _Teller:
     def finite(self, value: ir.Value, means: list[tuple[list[int], int]]) -> ir.Value:
         """Whether the mean over these axes (and whether they stay, one after another) is finite."""
         assert value.dtype == ir.DataType.FLOAT, value
-        place = value.producer()
         for number, (axes, keep) in enumerate(means):
             over = self._constant(f"axes_{number}", np.array(axes))
-            value = self._node("ReduceMean", [value, over], None, f"finite.mean_{number}", keepdims=keep)
-        size = self._node("Abs", [value], None, "finite.size")
-        yes = self._node("Less", [size, self._constant("bound", _BOUND)], None, "finite.yes", dtype=ir.DataType.BOOL)
-        # Right behind the value, so that it has to be kept no longer.
-        assert place is not None
-        added = list(self._graph)[-len(means) - 2 :]
-        self._graph.remove(added)
-        self._graph.insert_after(place, added)
-        return yes
+            value = self._behind(value, "ReduceMean", [over], f"finite.mean_{number}", keepdims=keep)
+        size = self._behind(value, "Abs", [], "finite.size")
+        return self._behind(size, "Less", [self._constant("bound", _BOUND)], "finite.yes", dtype=ir.DataType.BOOL)
 
     @staticmethod
     def before(node: ir.Node, op: str) -> ir.Value:
@@ -95,6 +88,15 @@ class _Teller:
         value = node.inputs[0]
         assert value is not None
         return value
+
+    def _behind(self, value: ir.Value, op: str, more: list[ir.Value], name: str, **options: Any) -> ir.Value:
+        """The result of a node that takes `value`, right behind it: so the value has to be kept no longer."""
+        out, producer = self._node(op, [value, *more], None, name, **options), value.producer()
+        node = out.producer()
+        assert producer is not None and node is not None
+        self._graph.remove(node)
+        self._graph.insert_after(producer, node)
+        return out
 
     def _constant(self, name: str, array: Any) -> ir.Value:
         value = self._graph.initializers[f"finite.{name}"] = constant(f"finite.{name}", np.asarray(array))

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from support import copy_bundle, reseal
 
-from engines.bundle.finite import stripes
-from engines.draw.finite import require_finite
 from engines.draw.pipeline import Pipeline
+from engines.draw.refusal import require_finite
 from engines.errors import NotFiniteError
+from engines.spec.marks import stripes
 from tests.bundles import shared_bundle
 
 WEIGHTS = {
