@@ -227,6 +227,15 @@ def as_links(source, root):
     return folder
 
 
+def graphs_for_gpus(path):
+    """Runs the graphs that plans are built from, which in FP16 are others than those for a CPU."""
+    from engines.backends.onnxruntime.runner import RunnableGraph
+    from engines.bundle.bundle import Bundle
+
+    bundle = Bundle.open(path, verify=False)
+    return lambda graph, load: RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
+
+
 def reseal(folder):
     """Make the manifest fit the files again, as if the bundle had been built so."""
     manifest = json.loads((folder / "manifest.json").read_text())

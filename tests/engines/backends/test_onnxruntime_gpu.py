@@ -9,13 +9,12 @@ import types
 import numpy as np
 import onnxruntime
 import pytest
-from support import copy_bundle, reseal, tiny_config
+from support import copy_bundle, graphs_for_gpus, reseal, tiny_config
 
 from engines import backends
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer
 from engines.backends.onnxruntime import OnnxRuntimeBackend, library, providers, runner
-from engines.backends.onnxruntime.runner import RunnableGraph
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, OutOfMemoryError
@@ -80,11 +79,7 @@ def emulate():
 @pytest.fixture(scope="module")
 def on_cpu(demo_both_bundle):
     """Pipelines of the CPU provider that run the graphs for GPUs, by form."""
-    bundle = Bundle.open(demo_both_bundle)
-
-    def sessions(graph, load):
-        return RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
-
+    bundle, sessions = Bundle.open(demo_both_bundle), graphs_for_gpus(demo_both_bundle)
     pipelines = {
         form: Pipeline(bundle, OnnxRuntimeBackend(threads=1, sessions=sessions), form=form)
         for form in ("stepwise", "fused")

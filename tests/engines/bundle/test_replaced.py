@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import copy_bundle, refused, reseal
+from support import as_links, copy_bundle, refused, reseal
 
 from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle, default_bundle
@@ -122,11 +122,4 @@ def test_a_build_that_died_between_its_two_renames_leaves_a_bundle_that_is_found
 
 def test_a_bundle_of_links_draws(first, wanted, tmp_path):
     """As model hubs keep their caches: each file a link to one that is named by its content."""
-    (tmp_path / "blobs").mkdir()
-    (tmp_path / "snapshot").mkdir()
-    for file in first.iterdir():
-        if file.is_file():
-            blob = tmp_path / "blobs" / f"{hash(file.name) & 0xFFFFFFFF:x}"
-            blob.write_bytes(file.read_bytes())
-            (tmp_path / "snapshot" / file.name).symlink_to(f"../blobs/{blob.name}")
-    assert np.array_equal(of(tmp_path / "snapshot"), wanted["first"])
+    assert np.array_equal(of(as_links(first, tmp_path)), wanted["first"])

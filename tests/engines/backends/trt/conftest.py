@@ -3,10 +3,9 @@
 import dataclasses
 
 import pytest
-from support import copy_bundle, demo_reference
+from support import copy_bundle, demo_reference, graphs_for_gpus
 
 from engines.backends.onnxruntime import OnnxRuntimeBackend
-from engines.backends.onnxruntime.runner import RunnableGraph
 from engines.backends.tensorrt import library
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import Manifest
@@ -79,12 +78,6 @@ def reference():
     yield get
     for pipeline in kept.values():
         pipeline.close()
-
-
-def graphs_for_gpus(path):
-    """Runs the graphs that plans are built from, which in FP16 are others than those for a CPU."""
-    bundle = Bundle.open(path, verify=False)
-    return lambda graph, load: RunnableGraph(load(bundle.graph_path(graph)), *bundle.tensors(graph))
 
 
 @pytest.fixture(scope="session")
