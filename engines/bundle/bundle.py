@@ -54,14 +54,15 @@ class Bundle(Manifest):
         """
         if not str(path):
             raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
-        path = _standing(Path(path))
+        path = Path(path)
         while True:  # until no other bundle takes its place meanwhile
-            before, problem = _identity(path), None
+            place, problem = _standing(path), None
+            before = _identity(place)
             try:
-                bundle = cls._open(path, verify)
+                bundle = cls._open(place, verify)
             except BundleError as error:
                 problem = error
-            if _identity(path) == before:
+            if _settled(path, place, before):
                 if problem is not None:
                     raise problem
                 return bundle
@@ -166,6 +167,13 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):  # ValueError: of a null character
         return None
     return state.st_dev, state.st_ino
+
+
+def _settled(path: Path, place: Path, before: tuple[int, int] | None) -> bool:
+    """Whether the bundle at `path` is still the one that lay at `place`, with the identity `before`, or still none."""
+    if before is None:  # one that is being replaced lies at one of its two places at any time
+        return all(_identity(at) is None for at in (path, previous_of(path), path))
+    return _standing(path) == place and _identity(place) == before
 
 
 def previous_of(path: Path) -> Path:

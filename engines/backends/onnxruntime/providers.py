@@ -7,9 +7,11 @@ would start over at each new shape. `--target tensorrt` is the faster way; these
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,10 @@ PROVIDERS = {
 COMPILING = ("tensorrt", "nv_tensorrt_rtx")
 OPTION_PREFIX = {"tensorrt": "trt", "nv_tensorrt_rtx": "nv"}
 NO_TF32 = ("NVIDIA_TF32_OVERRIDE", "0")
+
+# ONNX Runtime reads the arena more than once while it makes a session, and no lock of its own keeps another from taking
+# its place meanwhile: memory then went back to an arena that it was not of, and the process ended.
+ARENA = threading.Lock()
 
 # The CUDA provider leaves shape arithmetic to the CPU, where the shapes are: a few numbers, no copy from the GPU. All
 # of these have CUDA kernels for every type of our graphs, so they are on the CPU for that reason alone.
@@ -83,9 +89,11 @@ def share_arena(ort: Any) -> None:
     """From now on, sessions with `save_memory` take what they compute in from one new arena.
 
     ONNX Runtime keeps it for the whole process until another takes its place; sessions that have the old one keep it.
+    It waits for a session that another thread is making.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
+    with ARENA:
+        ort.create_and_register_allocator(memory, None)
 
 
 def save_memory(options: Any) -> None:
@@ -233,7 +241,8 @@ def open_session(
             options.add_provider_for_devices([_rtx_device(ort, registry, settings)], settings)
             arguments = {}
         content = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(content, options, enable_fallback=0, **arguments)
+        with ARENA if provider == "cpu" else contextlib.nullcontext():
+            return ort.InferenceSession(content, options, enable_fallback=0, **arguments)
     except BackendError:
         raise
     except Exception as error:  # the module's exceptions share no base class but Exception

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tritonclient.grpc")
 
 import tritonclient.grpc as grpc
-from triton_calls import Stream, eventually, inputs, unary
+from triton_calls import Stream, eventually, inputs, settle, unary
 from tritonclient.utils import InferenceServerException
 
 INVALID, UNAVAILABLE = "INVALID_ARGUMENT", "UNAVAILABLE"
@@ -126,7 +126,7 @@ def test_a_wrong_request_does_not_fail_its_batch_mates(server, local):
 
 def settled(server):
     """Counts, once all that happened has been counted."""
-    time.sleep(1.5)
+    settle(server)
     return counts(server)
 
 
@@ -150,7 +150,7 @@ def test_a_cancelled_request_is_not_drawn(server, local):
         assert eventually(lambda: len(answers) == 2)
     assert all("ancelled" in str(error) for error in answers)
     assert eventually(lambda: counts(server)["cancelled"] == before["cancelled"] + 16), counts(server)
-    assert counts(server)["drawn"] == before["drawn"] + 8
+    assert settled(server)["drawn"] == before["drawn"] + 8
     healthy(server, local)
 
 
@@ -161,7 +161,7 @@ def test_a_cancelled_stream_stops_the_engine(server, local):
     assert int(next(iter(stream))["scale"][0, 0]) == 0
     stream.cancel()
     assert eventually(lambda: counts(server)["cancelled"] == before["cancelled"] + 8)
-    assert counts(server)["drawn"] == before["drawn"]
+    assert settled(server)["drawn"] == before["drawn"]
     healthy(server, local)
 
 

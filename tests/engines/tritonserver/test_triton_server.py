@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc")
 
-from triton_calls import Stream, eventually, unary, unary_http
+from triton_calls import Stream, settle, unary, unary_http
 
 MIXED = [
     {"class_": 88, "seed": 5, "cfg": 1.0, "temperature": 1.0, "top_k": 20, "top_p": 0.4},
@@ -104,6 +104,7 @@ def test_the_first_preview_comes_early(server):
 def test_requests_of_all_kinds_share_batches_and_are_what_each_is_alone(server, local):
     """Bit for bit in tokens; in pixels, convolutions may round differently in batches of another size."""
     wanted = [alone(local, request) for request in MIXED]
+    settle(server)
     before = server.metric("var_batches_total"), server.metric("var_images_total", result="drawn")
     with ThreadPoolExecutor(16) as threads:
         drawn = [threads.submit(unary, server, **request) for request in MIXED]
@@ -116,16 +117,19 @@ def test_requests_of_all_kinds_share_batches_and_are_what_each_is_alone(server, 
             for got_image, got_tokens in ((image, tokens), (final["image"], final["tokens"])):
                 np.testing.assert_array_equal(got_tokens, expected.tokens, str(request))
                 assert np.abs(got_image.astype(int) - expected.images).max() <= 1
-    eventually(lambda: server.metric("var_images_total", result="drawn") == before[1] + 16)
+    settle(server)
+    assert server.metric("var_images_total", result="drawn") == before[1] + 16
     batches = server.metric("var_batches_total") - before[0]
     assert 2 <= batches <= 12, "sixteen requests, all at once"
 
 
 def test_metrics_count_images_batches_and_seconds(server):
+    settle(server)
     before = {name: server.metric(name) for name in ("var_batches_total", "var_scale_seconds_total")}
     drawn = server.metric("var_images_total", result="drawn")
     unary(server, class_=[1, 2, 3])
-    assert eventually(lambda: server.metric("var_images_total", result="drawn") == drawn + 3)
+    settle(server)
+    assert server.metric("var_images_total", result="drawn") == drawn + 3
     assert server.metric("var_batches_total") == before["var_batches_total"] + 1
     assert server.metric("var_scale_seconds_total") > before["var_scale_seconds_total"]
     assert 'scale="6"' in server.metrics()

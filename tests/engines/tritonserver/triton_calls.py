@@ -91,3 +91,19 @@ def eventually(condition, seconds=30):
     while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     return value
+
+
+def settle(server, still=2.5, seconds=60):
+    """Wait until everything that happened has been counted: the models hand their counts over once a second."""
+    end = time.monotonic() + seconds
+    while True:
+        seen = ours(server)
+        time.sleep(still)
+        if ours(server) == seen:
+            return
+        assert time.monotonic() < end, "the server's counts never come to rest"
+
+
+def ours(server):
+    """Every counter of our own on the server's page, as it prints them."""
+    return sorted(line for line in server.metrics().splitlines() if line.startswith("var_"))
