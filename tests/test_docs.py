@@ -18,7 +18,7 @@ from support import clean_checkout, copy_bundle
 
 from engines.cli.run import main as var_run
 from engines.cli.run import run
-from engines.files.images import read_png_text
+from engines.files.images import read_picture_text
 from engines.judging.thresholds import THRESHOLDS, Thresholds
 from engines.spec import contract
 from var_export.cli.main import group
@@ -212,7 +212,7 @@ def test_the_smoothing_page_runs_as_written(tmp_path, monkeypatch, demo_smooth_b
     build, draw = commands(blocks("docs/smoothing.md", "sh")[0])
     assert build == "var-export build --smooth"
     assert var_run(shlex.split(draw)[1:]) == 0
-    assert read_png_text(tmp_path / "var-parrot-0.png")["smooth"] == "True"
+    assert read_picture_text(tmp_path / "var-parrot-0.png")["smooth"] == "True"
     (example,) = blocks("docs/smoothing.md", "python")
     result: dict[str, object] = {}
     exec(example, result)

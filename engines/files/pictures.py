@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import UsageError
-from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_png_text, save_png, strip
+from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_picture_text, save_picture, strip
 from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
 from engines.storage import Lock, parts, remove_dead_parts, write_json
 
@@ -68,8 +68,8 @@ class Pictures(Sink):
             text = {**self._text(item), "job": self._job.key, KEY: item.key}
             if self._previews:  # before the picture: whoever finds that one finds both
                 scales = [scale[row] for scale in made.previews]
-                save_png(preview_path(path), strip(scales, len(scales)), text)
-            save_png(path, made.images[row], text)
+                save_picture(preview_path(path), strip(scales, len(scales)), text)
+            save_picture(path, made.images[row], text)
             self._stored.add(item.index)
 
     def finish(self) -> None:
@@ -166,7 +166,7 @@ class Grid(Sink):
         count = len(self._job.items)
         remove_dead_parts([self._path])
         images = map(load_picture, self._files) if self._files else (self._images[index] for index in range(count))
-        save_png(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
+        save_picture(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
 
     def close(self) -> None:
         self._images.clear()
@@ -181,7 +181,7 @@ def check_file(path: Path, key: str, overwrite: bool = False) -> bool:
         raise UsageError(f"{path} is a folder: choose another name with --out")
     if not path.exists():
         return False
-    if (read_png_text(path) or {}).get(KEY) == key:
+    if (read_picture_text(path) or {}).get(KEY) == key:
         return True
     if not overwrite:
         raise UsageError(f"{path} {FOREIGN}")
@@ -197,5 +197,5 @@ def _remove_pictures(folder: Path, job_key: str, keep: Iterable[Path]) -> None:
     """Remove the pictures that a replaced job left, and no file that it did not write."""
     kept = set(keep)
     for path in folder.glob("*.png"):
-        if path not in kept and (read_png_text(path) or {}).get("job") == job_key:
+        if path not in kept and (read_picture_text(path) or {}).get("job") == job_key:
             path.unlink(missing_ok=True)

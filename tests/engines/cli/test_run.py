@@ -9,7 +9,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_picture_text
 
 
 def test_one_image(call, pipeline):
@@ -22,7 +22,7 @@ def test_one_image(call, pipeline):
 
 def test_the_picture_tells_how_it_was_made(call):
     call("--class", "t shirt", "--seed", 7, "--cfg", 2.5, "--top-k", 9)
-    text = read_png_text(Path("var-t-shirt-7.png"))
+    text = read_picture_text(Path("var-t-shirt-7.png"))
     expected = {
         "class": "2",
         "label": "t-shirt",
@@ -188,7 +188,7 @@ def test_a_grid_in_one_file(call, pipeline):
     assert call("--class", "0-2", "--grid", "--out", "g.png")[1] == "g.png\n"
     assert names() == ["g.png"]
     assert load_picture(Path("g.png")).shape == (22, 22, 3)
-    assert read_png_text(Path("g.png"))["classes"] == "[0, 1, 2]"
+    assert read_picture_text(Path("g.png"))["classes"] == "[0, 1, 2]"
     assert "--overwrite" in error_of(call("--class", "0-3", "--grid", "--out", "g.png"))
 
 

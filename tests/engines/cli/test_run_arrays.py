@@ -10,7 +10,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_picture_text
 from engines.spec.uniforms import uniforms
 
 
@@ -97,7 +97,7 @@ def test_a_file_whose_name_is_no_unicode(call):
     code, out, err = call("--reconstruct", name)
     assert (code, out) == (0, "caf\\udce9-reconstructed.png\n"), err
     made = os.fsdecode(b"caf\xe9-reconstructed.png")
-    assert read_png_text(Path(made))["image"] == "caf\\udce9.png"
+    assert read_picture_text(Path(made))["image"] == "caf\\udce9.png"
     document = json.loads(call("--reconstruct", name, "--json", "--out", os.fsdecode(b"\xff.png"))[1])
     assert document["files"] == [os.fsdecode(b"\xff.png")]
     assert "cannot read \\udcff" in error_of(call("--reconstruct", os.fsdecode(b"\xff.jpg")))

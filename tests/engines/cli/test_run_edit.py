@@ -11,7 +11,7 @@ from var_run_fake import error_of, names
 from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
 from engines.draw.pipeline import Pipeline
-from engines.files.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_picture_text
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"
@@ -66,7 +66,7 @@ def test_what_is_kept_is_the_original_and_what_is_redrawn_the_models(edit):
         == 0
     )
     np.testing.assert_array_equal(load_picture(Path("p.png")), wanted)
-    text = read_png_text(Path("p.png"))
+    text = read_picture_text(Path("p.png"))
     assert (text["class"], text["edited"], text["composite"]) == (str(FOX), "square.png", "False")
 
 

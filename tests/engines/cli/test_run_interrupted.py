@@ -14,7 +14,7 @@ import pytest
 import var_run_fake as fake
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_picture_text
 
 FAKE = Path(fake.__file__)
 
@@ -75,7 +75,7 @@ def test_kill_9_loses_nothing_and_leaves_nothing_half(tmp_path, route):
         reached = done()
         assert not (tmp_path / "a.npz").exists()
         for path in (tmp_path / "x").glob("*.png") if route == "folder" else []:
-            assert read_png_text(path)["key"]  # whole
+            assert read_picture_text(path)["key"]  # whole
     process = start(tmp_path, *args, "--json", delay=0)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from engines.editing.canvas import Canvas, feathered
 from engines.errors import UsageError
-from engines.files.images import load_picture, load_square, save_png
+from engines.files.images import load_picture, load_square, save_picture
 from engines.spec.choices import FITS
 
 
@@ -27,7 +27,7 @@ def test_what_the_square_shows(fit, window):
 
 
 def test_crop_is_what_reconstruct_encodes(tmp_path):
-    save_png(tmp_path / "a.png", noise(50, 31), {})
+    save_picture(tmp_path / "a.png", noise(50, 31), {})
     picture = load_picture(tmp_path / "a.png")
     np.testing.assert_array_equal(Canvas(50, 31, 16, "crop").to_square(picture), load_square(tmp_path / "a.png", 16))
 

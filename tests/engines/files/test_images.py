@@ -14,8 +14,10 @@ from engines.files.images import (
     is_cut_short,
     load_picture,
     load_square,
-    read_png_text,
-    save_png,
+    picture_format,
+    read_picture_text,
+    save_animation,
+    save_picture,
     strip,
 )
 
@@ -26,21 +28,95 @@ def plain(colour, size=4):
     return np.full((size, size, 3), colour, np.uint8)
 
 
-def test_a_saved_picture_has_its_pixels_and_its_settings(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    path = tmp_path / "new" / "folder" / "a.png"
-    save_png(path, picture, {"class": "88", "label": "größe 日本", "cfg": "4.0"})
-    assert np.array_equal(load_picture(path), picture)
-    assert read_png_text(path) == {"class": "88", "label": "größe 日本", "cfg": "4.0"}
-    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+ENDINGS = ("png", "webp", "jpg", "JPEG")
+
+
+def noise(size=16, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_saved_picture_has_its_pixels_and_its_settings(tmp_path, ending):
+    picture = noise() if ending in ("png", "webp") else plain(RED, 16)
+    path = tmp_path / "new" / "folder" / f"a.{ending}"
+    text = {"class": "88", "label": "größe 日本", "cfg": "4.0"}
+    save_picture(path, picture, text)
+    with Image.open(path) as image:
+        assert image.format == ("JPEG" if ending in ("jpg", "JPEG") else ending.upper())
+    assert np.abs(load_picture(path).astype(int) - picture).max() <= (2 if ending in ("jpg", "JPEG") else 0)
+    assert read_picture_text(path) == text
+    save_picture(path, picture, {})
+    assert read_picture_text(path) == {}
+    assert [p.name for p in path.parent.iterdir()] == [f"a.{ending}"]
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # as any other new file
 
 
+def test_what_is_too_long_for_a_jpeg_is_left_out_and_its_key_stays(tmp_path):
+    text = {"classes": "1, " * 40_000, "seeds": "2, " * 1000, "key": "k"}
+    for ending in ("png", "webp", "jpg"):
+        save_picture(tmp_path / f"a.{ending}", plain(RED), text)
+        read = read_picture_text(tmp_path / f"a.{ending}")
+        assert read == (text if ending != "jpg" else {"seeds": text["seeds"], "key": "k"})
+
+
+def test_a_jpeg_keeps_fine_colours(tmp_path):
+    """Colours at half the resolution, as JPEG has by default, turn these lines into brown."""
+    picture = plain(RED, 32)
+    picture[:, ::2] = BLUE
+    save_picture(tmp_path / "a.jpg", picture, {})
+    assert np.abs(load_picture(tmp_path / "a.jpg").astype(int) - picture).max() < 20
+
+
+def test_a_name_or_size_that_no_format_has_is_one_line(tmp_path):
+    for name in ("a", "a.bmp", "a.png.part"):
+        with pytest.raises(UsageError, match=r"one of \.png, \.jpg, \.jpeg, \.webp$"):
+            save_picture(tmp_path / name, plain(RED), {})
+    wide = np.zeros((1, 16_384, 3), np.uint8)
+    with pytest.raises(UsageError, match=r"16384 x 1 pixels, and WEBP has up to 16383 a side: write a \.png file"):
+        save_picture(tmp_path / "a.webp", wide, {})
+    with pytest.raises(UsageError, match="up to 65500"):
+        picture_format(tmp_path / "a.jpg", 3, 65_501)
+    save_picture(tmp_path / "a.webp", wide[:, :-1], {})
+    save_picture(tmp_path / "a.jpg", np.zeros((1, 65_500, 3), np.uint8), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "a.webp"]
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif"])
+def test_an_animation_has_its_frames_their_times_and_its_settings(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    frames = [plain(colour, 8) for colour in (RED, RED, GREEN, BLUE)]
+    save_animation(path, frames, {"label": "größe", "key": "k"}, frame_ms=200, last_ms=1000)
+    assert read_picture_text(path) == {"label": "größe", "key": "k"}
+    with Image.open(path) as image:
+        assert image.info["loop"] == 0
+        shown = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            shown += [tuple(np.asarray(image.convert("RGB"))[4, 4])] * (image.info["duration"] // 200)
+    assert shown == [RED, RED, GREEN] + [BLUE] * 5
+    save_animation(path, frames[:1], {})
+    assert (load_picture(path) == frames[0]).all()
+
+
+def test_an_animated_webp_keeps_every_pixel(tmp_path):
+    frames = [noise(32, seed) for seed in range(3)]
+    save_animation(tmp_path / "a.webp", frames, {})
+    with Image.open(tmp_path / "a.webp") as image:
+        for number, frame in enumerate(frames):
+            image.seek(number)
+            assert np.array_equal(np.asarray(image.convert("RGB")), frame)
+
+
+def test_an_animation_of_another_ending_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"animations are \.webp or \.gif files"):
+        save_animation(tmp_path / "a.png", [plain(RED)], {})
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    save_png(path, plain(RED), {})
+    save_picture(path, plain(RED), {})
     before = path.read_bytes()
 
     def half(image, file, **options):
@@ -49,7 +125,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
     monkeypatch.setattr(Image.Image, "save", half)
     with pytest.raises(KeyboardInterrupt):
-        save_png(path, plain(RED), {})
+        save_picture(path, plain(RED), {})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -57,22 +133,44 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write .*file/a.png"):
-        save_png(tmp_path / "file" / "a.png", plain(RED), {})
+        save_picture(tmp_path / "file" / "a.png", plain(RED), {})
 
 
-def test_a_file_cut_short_is_not_a_picture(tmp_path):
-    path = tmp_path / "a.png"
-    save_png(path, plain(RED, 64), {"key": "k"})
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg", "gif"])
+def test_a_file_cut_short_is_not_a_picture(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "gif":
+        save_animation(path, [noise(64)], {"key": "k"})
+    else:
+        save_picture(path, noise(64), {"key": "k"})
     whole = path.read_bytes()
     assert not is_cut_short(path)
-    for length in (0, 8, 60, len(whole) - 1):
+    for length in (0, 12, 60, 2000, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert is_cut_short(path)
-        assert read_png_text(path) is None
+        assert read_picture_text(path) is None
+
+
+def test_what_is_no_picture_has_no_text(tmp_path):
+    path = tmp_path / "a.png"
     path.write_bytes(b"no picture")
     assert not is_cut_short(path)
-    assert read_png_text(path) is None
-    assert read_png_text(tmp_path / "absent.png") is None
+    assert read_picture_text(path) is None
+    assert read_picture_text(tmp_path / "absent.png") is None
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [b"", b"ASCII\0\0\0", b"UNICODE\0{}", b"ASCII\0\0\0{", b"ASCII\0\0\0[1]", b'ASCII\0\0\0{"a": 1}', b"\xff" * 9],
+)
+def test_what_others_wrote_into_a_picture_is_no_text_of_ours(tmp_path, comment):
+    exif = Image.Exif()
+    exif[0x8769] = {0x9286: comment}
+    Image.fromarray(plain(RED)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(plain(RED)).save(tmp_path / "a.webp", exif=b"Exif\0\0broken")
+    Image.fromarray(plain(RED)).save(tmp_path / "a.gif", comment=comment)
+    for name in ("a.jpg", "a.webp", "a.gif"):
+        assert read_picture_text(tmp_path / name) == {}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +266,7 @@ def test_what_is_no_picture_is_one_line(tmp_path):
     text = tmp_path / "text.png"
     text.write_text("hello")
     cut = tmp_path / "cut.png"
-    save_png(cut, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), {})
+    save_picture(cut, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), {})
     cut.write_bytes(cut.read_bytes()[:2000])
     for path, says in [
         (text, "not a picture"),

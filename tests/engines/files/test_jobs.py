@@ -7,7 +7,7 @@ from job_helpers import SIDE, Producer, check_pictures, grid_of, image_of, job_o
 from PIL import Image
 
 from engines.errors import UsageError
-from engines.files.images import load_picture, read_png_text
+from engines.files.images import load_picture, read_picture_text
 from engines.files.jobs import JobInterruptedError, held, run_job
 
 
@@ -217,7 +217,7 @@ def test_a_grid_of_the_files_that_a_job_wrote(tmp_path):
     picture = load_picture(tmp_path / "grid.png")
     assert picture.shape == (3 * (SIDE + 2) + 2, 3 * (SIDE + 2) + 2, 3)
     assert np.array_equal(picture[2 : 2 + SIDE, 10 : 10 + SIDE], image_of(job.items[1]))
-    assert read_png_text(tmp_path / "grid.png")["bundle"] == "b"
+    assert read_picture_text(tmp_path / "grid.png")["bundle"] == "b"
 
 
 def test_a_grid_alone_starts_again_when_interrupted(tmp_path):
