@@ -176,13 +176,16 @@ def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image
             what = "it is a folder, not a picture" if file.is_dir() else "there is no such file"
             raise UsageError(f"cannot read {file}: {what}")
         try:
-            image = Image.open(file, formats=known)
+            with Image.open(file, formats=known) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield image
         except UnidentifiedImageError:
             raise UsageError(f"cannot read {file}: it is not a picture in a known format") from None
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            yield image
+        except Image.DecompressionBombError:
+            raise UsageError(
+                f"cannot read {file}: it has more than {MAX_PIXELS // 10**6} million pixels; save a smaller copy of it"
+            ) from None
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -13,6 +13,7 @@ from engines.draw.mask import Box, Mask, boxes_to_grid, pixels_to_grid
 from engines.errors import UsageError
 from engines.files.images import centred_square, resized
 
+_BAND = 64  # rows
 _ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel or two of rounding
 
 
@@ -58,7 +59,7 @@ class Canvas:
 
     def to_square(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What the model sees of a picture: (height, width, 3) uint8 -> (size, size, 3) uint8."""
-        return resized(self._cut(picture, mode="edge"), self.size, self.size)
+        return self._fitted(picture, mode="edge")
 
     def grid_of_boxes(self, boxes: Sequence[Box], side: int) -> Mask:
         """The cells of a grid, bool (side, side), that lie inside of boxes in pixels of the picture.
@@ -91,7 +92,7 @@ class Canvas:
             )
         levels = np.where(mask, np.uint8(255), np.uint8(0))
         whole = resized(levels, self.width, self.height)
-        return pixels_to_grid(resized(self._cut(whole, mode="constant"), self.size, self.size) >= 128, side)
+        return pixels_to_grid(self._fitted(whole, mode="constant") >= 128, side)
 
     def lay_over(self, picture: NDArray[np.uint8], square: NDArray[np.uint8], redrawn: Mask) -> NDArray[np.uint8]:
         """Lay what was redrawn over the picture; gives (height, width, 3) uint8.
@@ -105,9 +106,8 @@ class Canvas:
 
         """
         left, top, width, height = self.window
-        rows = slice(max(top, 0), min(top + height, self.height))
-        columns = slice(max(left, 0), min(left + width, self.width))
-        inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+        x0, x1 = max(left, 0), min(left + width, self.width)
+        y0, y1 = max(top, 0), min(top + height, self.height)
         alpha = feathered(redrawn, self.size)
         ramp = np.minimum((np.arange(self.size, dtype=np.float32) + 0.5) / (self.size / len(redrawn) / 2), 1)
         fade = ramp * ramp[::-1]
@@ -115,22 +115,34 @@ class Canvas:
             alpha = alpha * fade
         if height < self.height:
             alpha = alpha * fade[:, None]
-        alpha = resized(alpha, width, height)[inside][..., None]
-        drawn = resized(square, width, height)[inside]
         result = picture.copy()
-        blended = picture[rows, columns] * (1 - alpha) + drawn * alpha
-        result[rows, columns] = np.rint(blended).astype(np.uint8)
+        across = self.size / width
+        down = self.size / height
+        for y in range(y0, y1, _BAND):  # the whole square at the picture's size would take many times the picture
+            end = min(y + _BAND, y1)
+            part = ((x0 - left) * across, (y - top) * down, (x1 - left) * across, (end - top) * down)
+            weight = resized(alpha, x1 - x0, end - y, part)[..., None]
+            drawn = resized(square, x1 - x0, end - y, part)
+            blended = picture[y:end, x0:x1] * (1 - weight) + drawn * weight
+            result[y:end, x0:x1] = np.rint(blended).astype(np.uint8)
         return result
 
-    def _cut(self, picture: NDArray[np.uint8], mode: Any) -> NDArray[np.uint8]:
-        """Cut the window out of (height, width, ...); where it reaches beyond the picture, pad as `np.pad` does."""
+    def _fitted(self, picture: NDArray[np.uint8], mode: Any) -> NDArray[np.uint8]:
+        """Cut the window out of (height, width, ...), and resize it to (size, size, ...).
+
+        Where it reaches beyond the picture, it is padded as `np.pad` does; the longer side is resized before that.
+        """
         left, top, width, height = self.window
         x, y = max(left, 0), max(top, 0)
         part = picture[y : min(top + height, self.height), x : min(left + width, self.width)]
+        if part.shape[:2] == (height, width):
+            return resized(part, self.size, self.size)
         before = (y - top, x - left)
         after = (height - part.shape[0] - before[0], width - part.shape[1] - before[1])
         edges = list(zip(before, after, strict=True)) + [(0, 0)] * (picture.ndim - 2)
-        return np.pad(part, edges, mode=mode) if any(map(any, edges)) else part
+        tall = height == part.shape[0]
+        part = resized(part, *((part.shape[1], self.size) if tall else (self.size, part.shape[0])))
+        return resized(np.pad(part, edges, mode=mode), self.size, self.size)
 
 
 def feathered(redrawn: Mask, size: int) -> NDArray[np.float32]:

@@ -37,6 +37,8 @@ _EXIF_IFD, _USER_COMMENT, _ASCII = 0x8769, 0x9286, b"ASCII\0\0\0"
 _ENDS = {b"\x89PNG\r\n\x1a\n": b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
 _TAIL = 4096
 _MAX_16_BIT = 65535
+_TIFF_SAMPLE_FORMAT = 339
+_OVERSHOOT = 0.01  # of floats, as resizing leaves it
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -226,13 +228,14 @@ def _tile(images: Iterable[Picture], rows: int, columns: int) -> Picture:
 def load_picture(path: Path) -> Picture:
     """A picture from a file, as it is seen; (h, w, 3) uint8.
 
-    Turned as its EXIF data says, transparency laid on white. Grey, 16 bit, palette and CMYK pictures become RGB.
+    Turned as its EXIF data says, transparency laid on white. Grey, 16 bit, palette and CMYK pictures become RGB, and
+    so do TIFF files of 32 bit integers or floats whose values reach up to 1, 255, 65535 or the integers' largest.
     Of an animation, the first frame.
 
     Raises:
-        UsageError: the file is missing or is no picture that Pillow reads.
+        UsageError: the file is missing, is no picture that Pillow reads, or says with no value what is white.
     """
-    return np.asarray(_read(path))
+    return _read(path)
 
 
 def load_mask(path: Path) -> NDArray[np.bool_]:
@@ -240,7 +243,7 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
 
     What is transparent is false.
     """
-    return np.asarray(_read(path, background="black").convert("L")) >= 128
+    return _read(path, background="black", mode="L") >= 128
 
 
 def load_square(path: Path, size: int) -> Picture:
@@ -259,46 +262,70 @@ def centred_square(width: int, height: int) -> tuple[int, int, int]:
     return (width - side) // 2, (height - side) // 2, side
 
 
-def resized(picture: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+def resized(
+    picture: NDArray[Any], width: int, height: int, part: tuple[float, float, float, float] | None = None
+) -> NDArray[Any]:
     """A picture (h, w, 3) uint8, or a plane (h, w) uint8 or float32, as (height, width, ...).
 
-    Pictures are resized with LANCZOS, planes bilinearly.
+    Pictures are resized with LANCZOS, planes bilinearly. `part`: left, top, right and bottom, in pixels of the picture,
+    of what is wanted of it; what lies beside still counts where the filter reaches it.
     """
     from PIL import Image
 
-    if picture.shape[:2] == (height, width):
+    if part is None and picture.shape[:2] == (height, width):
         return picture
     method = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(picture).resize((width, height), method))
+    return np.asarray(Image.fromarray(picture).resize((width, height), method, box=part))
 
 
-def _read(path: Path, background: str = "white") -> Image.Image:
+def _read(path: Path, background: str = "white", mode: str = "RGB") -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     with open_picture(path) as image:
-        return _to_rgb(ImageOps.exif_transpose(image), background)
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = _to_rgb(image, background, path)
+        return np.asarray(rgb if rgb.mode == mode else rgb.convert(mode))
 
 
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str, path: Path) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_grey(image)
+        image = _to_grey(image, path)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 or 32 bits in 8 bits: integers run to 65535, floats to 1 or, where larger, to 255."""
+def _to_grey(image: Image.Image, path: Path) -> Image.Image:
+    """A grey picture of 16 or 32 bits in 8 bits. Raises `UsageError` where its values do not tell what is white."""
     from PIL import Image
 
     values: NDArray[Any] = np.asarray(image)
-    top = float(_MAX_16_BIT)
-    if image.mode == "F":
-        top = 1.0 if np.nanmax(values, initial=0.0) <= 1 else 255.0
+    white: float = _MAX_16_BIT
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        if image.mode == "I" and getattr(image, "tag_v2", {}).get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:
+            values = values.view(np.uint32)
+        white = _white_of(values, path)
     grey = np.empty(values.shape, np.uint8)
     for row, line in enumerate(values):  # a row at a time: float64 of the whole would take eight times the memory
-        grey[row] = np.rint(np.clip(np.nan_to_num(line.astype(np.float64)) / top, 0, 1) * 255)
+        grey[row] = np.rint(np.clip(np.nan_to_num(line.astype(np.float64)) / white, 0, 1) * 255)
     return Image.fromarray(grey)
+
+
+def _white_of(values: NDArray[Any], path: Path) -> float:
+    """What is white where the type of the pixels does not say: the least usual value that none exceeds."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    usual = [1.0, 255.0, float(_MAX_16_BIT)]
+    if values.dtype.kind in "iu":
+        usual.append(float(np.iinfo(values.dtype).max))
+    for white in usual:
+        if -_OVERSHOOT * white <= low <= high <= (1 + _OVERSHOOT) * white:
+            if low == high == 0 or high >= white / 16:
+                return white
+            break  # it would be nearly black
+    raise UsageError(
+        f"cannot read {path}: its values run from {low:g} to {high:g}, and a picture of 32 bits has no fixed white; "
+        "save it with 8 or 16 bits"
+    )

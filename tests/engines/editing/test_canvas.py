@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -7,6 +11,23 @@ from engines.editing.canvas import Canvas, feathered
 from engines.errors import UsageError
 from engines.files.images import load_picture, load_square, save_picture
 from engines.spec.choices import FITS
+
+ROOT = Path(__file__).parents[3]
+EDIT = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from engines.editing.canvas import Canvas
+from engines.files.images import load_mask, load_picture
+
+picture = load_picture(Path(sys.argv[1]))
+canvas = Canvas(12000, 2500, 256, sys.argv[2])
+square = canvas.to_square(picture)
+redrawn = canvas.grid_of_mask(load_mask(Path(sys.argv[1])), 16)
+redrawn[5:9] = True
+canvas.lay_over(picture, square, redrawn)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def noise(width, height, seed=0):
@@ -38,6 +59,18 @@ def test_pad_repeats_the_edges():
     np.testing.assert_array_equal(square[2:6], picture)
     assert (square[:2] == picture[0]).all()
     assert (square[6:] == picture[-1]).all()
+
+
+@pytest.mark.slow
+def test_padding_a_wide_photo_takes_little_more_memory_than_cropping_it(tmp_path):
+    """A square of its longer side would have 4.8 times its pixels."""
+    save_picture(tmp_path / "wide.jpg", np.tile(noise(120, 25), (100, 100, 1)), {})
+
+    def peak(fit):
+        command = [sys.executable, "-c", EDIT, tmp_path / "wide.jpg", fit]
+        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+    assert peak("pad") <= 1.2 * peak("crop")
 
 
 def test_stretch_keeps_all_of_it():

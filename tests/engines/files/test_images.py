@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engines import foreign
 from engines.errors import UsageError
 from engines.files import images
 from engines.files.images import (
@@ -279,11 +280,71 @@ def test_what_is_no_picture_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_picture_bomb_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("whose", [(Image, "MAX_IMAGE_PIXELS"), (foreign, "MAX_PIXELS")])
+def test_a_picture_bomb_is_one_line_with_the_remedy(tmp_path, monkeypatch, whose):
     path = saved(tmp_path, Image.new("RGB", (64, 64)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UsageError, match="cannot read"):
+    monkeypatch.setattr(*whose, 1000)
+    with pytest.raises(UsageError, match=r"^cannot read .*in\.png: it has more than \d+ million .*; save a smaller"):
         load_square(path, 8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "seen"),
+    [
+        (np.int32, (0, 100, 255), (0, 100, 255)),
+        (np.int32, (0, 257 * 90, 65535), (0, 90, 255)),
+        (np.int32, (0, 0, 1), (0, 0, 255)),
+        (np.int32, (0, 0, 0), (0, 0, 0)),
+        (np.int32, (0, 2**30, 2**31 - 1), (0, 128, 255)),
+        (np.float32, (0, 0.5, 1.002), (0, 128, 255)),
+        (np.float32, (-0.004, np.nan, 0.25), (0, 0, 64)),
+        (np.float32, (0, 100, 255), (0, 100, 255)),
+        (np.float32, (0, 257 * 90, 65535), (0, 90, 255)),
+    ],
+)
+def test_tiffs_of_32_bits_are_scaled(tmp_path, dtype, values, seen):
+    path = saved(tmp_path, Image.fromarray(np.tile(np.array(values, dtype), (4, 1))), "in.tif")
+    assert load_picture(path)[0, :, 0].tolist() == list(seen)
+
+
+def test_a_tiff_of_unsigned_integers_is_scaled(tmp_path):
+    image = Image.fromarray(np.array([[0, 2**31 - 2**32, -1]], np.int32))
+    path = saved(tmp_path, image, "in.tif")
+    signed, unsigned = (b"\x53\x01\x03\x00\x01\x00\x00\x00" + bytes([kind]) for kind in (2, 1))  # the tag SampleFormat
+    assert path.read_bytes().count(signed) == 1
+    path.write_bytes(path.read_bytes().replace(signed, unsigned))
+    assert load_picture(path)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (np.int32, (0, 1, 5)),
+        (np.int32, (0, 4000, 4000)),
+        (np.int32, (-5, 0, 255)),
+        (np.float32, (0, 1, 9)),
+        (np.float32, (0, 0.01, 0.05)),
+        (np.float32, (0, 1, 1e6)),
+        (np.float32, (0, 1, np.inf)),
+        (np.float32, (np.nan, np.nan, np.nan)),
+    ],
+)
+def test_tiffs_of_which_no_value_is_surely_white_are_refused(tmp_path, dtype, values):
+    path = saved(tmp_path, Image.fromarray(np.array([values], dtype)), "in.tif")
+    with pytest.raises(UsageError, match=r"in\.tif: its values run from .*; save it with 8 or 16 bits$"):
+        load_picture(path)
+
+
+def test_a_picture_of_several_frames_and_a_turned_one_are_read_whole(tmp_path):
+    """The file is closed by the time that the pixels are used."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    frames = [Image.fromarray(noise(16, seed)) for seed in range(2)]
+    path = saved(tmp_path, frames[0], "in.tif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(load_picture(path), noise(16, 0))
+    path = saved(tmp_path, frames[0], "in.webp", lossless=True, exif=exif)
+    assert np.array_equal(load_picture(path), noise(16, 0)[::-1, ::-1])
+    assert load_picture(path).flags.c_contiguous
 
 
 def test_module_import_needs_no_pillow():
