@@ -157,6 +157,16 @@ def read_arrays(
         return arrays
 
 
+@contextmanager
+def open_array(file: Path, name: str, *, what: str) -> Iterator[tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]]:
+    """One array of an .npz file as a stream of its bytes, with its type and shape: for what may not fit in memory.
+
+    Raises `UsageError` where the file has no such plain array; `what`: what it should be.
+    """
+    with reading(file, what), zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+        yield stream, *_npy_header(stream)
+
+
 def read_comment(file: Path) -> bytes:
     """The comment of a zip archive. Raises `UsageError` where the file is none."""
     with reading(file, "zip archive"), zipfile.ZipFile(file) as archive:

@@ -80,9 +80,13 @@ def section(place: str) -> str:
     return re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text_of(page), re.M | re.S)[1] if heading else text_of(page)
 
 
-@pytest.mark.parametrize("command", [run, *group.commands.values()], ids=lambda command: command.name)
-def test_pages_name_every_option(command):
-    text = "".join(map(section, OPTIONS.get(command.name, [f"docs/var-export.md#{command.name}"])))
+COMMANDS = [("var-run", each) for each in (run, *run.commands.values())]
+COMMANDS += [(name, each) for name, each in group.commands.items()]
+
+
+@pytest.mark.parametrize(("place", "command"), COMMANDS, ids=lambda value: getattr(value, "name", value))
+def test_pages_name_every_option(place, command):
+    text = "".join(map(section, OPTIONS.get(place, [f"docs/var-export.md#{place}"])))
     options = [name for param in command.params for name in param.opts if name.startswith("--")]
     assert [name for name in options if f"`{name}`" not in text] == []
 
@@ -195,8 +199,8 @@ def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     shown = [line for block in blocks("docs/editing.md", "sh") for line in commands(block)]
     assert len(shown) == 3
     for line in shown:
-        assert var_run([*shlex.split(line)[1:], "--overwrite"]) == 0
-    assert len(list((tmp_path / "out").glob("dog-edited-*.png"))) == 12
+        assert var_run(shlex.split(line)[1:]) == 0
+    assert [len(list((tmp_path / name).glob("0*.png"))) for name in ("dog-edited", "dog-edited-2")] == [12, 12]
     (example,) = blocks("docs/editing.md", "python")
     result: dict[str, object] = {}
     exec(example, result)

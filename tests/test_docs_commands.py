@@ -11,7 +11,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-import click
 import pytest
 from docs_pages import PAGES, ShownCommand, shown_commands, text_of
 
@@ -31,15 +30,17 @@ ELSEWHERE = {
         "var-run --class 88",
         "var-export build --precision fp16",
         "var-run --class parrot --seed 7 --count 4 --grid",
+        "var-run frog --cfg *",
         "var-run --class 0-9,none *",
         "var-run --class frog --seed 3 --preview",
         "var-run --class all --count 2 --npz samples.npz",
-        "var-run --edit var-parrot-0.png *",
-        "var-run --list-classes",
+        "var-run parrot -o parrot.png",
+        "var-run edit parrot.png *",
+        "var-run classes",
     ],
     "the page's own test in tests/test_docs.py runs it": [
         "var-run --class dog-face --out dog.png",
-        "var-run --edit dog.png *",
+        "var-run edit dog.png *",
         "var-run --class parrot --smooth",
     ],
     "a build of half a minute and more: tests/var_export/cli builds in the same way": [
@@ -137,7 +138,10 @@ def test_commands_are_understood(shown, tmp_path, monkeypatch):
         elif word.endswith((".pth", ".png")):
             (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / word).touch()
-    command: click.Command = run if program == "var-run" else group.commands[words.pop(0)]
+    if program == "var-run":
+        command = run.commands[words.pop(0) if words[0] in run.commands else run.default]
+    else:
+        command = group.commands[words.pop(0)]
     command.make_context(program, words)
 
 

@@ -72,7 +72,7 @@ def test_every_help(bare):
 @pytest.mark.parametrize(
     "command",
     [
-        "var-run --list-classes",
+        "var-run classes",
         "var-export inspect",
         "var-export doctor",
         "var-export estimate --model d16 --device thor",

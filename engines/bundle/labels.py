@@ -147,7 +147,7 @@ class ClassNames:
             )
         close = self._close_to(normalise(text)) if len(text) <= _MAX_WORD else []
         hint = f"did you mean {', '.join(close)}? " if close else ""
-        return UsageError(f"no class is called {quoted(text)}: {hint}`var-run --list-classes` shows all of them")
+        return UsageError(f"no class is called {quoted(text)}: {hint}`var-run classes` shows all of them")
 
     def _close_to(self, name: str) -> list[str]:
         import difflib

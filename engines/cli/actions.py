@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle.bundle import Bundle, default_bundle
+from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, print_table, show, tell
 from engines.cli.execute import ImageRun, Opened
-from engines.cli.options import RunOptions
+from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.request import check_tokens, make_request
 from engines.draw.results import ImageSource
 from engines.errors import UsageError
+from engines.files.grids import Layout
 from engines.files.images import load_square
 from engines.files.jobs import ImageJob, Item, Made, hash_of, make_job
 from engines.foreign import read_arrays
@@ -33,13 +35,15 @@ from engines.words import printable
 if TYPE_CHECKING:
     from engines.draw.pipeline import Pipeline
 
+MOST_COLUMNS = 16  # of a grid with one for each class
 
-def list_classes(options: RunOptions) -> None:
+
+def list_classes(source: SourceOptions) -> None:
     """Print index and label of every class."""
-    with _opened(options) as opened:
+    with _opened(source) as opened:
         manifest = opened.manifest
     names = names_of(manifest)
-    if options.as_json:
+    if source.as_json:
         classes = [{"index": index, "label": names.label(index)} for index in range(names.num_classes)]
         json_out({"bundle": manifest.name, "classes": classes, "unconditional": names.unconditional})
     elif manifest.labels is None:
@@ -48,24 +52,59 @@ def list_classes(options: RunOptions) -> None:
         print_table([(index, names.label(index)) for index in range(names.num_classes)], ("class", "label"))
 
 
-def generate(options: RunOptions) -> None:
+def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions, source: SourceOptions) -> None:
     """Draw images of classes, here or on a server."""
-    with _opened(options) as opened:
+    with _opened(source, request.form) as opened:
         names = names_of(opened.manifest)
-        classes = names.parse(options.classes)
-        settings = job_settings(options, opened.manifest)
-        job = make_job(classes, seed=options.seed, count=options.count, settings=settings)
-        sinks = ImageSinks(options, opened.manifest, job, class_naming(names))
+        settings = job_settings(request, source, opened.manifest)
+        job = job_of(names.parse(classes), request, settings)
+        layout = layout_of(job, request.sampling.sweep, names)
+        output = dataclasses.replace(output, grid=output.grid or (layout.above != () and output.npz is None))
+        sinks = ImageSinks(output, opened.manifest, job, class_naming(names, job), layout=layout)
 
-        def produce(source: ImageSource, items: Sequence[Item]) -> Made:
-            return draw(source, items, settings, preview=options.preview)
+        def produce(pipeline: ImageSource, items: Sequence[Item]) -> Made:
+            return draw(pipeline, items, settings, preview=output.previews is not None)
 
-        ImageRun(options, opened, job, sinks, produce).run()
+        ImageRun(source, opened, job, sinks, produce).run(seed_remark(request.seed))
+
+
+def job_of(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> ImageJob:
+    """The job that a request asks for."""
+    seed, sweep = request.seed.value if request.seed else 0, request.sampling.sweep
+    return make_job(classes, seed=seed, count=request.count, settings=settings, sweep=sweep)
+
+
+def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNames) -> Layout:
+    """How the images of a job lie in a grid: what is swept in rows and columns, else a column for each class."""
+    classes, count = job.settings["classes"], job.settings["count"]
+    if not sweep:
+        return Layout(len(classes) if count > 1 and 1 < len(classes) <= MOST_COLUMNS else None)
+    *slow, fast = sweep
+    above = tuple(f"{fast.replace('_', '-')} {value:g}" for value in sweep[fast])
+    rows = job.items[:: len(above)]
+    beside = tuple(
+        ", ".join(
+            [
+                *([f"{names.label(item.class_id)}, seed {item.seed}"] if len(classes) * count > 1 or not slow else []),
+                *(f"{name.replace('_', '-')} {item.sampling[name]:g}" for name in slow),
+            ]
+        )
+        for item in rows
+    )
+    return Layout(len(above), above, beside)
+
+
+def seed_remark(seed: Seed | None) -> str | None:
+    """A line about a seed that nobody named."""
+    if seed is None:
+        return f"seed 0, as always: --seed 1, or --seed {RANDOM}, draws others"
+    return f"seed {seed.value}: --seed {seed.value} draws this again" if seed.drawn else None
 
 
 def draw(source: ImageSource, items: Sequence[Item], settings: dict[str, Any], *, preview: bool, **more: Any) -> Made:
     """Images of these items, with the sampling options in `settings`. `more`: what this source takes beside them."""
     options: Any = {option.name: settings[option.name] for option in OPTIONS} | more
+    options |= {name: [item.sampling[name] for item in items] for name in items[0].sampling}
     classes, seeds = [item.class_id for item in items], [item.seed for item in items]
     if not preview:
         result = source.generate(classes, seeds=seeds, **options)
@@ -74,9 +113,9 @@ def draw(source: ImageSource, items: Sequence[Item], settings: dict[str, Any], *
     return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
 
 
-def decode_tokens(options: RunOptions, path: Path) -> None:
+def decode_tokens(path: Path, output: OutputOptions, source: SourceOptions) -> None:
     """Turn saved tokens into images."""
-    opened = open_local(options)
+    opened = open_local(source)
     manifest = opened.manifest
     saved = _load_tokens(path, manifest)
     tokens = saved["tokens"].astype(np.int64)
@@ -86,29 +125,29 @@ def decode_tokens(options: RunOptions, path: Path) -> None:
             index,
             NO_CLASS if classes is None else int(classes[index]),
             0 if seeds is None else int(seeds[index]),
-            hash_of([manifest.build_key, _computes_on(options, manifest), row.tobytes().hex()]),
+            hash_of([manifest.build_key, _computes_on(source, manifest), row.tobytes().hex()]),
         )
         for index, row in enumerate(tokens)
     )
-    job = ImageJob(items, {**_runtime_settings(options, manifest), "tokens": printable(path.name)})
-    many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names_of(manifest)).many
+    job = _fixed_job(items, {**_runtime_settings(source, manifest), "tokens": printable(path.name)})
+    many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names_of(manifest), job).many
     naming = Naming(single=f"{literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
 
     def produce(pipeline: Pipeline, batch: Sequence[Item]) -> Made:
         rows = tokens[[item.index for item in batch]]
         return Made(pipeline.decode(rows), rows)
 
-    ImageRun(options, opened, job, ImageSinks(options, manifest, job, naming), produce).run()
+    ImageRun(source, opened, job, ImageSinks(output, manifest, job, naming), produce).run()
 
 
-def reconstruct(options: RunOptions, path: Path) -> None:
+def reconstruct(path: Path, output: OutputOptions, source: SourceOptions) -> None:
     """Encode and decode one picture, and say how close it came."""
-    opened = open_local(options)
+    opened = open_local(source)
     manifest = opened.manifest
     image = load_square(path, manifest.config.image_size)
-    key = hash_of([manifest.build_key, _computes_on(options, manifest), image.tobytes().hex()])
-    job = ImageJob(
-        (Item(0, NO_CLASS, 0, key),), {**_runtime_settings(options, manifest), "image": printable(path.name)}
+    key = hash_of([manifest.build_key, _computes_on(source, manifest), image.tobytes().hex()])
+    job = _fixed_job(
+        (Item(0, NO_CLASS, 0, key),), {**_runtime_settings(source, manifest), "image": printable(path.name)}
     )
     naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
 
@@ -118,25 +157,30 @@ def reconstruct(options: RunOptions, path: Path) -> None:
         execution.extra["psnr_db"] = None if math.isinf(quality) else quality
         return Made(images)
 
-    execution = ImageRun(options, opened, job, ImageSinks(options, manifest, job, naming), produce)
+    execution = ImageRun(source, opened, job, ImageSinks(output, manifest, job, naming), produce)
     execution.run()
 
 
+def _fixed_job(items: tuple[Item, ...], settings: Mapping[str, Any]) -> ImageJob:
+    """A job of exactly these images, none more."""
+    return ImageJob(items, {**settings, "count": len(items)}, hash_of([item.key for item in items]))
+
+
 @contextmanager
-def _opened(options: RunOptions) -> Iterator[Opened[Any]]:
+def _opened(source: SourceOptions, form: str | None = None) -> Iterator[Opened[Any]]:
     """The server where one was named, or a bundle here."""
-    if options.url is None:
-        yield open_local(options)
+    if source.url is None:
+        yield open_local(source, form)
         return
     from engines.triton.client import RemotePipeline
 
-    with RemotePipeline(options.url) as remote:
+    with RemotePipeline(source.url) as remote:
         yield Opened(remote.manifest, remote.url, lambda: remote)
 
 
-def open_local(options: RunOptions) -> Opened[Pipeline]:
+def open_local(source: SourceOptions, form: str | None = None) -> Opened[Pipeline]:
     """A bundle here. Its files are not verified before there is something to make: `Pipeline.load` does that."""
-    path = options.engine
+    path = source.engine
     if path is None:
         path, phrase = default_bundle()
         tell(f"using {phrase}")
@@ -147,44 +191,54 @@ def open_local(options: RunOptions) -> Opened[Pipeline]:
 
         return Pipeline.load(
             bundle.path,
-            form=options.form,
-            max_batch=options.batch,
-            check=options.check,
+            form=form,
+            max_batch=source.batch,
+            check=source.check,
             tell=tell,
-            **vars(options.runtime),
+            **vars(source.runtime),
         )
 
     return Opened(bundle.manifest, str(bundle.path), load)
 
 
-def _runtime_settings(options: RunOptions, manifest: Manifest) -> dict[str, Any]:
+def _runtime_settings(source: SourceOptions, manifest: Manifest) -> dict[str, Any]:
     return {
         "bundle": manifest.name,
         "build_key": manifest.build_key,
         "precision": manifest.precision,
-        "provider": _computes_on(options, manifest),
+        "provider": _computes_on(source, manifest),
     }
 
 
-def _computes_on(options: RunOptions, manifest: Manifest) -> str:
+def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
     """What pixels may depend on beside the bundle: ONNX Runtime's provider, whose plans are run, or a server."""
-    if options.url is not None:
+    if source.url is not None:
         return "triton"
-    provider, backend = options.runtime.provider.lower(), options.runtime.backend
+    provider, backend = source.runtime.provider.lower(), source.runtime.backend
     if backend == ONNXRUNTIME or provider != "cpu":
         return provider
     usable = [plans.name for plans in manifest.plans if backend in (None, plans.built_on.target)]
     return usable[-1] if usable else provider
 
 
-def job_settings(options: RunOptions, manifest: Manifest) -> dict[str, Any]:
-    """Everything that the pixels follow from beside class and seed, checked and with the bundle's defaults."""
-    make_request(manifest, [0], seeds=0, **options.sampling)
+def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest) -> dict[str, Any]:
+    """Everything that the pixels follow from beside class, seed and what is swept, checked, with the bundle's defaults.
+
+    What is unusual is told.
+    """
+    chosen = request.sampling
+    for option in OPTIONS:
+        for value in chosen.sweep.get(option.name, (chosen.one.get(option.name),)):
+            if value is not None:
+                make_request(manifest, [0], seeds=0, **{**chosen.one, option.name: value})
+                if (warning := option.warning(value)) is not None:
+                    tell(warning)
+    make_request(manifest, [0], seeds=0, **chosen.one)
     defaults: Any = dataclasses.asdict(manifest.sampling.fitted(manifest.max_top_k))
     return {
-        **_runtime_settings(options, manifest),
-        "form": options.form or manifest.forms[0],
-        **(defaults | options.sampling),
+        **_runtime_settings(source, manifest),
+        "form": request.form or manifest.forms[0],
+        **(defaults | chosen.one),
     }
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -68,12 +69,16 @@ def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None
 
 
 class NamedPath(click.Path):
-    """A path that is not empty: an empty one would stand for the working folder, or for what is used by default."""
+    """A path that is not empty: an empty one would stand for the working folder, or for what is used by default.
+
+    A `~` at its beginning is the home folder, also where a shell leaves it, as in `--out=~/x`.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType`."""
         if not os.fspath(value):
             self.fail("it is empty: name a file or a folder", param, ctx)
+        value = os.fspath(Path(value).expanduser()) if str(value).startswith("~") else value
         try:
             os.lstat(value)
         except (OSError, ValueError) as error:  # ValueError: of a null character
@@ -88,21 +93,25 @@ def command_line(context: click.Context) -> list[str]:
     return typed
 
 
-def option_group(name: str, kind: type[Any], **helps: str) -> Callable[[Command], Command]:
+def option_group(
+    name: str, kind: type[Any], *, without: Sequence[str] = (), **helps: str
+) -> Callable[[Command], Command]:
     """A decorator that adds options to a command, which gets all their values as one object: its argument `name`.
 
     Each field of the dataclass `kind` is an `option`, or `filled_by` a decorator, in the order of the help text;
-    `helps` are the texts of fields that say something else in every command.
+    `helps` are the texts of fields that say something else in every command, and a command goes `without` some: they
+    keep their default.
     """
+    wanted = [each for each in fields(kind) if each.name not in without]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def with_group(*args: Any, **values: Any) -> Any:
-            values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
+            values[name] = kind(**{each.name: values.pop(each.name) for each in wanted})
             return command(*args, **values)
 
         decorated: Any = with_group
-        for each in reversed(fields(kind)):
+        for each in reversed(wanted):
             settings = dict(each.metadata)
             decorator, flags = settings.pop("decorator", None), settings.pop("flags", ())
             if decorator is None:
@@ -116,13 +125,25 @@ def option_group(name: str, kind: type[Any], **helps: str) -> Callable[[Command]
 
 
 def option(*flags: str, **settings: Any) -> Any:
-    """A field of the dataclass of an `option_group`: a `click.option` with these flags, or the one of its name."""
-    return field(metadata={"flags": flags, **settings})
+    """A field of the dataclass of an `option_group`: a `click.option` with these flags, or the one of its name.
+
+    Its default is that of the option, for commands without it.
+    """
+    default = settings.get("default", () if settings.get("multiple") else False if settings.get("is_flag") else None)
+    return field(default=default, metadata={"flags": flags, **settings})
 
 
-def filled_by(decorator: Callable[[Any], Any]) -> Any:
-    """A field of the dataclass of an `option_group` that a ready decorator fills, by an argument of the same name."""
-    return field(metadata={"decorator": decorator})
+def filled_by(decorator: Callable[[Any], Any], default: Any = None) -> Any:
+    """A field of the dataclass of an `option_group` that a ready decorator fills, by an argument of the same name.
+
+    Its `default`, which may be what makes one, is for commands without it.
+    """
+    metadata = {"decorator": decorator}
+    return (
+        field(default_factory=default, metadata=metadata)
+        if callable(default)
+        else field(default=default, metadata=metadata)
+    )
 
 
 def given(context: click.Context) -> dict[str, str]:

@@ -21,7 +21,7 @@ from engines.files.jobs import ImageJob, Item, Made, run_job
 from engines.words import counted
 
 if TYPE_CHECKING:
-    from engines.cli.options import RunOptions
+    from engines.cli.options import SourceOptions
 
 SHOWN_FILES = 4
 PLAIN_PROGRESS_SECONDS = 10.0
@@ -43,7 +43,7 @@ class ImageRun(Generic[Source]):
 
     def __init__(
         self,
-        options: RunOptions,
+        options: SourceOptions,
         opened: Opened[Source],
         job: ImageJob,
         sinks: ImageSinks,
@@ -57,10 +57,10 @@ class ImageRun(Generic[Source]):
         self.extra: dict[str, Any] = {}
         """More for the report."""
 
-    def run(self, remark: str | None = None) -> None:
-        """Make what is missing, then report on stdout. `remark`: to tell before, once the files can be written."""
+    def run(self, *remarks: str | None) -> None:
+        """Make what is missing, then report on stdout. `remarks`: to tell before, once the files can be written."""
         sinks, files = self._sinks.open()
-        if remark is not None:
+        for remark in filter(None, remarks):
             tell(remark)
         total = len(self._job.items)
         try:
@@ -72,7 +72,7 @@ class ImageRun(Generic[Source]):
         if self._options.as_json:
             json_out(self._document([file for group in files for file in group], made))
             return
-        self._summary(made)
+        self._summary(made, sum(sink.replaced for sink in sinks))
         for group in files:
             _list(group)
 
@@ -89,15 +89,16 @@ class ImageRun(Generic[Source]):
         self._total_seconds += time.perf_counter() - start
         return made
 
-    def _summary(self, made: int) -> None:
+    def _summary(self, made: int, replaced: int) -> None:
         total = len(self._job.items)
         if not made:
-            tell(f"nothing to make: all {total} images are there")
+            tell(f"nothing to make: {'the image is' if total == 1 else f'all {total} images are'} there")
             return
         there = f", {total - made} were there" if made < total else ""
         each = f" ({self._total_seconds / made:.2f} s each)" if made > 1 else ""
+        over = f", {counted(replaced, 'file')} replaced" if replaced else ""
         quality = f", PSNR {self.extra['psnr_db']:.1f} dB" if self.extra.get("psnr_db") else ""
-        tell(f"{counted(made, 'image')} in {self._total_seconds:.2f} s{each}{there}{quality}")
+        tell(f"{counted(made, 'image')} in {self._total_seconds:.2f} s{each}{there}{quality}{over}")
 
     def _document(self, files: Sequence[Path], made: int) -> dict[str, Any]:
         """What --json prints; seconds are sums over the images made now, null where they were not taken."""

@@ -1,21 +1,70 @@
-"""What `var-run` was asked for."""
+"""What `var-run` and its commands are asked for."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from engines.cli.common import POSITIVE, NamedPath, Runtime, check_option, filled_by, option, runtime_options
-from engines.spec.choices import FITS, FORMS
+from engines.spec.choices import CHECKS, FITS, FORMS, PREVIEWS
 from engines.spec.sampling import OPTIONS, SamplingOptions
 
-_PATH = NamedPath(path_type=Path)
-_TYPES = {"float": float, "int": int}
+PATH = NamedPath(path_type=Path)
+RANDOM = "random"
+_TYPES: dict[str, Any] = {"float": click.FLOAT, "int": click.INT}
+
+
+class Seed(NamedTuple):
+    """The seed of the first image."""
+
+    value: int
+    drawn: bool
+    """Whether chance chose it."""
+
+
+class SeedType(click.ParamType):  # type: ignore[type-arg]  # which older versions of click do not have
+    """An integer of 64 bits, or `random`: one that chance chooses, short enough to be typed again."""
+
+    name = "seed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Seed:
+        """See `click.ParamType`."""
+        if isinstance(value, Seed):
+            return value
+        if str(value).strip().lower() == RANDOM:
+            import secrets
+
+            return Seed(secrets.randbelow(2**32), drawn=True)
+        return Seed(click.IntRange(min=0).convert(value, param, ctx), drawn=False)
+
+
+class ValuesType(click.ParamType):  # type: ignore[type-arg]
+    """One value of a sampling option, or several with commas."""
+
+    def __init__(self, kind: str) -> None:
+        self._one, self.name = _TYPES[kind], kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """See `click.ParamType`."""
+        if isinstance(value, tuple):
+            return value
+        values = tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
+        return tuple(dict.fromkeys(values))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was given of the sampling options."""
+
+    one: SamplingOptions = field(default_factory=SamplingOptions)
+    """Those with one value for all images."""
+    sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Those with several values, which make a grid."""
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,8 +72,10 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def with_sampling(*args: Any, **values: Any) -> Any:
         taken = {each.name: values.pop(each.name) for each in OPTIONS}
-        sampling: Any = {name: value for name, value in taken.items() if value is not None}
-        return command(*args, sampling=sampling, **values)
+        one: Any = {name: value for name, value in taken.items() if isinstance(value, bool)}
+        one |= {name: value[0] for name, value in taken.items() if isinstance(value, tuple) and len(value) == 1}
+        sweep = {name: value for name, value in taken.items() if isinstance(value, tuple) and len(value) > 1}
+        return command(*args, sampling=Chosen(one, sweep), **values)
 
     decorated: Any = functools.wraps(command)(with_sampling)
     for each in reversed(OPTIONS):
@@ -32,14 +83,14 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if each.kind == "bool":
             decorated = click.option(each.flag, is_flag=True, default=None, help=meaning)(decorated)
         else:
-            decorated = click.option(each.flag, type=_TYPES[each.kind], help=meaning)(decorated)
+            decorated = click.option(each.flag, type=ValuesType(each.kind), help=meaning)(decorated)
     result: Callable[..., Any] = decorated
     return result
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options of `var-run`, parsed; None where the user left the choice to the bundle."""
+class DrawOptions:
+    """Which images to draw; None where the user left the choice to the bundle."""
 
     classes: tuple[str, ...] = option(
         "--class",
@@ -47,49 +98,78 @@ class RunOptions:
         metavar="CLASS",
         help="Index, label, range such as 0-9, all, or none (no class); repeatable, or with commas.",
     )
-    seed: int = option(
-        type=click.IntRange(min=0),
-        default=0,
-        help="Seed of the first image; image k has SEED + k.",
+    seed: Seed | None = option(
+        type=SeedType(),
+        metavar=f"INTEGER|{RANDOM}",
+        help="Seed of the first image; image k has SEED + k. [default: 0]",
     )
-    count: int = option(type=POSITIVE, default=1, help="Images per class.")
-    sampling: SamplingOptions = filled_by(sampling_options)
-    """What was given of the sampling options."""
+    count: int = option("-n", "--count", type=POSITIVE, default=1, help="Images per class.")
+    sampling: Chosen = filled_by(sampling_options, Chosen)
+    form: str | None = option(type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where images go."""
+
+    out: str | None = option(
+        "-o",
+        "--out",
+        type=NamedPath(path_type=str),
+        metavar="PATH",
+        help="A file, a folder, or a pattern with {class} {label} {seed} {index}. "
+        "[default: var-LABEL-SEED.png, or out/; numbered where another job is there]",
+    )
+    grid: bool = option(is_flag=True, help="Also one picture with all images; with --out FILE, that picture alone.")
+    preview: bool = option(is_flag=True, help="Also the image after each scale, as a strip.")
+    preview_as: str | None = option(
+        type=click.Choice(PREVIEWS), help="Also the image after each scale: as a strip, or as an animation."
+    )
+    npz: Path | None = option(
+        type=PATH, metavar="FILE", help="All images as one array, arr_0, for FID evaluators; no pictures."
+    )
+    save_tokens: Path | None = option(
+        type=PATH, metavar="FILE", help="Also tokens, uniforms, seeds and classes as an .npz file."
+    )
+    overwrite: bool = option(is_flag=True, help="Replace the files that this command writes, whoever made them.")
+
+    @property
+    def previews(self) -> str | None:
+        """One of `engines.spec.choices.PREVIEWS`; None: no previews."""
+        return self.preview_as or (PREVIEWS[0] if self.preview else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What draws, and how it reports."""
+
     engine: Path | None = option(
-        type=_PATH,
+        type=PATH,
         metavar="BUNDLE",
         help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",
     )
     url: str | None = option(metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
-    form: str | None = option(type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
     batch: int = option(type=POSITIVE, default=8, help="Images at once, at most.")
-    out: str | None = option(
-        type=NamedPath(path_type=str),
-        metavar="PATH",
-        help="FILE.png, a folder, or a pattern with {class} {label} {seed} {index}. "
-        "[default: var-LABEL-SEED.png, or out/]",
+    runtime: Runtime = filled_by(runtime_options, Runtime)
+    check: str = filled_by(check_option, CHECKS[0])
+    """One of `engines.spec.choices.CHECKS`."""
+    as_json: bool = option(
+        "--json",
+        is_flag=True,
+        help="One JSON document on stdout: files, timings, memory, versions, settings.",
     )
-    grid: bool = option(is_flag=True, help="Also one picture with all images; with --out FILE.png, that picture alone.")
-    preview: bool = option(is_flag=True, help="Also a strip of the image after each scale.")
-    npz: Path | None = option(
-        type=_PATH, metavar="FILE", help="All images as one array, arr_0, for FID evaluators; no PNG files."
-    )
-    save_tokens: Path | None = option(
-        type=_PATH, metavar="FILE", help="Also tokens, uniforms, seeds and classes as an .npz file."
-    )
-    tokens: Path | None = option(type=_PATH, metavar="FILE", help="Decode the tokens of a --save-tokens file.")
-    reconstruct: Path | None = option(
-        type=_PATH, metavar="IMAGE", help="Encode and decode a picture: what the VQ-VAE keeps of it."
-    )
-    edit: Path | None = option(
-        type=_PATH, metavar="IMAGE", help="Redraw a part of a picture, as --class or as no class."
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AreaOptions:
+    """Which part of a picture is redrawn, and how the picture becomes the model's square."""
+
     box: tuple[str, ...] = option(
         multiple=True, metavar="X0,Y0,X1,Y1", help="Redraw this part; pixels, or fractions to 1. Repeatable."
     )
-    mask: Path | None = option(type=_PATH, metavar="FILE", help="Redraw where this picture is white.")
+    mask: Path | None = option(type=PATH, metavar="FILE", help="Redraw where this picture is white.")
     boxes: Path | None = option(
-        type=_PATH, metavar="FILE", help="Redraw what a detector found: JSON of COCO or Ultralytics."
+        type=PATH, metavar="FILE", help="Redraw what a detector found: JSON of COCO or Ultralytics."
     )
     box_class: tuple[str, ...] = option(multiple=True, metavar="NAME", help="Of --boxes, only this class. Repeatable.")
     box_score: float | None = option(
@@ -106,13 +186,3 @@ class RunOptions:
         default=True,
         help="Lay what was redrawn over the original, or write the model's square as it is.",
     )
-    list_classes: bool = option(is_flag=True, help="Print the classes of the bundle.")
-    runtime: Runtime = filled_by(runtime_options)
-    check: str = filled_by(check_option)
-    """One of `engines.spec.choices.CHECKS`."""
-    as_json: bool = option(
-        "--json",
-        is_flag=True,
-        help="One JSON document on stdout: files, timings, memory, versions, settings.",
-    )
-    overwrite: bool = option(is_flag=True, help="Replace existing files, and another job's images in the same folder.")

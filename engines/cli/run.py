@@ -1,97 +1,170 @@
 """The `var-run` command: images from a bundle, with nothing but a runtime.
 
-Imports stay light: `--help` must not wait for numpy. What the command does is in `engines.cli.actions`.
+Imports stay light: `--help` must not wait for numpy. What the commands do is in `engines.cli.actions` and
+`engines.cli.edit`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from engines.cli.common import given, guarded, option_group, version_option
-from engines.cli.options import RunOptions
-from engines.spec.sampling import OPTIONS
+from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, SourceOptions
 
-_MODES = ("classes", "tokens", "reconstruct", "edit", "list_classes")
 _AREA = ("box", "mask", "boxes")
-_EDITING = (*_AREA, "box_class", "box_score", "outpaint", "fit", "composite")
-_SAMPLING = ("seed", "count", *(option.name for option in OPTIONS), "form", "preview", "save_tokens")
-_RUNTIME = ("threads", "provider", "backend", "device", "check")
-_CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("tokens", _SAMPLING),
-    ("reconstruct", (*_SAMPLING, "grid", "npz", "batch")),
-    ("list_classes", (*_SAMPLING, "grid", "npz", "batch", "out", "overwrite", *_RUNTIME)),
-    ("edit", ("npz",)),
-    ("npz", ("out", "grid", "preview")),
-    ("url", ("engine", "form", "tokens", "reconstruct", "edit", *_RUNTIME)),
-)
+_PREVIEW = ("preview", "preview_as")
+_HERE = ("engine", "form", "threads", "provider", "backend", "device", "check")
+_CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (("npz", ("out", "grid", *_PREVIEW)), ("url", _HERE))
+_SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "show_default": True,
+}
 _EPILOG = """\b
 Examples:
-  var-run --class 88
+  var-run parrot
   var-run --class parrot --seed 7 --count 4 --grid
-  var-run --class 0-9,none --out "samples/{class}/{seed}.png"
+  var-run --class 0-9,none -o "samples/{class}/{seed}.png"
+  var-run frog --cfg 1,2,4 --top-p 0.4,0.9
   var-run --class all --count 50 --npz samples.npz
-  var-run --edit cat.jpg --box 0,0.5,1,1 --class fox --count 4
+  var-run edit cat.jpg --box 0,0.5,1,1 --class fox --count 4
   var-run --class 88 --url triton://localhost:8001
 """
 
 
-@click.command(
-    "var-run",
-    epilog=_EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
-)
-@option_group("options", RunOptions)
+class DrawsByDefault(click.Group):
+    """A group whose first word may be left out: it draws."""
+
+    default = "draw"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`."""
+        if not args:
+            raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)", ctx)
+        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+        if args[0] not in self.commands and args[0] not in own:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help of what it does by default, and the other commands."""
+        drawing = self.commands[self.default]
+        with click.Context(drawing, info_name=ctx.info_name, **_SETTINGS) as context:
+            drawing.format_usage(context, formatter)
+            drawing.format_help_text(context, formatter)
+            drawing.format_options(context, formatter)
+            rows = [(name, each.get_short_help_str(90)) for name, each in self.commands.items() if each is not drawing]
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+            self.format_epilog(ctx, formatter)
+
+
+@click.group("var-run", cls=DrawsByDefault, epilog=_EPILOG, context_settings=_SETTINGS)
 @version_option("var-run")
+def run() -> None:
+    """Make images with a VAR bundle."""
+
+
+@run.command("draw")
+@click.argument("names", nargs=-1, metavar="[CLASS]...")
+@option_group("request", DrawOptions)
+@option_group("output", OutputOptions)
+@option_group("source", SourceOptions)
 @click.pass_context
-def run(context: click.Context, /, options: RunOptions) -> None:
+def draw(
+    context: click.Context,
+    /,
+    names: tuple[str, ...],
+    request: DrawOptions,
+    output: OutputOptions,
+    source: SourceOptions,
+) -> None:
     """Make images with a VAR bundle.
 
     An image follows from its class, its seed and the settings, whatever else is made with it. A command that
     was interrupted continues when it is given again: images that are there are not made twice.
     """
     _check_conflicts(context)
+    classes = (*names, *request.classes)
+    if not classes:
+        raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)")
     from engines.cli import actions
 
-    if options.list_classes:
-        actions.list_classes(options)
-    elif options.tokens:
-        actions.decode_tokens(options, options.tokens)
-    elif options.reconstruct:
-        actions.reconstruct(options, options.reconstruct)
-    elif options.edit:
-        from engines.cli.edit import edit
+    actions.generate(classes, request, output, source)
 
-        edit(options, options.edit)
-    else:
-        actions.generate(options)
+
+@run.command("edit")
+@click.argument("picture", type=PATH)
+@option_group("area", AreaOptions)
+@option_group("request", DrawOptions, classes="What to draw there, as for drawing. [default: no class]")
+@option_group("output", OutputOptions, without=("npz",))
+@option_group("source", SourceOptions, without=("url",))
+@click.pass_context
+def edit(context: click.Context, /, **values: Any) -> None:
+    """Redraw a part of a picture, of any size.
+
+    The part is given by boxes, masks or what a detector found; the rest of the picture stays.
+    """
+    _check_conflicts(context)
+    flags = given(context)
+    if not flags.keys() & set(_AREA):
+        raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
+    stray = [flags[name] for name in ("box_class", "box_score") if name in flags and "boxes" not in flags]
+    if stray:
+        raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
+    from engines.cli.edit import edit
+
+    edit(**values)
+
+
+@run.command("reconstruct")
+@click.argument("picture", type=PATH)
+@option_group("output", OutputOptions, without=("grid", *_PREVIEW, "npz", "save_tokens"))
+@option_group("source", SourceOptions, without=("url", "batch"))
+def reconstruct(picture: Path, output: OutputOptions, source: SourceOptions) -> None:
+    """Encode and decode a picture: what the VQ-VAE keeps of it."""
+    from engines.cli import actions
+
+    actions.reconstruct(picture, output, source)
+
+
+@run.command("decode")
+@click.argument("tokens", type=PATH)
+@option_group("output", OutputOptions, without=(*_PREVIEW, "save_tokens"))
+@option_group("source", SourceOptions, without=("url",))
+@click.pass_context
+def decode(context: click.Context, /, tokens: Path, output: OutputOptions, source: SourceOptions) -> None:
+    """Turn the tokens of a --save-tokens file into images."""
+    _check_conflicts(context)
+    from engines.cli import actions
+
+    actions.decode_tokens(tokens, output, source)
+
+
+@run.command("classes")
+@option_group("source", SourceOptions, without=("batch", "runtime", "check"))
+@click.pass_context
+def classes(context: click.Context, /, source: SourceOptions) -> None:
+    """Print the classes of a bundle."""
+    _check_conflicts(context)
+    from engines.cli import actions
+
+    actions.list_classes(source)
 
 
 def _check_conflicts(context: click.Context) -> None:
     """Raise `click.UsageError` unless the given options make sense together."""
     flags = given(context)
-    modes = [name for name in _MODES if name in flags]
-    if "edit" in modes and "classes" in modes:
-        modes.remove("classes")  # what to draw there
-    if not modes:
-        raise click.UsageError(
-            "which image? give --class CLASS (--list-classes shows them), --edit, --tokens or --reconstruct"
-        )
-    if len(modes) > 1:
-        raise click.UsageError(f"{flags[modes[0]]} and {flags[modes[1]]} cannot be combined")
     for name, others in _CONFLICTS:
         for other in others:
             if name in flags and other in flags:
                 raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
-    stray = [flags[name] for name in _EDITING if name in flags and "edit" not in flags]
-    if stray:
-        raise click.UsageError(f"{stray[0]} is about a picture to edit: name it with --edit IMAGE")
-    if "edit" in flags and not flags.keys() & set(_AREA):
-        raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
-    stray = [flags[name] for name in ("box_class", "box_score") if name in flags and "boxes" not in flags]
-    if stray:
-        raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
-    if "preview" in flags and context.params["form"] == "fused":
-        raise click.UsageError("--preview needs the scales one by one: leave --form fused out")
+    previews = [flags[name] for name in _PREVIEW if name in flags]
+    if previews and context.params.get("form") == "fused":
+        raise click.UsageError(f"{previews[0]} needs the scales one by one: leave --form fused out")
 
 
 main = guarded(run, "var-run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +14,15 @@ from numpy.typing import NDArray
 
 from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
-from engines.cli.common import version
-from engines.cli.options import RunOptions
-from engines.cli.outputs import Naming, Target, resolve
+from engines.cli.common import tell, version
+from engines.cli.options import OutputOptions
+from engines.cli.outputs import Naming, Target, numbered, numbers_of, resolve
 from engines.errors import UsageError
-from engines.files.images import check_grid
-from engines.files.jobs import ImageJob, Item, Made, Sink
+from engines.files.grids import SQUARE, Layout
+from engines.files.images import picture_format
+from engines.files.jobs import ImageJob, Item, Made, Sink, TakenError
 from engines.files.npz import NpzRows
-from engines.files.pictures import Grid, Pictures
+from engines.files.pictures import Grid, Pictures, holds_item, holds_job
 from engines.spec.uniforms import uniforms
 
 NO_CLASS = -1  # of an image that was not drawn from a class
@@ -34,60 +37,134 @@ class ImageSinks:
     """Where the images of one job go. Nothing is opened or locked before `open`."""
 
     def __init__(
-        self, options: RunOptions, manifest: Manifest, job: ImageJob, naming: Naming, side: int | None = None
+        self,
+        options: OutputOptions,
+        manifest: Manifest,
+        job: ImageJob,
+        naming: Naming,
+        *,
+        side: int | None = None,
+        layout: Layout = SQUARE,
     ) -> None:
-        """Args: side: the longer one of an image, where that is not the model's. Raises `UsageError`."""
-        self._options, self._config, self._job = options, manifest.config, job
-        self._names, self._side = names_of(manifest), side or manifest.config.image_size
-        self._target = self._resolved(naming)
+        """Args: side: the longer one of an image, where that is not the model's; layout: of a grid.
 
-    def _resolved(self, naming: Naming) -> Target:
+        Raises `UsageError`.
+        """
+        self._options, self._config, self._job, self._naming = options, manifest.config, job, naming
+        self._names, self._side, self._layout = names_of(manifest), side or manifest.config.image_size, layout
+        if options.grid and options.npz is None:
+            layout.check(len(job.items), self._side)
+        target = self._target(1)
+        for path in target.paths[:1]:
+            picture_format(path, self._side, self._side)
+        if options.previews and not target.paths:
+            raise UsageError(f"--preview needs a file for each image, and --out {options.out} --grid is one for all")
+
+    def _target(self, number: int) -> Target:
         options = self._options
         if options.npz is not None:
             return Target(())
-        if options.grid:
-            check_grid(len(self._job.items), self._side)
-        target = resolve(options.out, self._job.items, self._names, naming, grid=options.grid)
-        if options.preview and not target.paths:
-            raise UsageError(f"--preview needs a file for each image, and --out {options.out} --grid is one for all")
-        return target
+        return resolve(options.out, self._job, self._names, self._naming, grid=options.grid, number=number)
 
     def open(self) -> tuple[list[Sink], list[Sequence[Path]]]:
-        """The sinks, and the files that there will be, those of a kind together. Raises `UsageError`."""
-        options, job, target = self._options, self._job, self._target
-        # One image: who asks again wants it.
-        replacing = {"overwrite": options.overwrite, "restart": len(job.items) == 1}
+        """The sinks, and the files that there will be, those of a kind together.
+
+        Where something else lies at a place that nobody named, its name gets a number, and a line says so.
+        Raises `UsageError`.
+        """
+        first = self._target(1)
+        if self._options.overwrite or not first.numbered:
+            return self._open(first)
+        taken: TakenError | None = None
+        for number in itertools.chain(self._numbers_of_own(first), itertools.count(1)):
+            target = self._target(number)
+            try:
+                opened = self._open(target)
+            except TakenError as error:
+                taken = taken or error
+                continue
+            if taken is not None:
+                tell(f"{taken.what}: this goes to {target.place}")
+            return opened
+        raise AssertionError("there are more numbers than files")
+
+    def _numbers_of_own(self, first: Target) -> list[int]:
+        """The numbers of the places that hold this very job already."""
+        numbers = numbers_of(first.place)
+        if first.folder is not None:
+            return [number for number in numbers if holds_job(numbered(first.folder, number), self._job)]
+        (item,) = self._job.items
+        return [number for number in numbers if holds_item(numbered(first.paths[0], number), item)]
+
+    def _open(self, target: Target) -> tuple[list[Sink], list[Sequence[Path]]]:
+        options, job = self._options, self._job
         shared = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
-        sinks: list[Sink] = []
         files: list[Sequence[Path]] = []
-        if target.paths:
-            text = partial(self._text_of, shared)
-            pictures = Pictures(job, target.paths, text, folder=target.folder, previews=options.preview, **replacing)
-            sinks.append(pictures)
-            files += [target.paths, pictures.previews]
-        if target.grid:
-            sinks.append(Grid(job, target.grid, shared, files=target.paths, side=self._side, **replacing))
-            files.append([target.grid])
-        if options.npz:
-            size = self._config.image_size
-            arrays = {"arr_0": ((size, size, 3), np.dtype(np.uint8))}
-            sinks.append(NpzRows(job, options.npz, arrays, lambda _, made: {"arr_0": made.images}, **replacing))
-            files.append([options.npz])
-        if options.save_tokens:
-            sinks.append(_token_rows(job, options.save_tokens, self._config.num_tokens, replacing))
-            files.append([options.save_tokens])
+        with contextlib.ExitStack() as opened:
+            sinks: list[Sink] = []
+
+            def add(sink: Sink, *written: Sequence[Path]) -> None:
+                opened.callback(sink.close)
+                sinks.append(sink)
+                files.extend(written)
+
+            if target.paths:
+                text = partial(self._text_of, shared)
+                pictures = Pictures(
+                    job,
+                    target.paths,
+                    text,
+                    folder=target.folder,
+                    previews=options.previews,
+                    overwrite=options.overwrite,
+                )
+                add(pictures, target.paths, pictures.previews)
+            if target.grid:
+                grid = self._grid(target, shared)
+                add(grid, [grid.path])
+            if options.npz:
+                size = self._config.image_size
+                arrays = {"arr_0": ((size, size, 3), np.dtype(np.uint8))}
+                rows = NpzRows(job, options.npz, arrays, lambda _, made: {"arr_0": made.images}, options.overwrite)
+                add(rows, [options.npz])
+            if options.save_tokens:
+                add(
+                    _token_rows(job, options.save_tokens, self._config.num_tokens, options.overwrite),
+                    [options.save_tokens],
+                )
+            opened.pop_all()
         return sinks, files
 
+    def _grid(self, target: Target, text: Mapping[str, str]) -> Grid:
+        """The grid; of files that a pattern names, the first number of its name that is free."""
+        for number in itertools.count(1):
+            try:
+                assert target.grid is not None
+                return Grid(
+                    self._job,
+                    numbered(target.grid, number),
+                    text,
+                    files=target.paths,
+                    side=self._side,
+                    layout=self._layout,
+                    overwrite=self._options.overwrite,
+                )
+            except TakenError:
+                if target.numbered or not target.paths:
+                    raise
+        raise AssertionError("there are more numbers than files")
+
     def _text_of(self, shared: Mapping[str, str], item: Item) -> Mapping[str, str]:
-        """What the PNG file of an item says of it."""
+        """What the picture of an item says of it."""
         if item.class_id == NO_CLASS:
             return shared
         label = self._names.label(item.class_id) if item.class_id <= self._names.unconditional else ""
         of_item = {"class": str(item.class_id), "label": label, "seed": str(item.seed)}
+        of_item |= {name: str(value) for name, value in item.sampling.items()}
         return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
 
 
-def _token_rows(job: ImageJob, path: Path, num_tokens: int, replacing: Mapping[str, bool]) -> NpzRows:
+def _token_rows(job: ImageJob, path: Path, num_tokens: int, overwrite: bool) -> NpzRows:
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         "tokens": ((num_tokens,), np.dtype(np.int64)),
         "uniforms": ((num_tokens,), np.dtype(np.float32)),
@@ -105,4 +182,4 @@ def _token_rows(job: ImageJob, path: Path, num_tokens: int, replacing: Mapping[s
             "classes": np.array([item.class_id for item in items], np.int64),
         }
 
-    return NpzRows(job, path, arrays, rows, **replacing)
+    return NpzRows(job, path, arrays, rows, overwrite)

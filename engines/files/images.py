@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG, JPEG and WebP files with their settings inside, animations, grids, and images to encode.
+"""Pictures in and out: PNG, JPEG and WebP files with their settings inside, animations, and images to encode.
 
 Images are uint8 arrays of shape (h, w, 3), RGB. Pillow is imported when the first picture is touched.
 """
@@ -6,9 +6,8 @@ Images are uint8 arrays of shape (h, w, 3), RGB. Pillow is imported when the fir
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Picture = NDArray[np.uint8]
-
-PADDING = 2
-MAX_GRID_PIXELS = 80_000_000  # Pillow warns about files beyond 89 million when they are opened again
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Formats in which pictures are written, by the ending of the file's name."""
@@ -182,47 +178,6 @@ def _fitting(text: Mapping[str, str]) -> Mapping[str, str]:
     while len(_json(left)) > _MAX_JPEG_TEXT:
         del left[max(left, key=lambda name: len(left[name]))]
     return left
-
-
-def grid_shape(count: int) -> tuple[int, int]:
-    """Rows and columns of a near-square grid of `count` images."""
-    columns = math.ceil(math.sqrt(count))
-    return math.ceil(count / columns), columns
-
-
-def check_grid(count: int, side: int) -> None:
-    """Raise `UsageError` where a grid of `count` images of `side` pixels would be too large to open again."""
-    rows, columns = grid_shape(count)
-    height, width = (n * (side + PADDING) + PADDING for n in (rows, columns))
-    if height * width > MAX_GRID_PIXELS:
-        most = ((math.isqrt(MAX_GRID_PIXELS) - PADDING) // (side + PADDING)) ** 2
-        raise UsageError(
-            f"a grid of {count} images would have {width} x {height} pixels: --grid takes up to {most} images"
-        )
-
-
-def grid(images: Iterable[Picture], count: int) -> Picture:
-    """`count` images (h, w, 3) in rows from the top left, `PADDING` white pixels around each; (H, W, 3) uint8."""
-    rows, columns = grid_shape(count)
-    return _tile(images, rows, columns)
-
-
-def strip(images: Iterable[Picture], count: int) -> Picture:
-    """`count` images (h, w, 3) side by side, `PADDING` white pixels around each; (H, W, 3) uint8."""
-    return _tile(images, 1, count)
-
-
-def _tile(images: Iterable[Picture], rows: int, columns: int) -> Picture:
-    canvas: Picture | None = None
-    for position, image in enumerate(images):
-        height, width = image.shape[0] + PADDING, image.shape[1] + PADDING
-        if canvas is None:
-            canvas = np.full((rows * height + PADDING, columns * width + PADDING, 3), 255, np.uint8)
-        top, left = position // columns * height + PADDING, position % columns * width + PADDING
-        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-    if canvas is None:
-        raise UsageError("a grid needs one image or more")
-    return canvas
 
 
 def load_picture(path: Path) -> Picture:

@@ -12,9 +12,9 @@ started again makes only what is missing:
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ JOB_FILE = "job.json"
 JOB_FORMAT = 1
 MAX_IMAGES = 5_000_000  # a job has no more: a hundred times the 50,000 of an FID, and some seconds to prepare
 KEY = "key"
-FOREIGN = "exists and is not what this command makes with these settings: move it, or replace it with --overwrite"
+FOREIGN = "exists and is not what this command makes: choose another name, or replace it with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Item:
     class_id: int
     seed: int
     key: str
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Of the sampling options, those that differ from image to image."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,28 @@ class ImageJob:
 
     items: tuple[Item, ...]
     settings: Mapping[str, Any]
-
-    @cached_property
-    def key(self) -> str:
-        """A hash over the keys of all images in order: another image or another order gives another key."""
-        return hash_of([item.key for item in self.items])
+    key: str
+    """Of the job: jobs that share it begin with the same images, and differ in how many there are."""
 
     def describe(self) -> dict[str, Any]:
         """The content of a job.json, as plain JSON types."""
         return {"format": JOB_FORMAT, "key": self.key, "images": len(self.items), **self.settings}
 
 
+class TakenError(UsageError):
+    """A place holds something else than what a job writes there."""
+
+    def __init__(self, message: str, *, what: str = "") -> None:
+        """Args: message: with what to do; what: what lies there, for who does that."""
+        super().__init__(message)
+        self.what = what or message
+
+
 class Sink(Protocol):
     """A place that stores the images of a job, and knows which it has."""
+
+    replaced: int
+    """Files of others that it has replaced, since it was told to."""
 
     def has(self, item: Item) -> bool:
         """Whether this image is stored already, whole and made by the same settings."""
@@ -105,24 +116,48 @@ def hash_of(value: object) -> str:
     return digest_of(value)[:32]
 
 
-def make_job(classes: Sequence[int], *, seed: int, count: int, settings: Mapping[str, Any]) -> ImageJob:
-    """`count` images of each class in order; image k of the whole job has the seed `seed` + k.
+def make_job(
+    classes: Sequence[int],
+    *,
+    seed: int,
+    count: int,
+    settings: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+) -> ImageJob:
+    """`count` images of each class, the classes in turn; draw k of the job has the seed `seed` + k.
 
-    `settings`: everything else that the pixels follow from, as plain JSON types: the bundle's build key, the resolved
-    sampling values, the provider. Raises `UsageError` where a seed would exceed 64 bits, or the images are too many.
+    So a job of a larger `count` begins with the same images, and continues a smaller one.
+
+    Args:
+        classes: indexes, in order; one that is named twice comes twice in each turn.
+        seed: of the first draw.
+        count: how often each class comes.
+        settings: everything else that the pixels follow from, as plain JSON types: the bundle's build key, the resolved
+            sampling values, the provider.
+        sweep: values of sampling options, by name: each draw is made with every combination of them, the last option
+            changing fastest, and so becomes as many images.
+
+    Raises `UsageError` where a seed would exceed 64 bits, or the images are too many.
     """
-    total = len(classes) * count
-    if total > MAX_IMAGES:
-        raise UsageError(f"{total} images are too many for one job: split it into jobs of up to {MAX_IMAGES}")
-    if not 0 <= seed <= MAX_SEED - (total - 1):
-        raise UsageError(f"seeds run from {seed} to {seed + total - 1}: they must lie between 0 and {MAX_SEED}")
-    shared = hash_of(dict(settings))
-    items = []
-    for index in range(total):
-        class_id = classes[index // count]
-        key = hashlib.sha256(f"{shared} {class_id} {seed + index}".encode()).hexdigest()[:32]
-        items.append(Item(index, class_id, seed + index, key))
-    return ImageJob(tuple(items), {**settings, "classes": list(classes), "seed": seed, "count": count})
+    sweep = sweep or {}
+    cells = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+    draws = len(classes) * count
+    if draws * len(cells) > MAX_IMAGES:
+        raise UsageError(
+            f"{draws * len(cells)} images are too many for one job: split it into jobs of up to {MAX_IMAGES}"
+        )
+    if not 0 <= seed <= MAX_SEED - (draws - 1):
+        raise UsageError(f"seeds run from {seed} to {seed + draws - 1}: they must lie between 0 and {MAX_SEED}")
+    shared = [hash_of({**settings, **cell}) for cell in cells]
+    items: list[Item] = []
+    for draw in range(draws):
+        class_id = classes[draw % len(classes)]
+        for cell, of_cell in zip(cells, shared, strict=True):
+            key = hashlib.sha256(f"{of_cell} {class_id} {seed + draw}".encode()).hexdigest()[:32]
+            items.append(Item(len(items), class_id, seed + draw, key, cell))
+    all_settings = {**settings, **{name: list(values) for name, values in sweep.items()}}
+    all_settings |= {"classes": list(classes), "seed": seed}
+    return ImageJob(tuple(items), {**all_settings, "count": count}, hash_of(all_settings))
 
 
 def run_job(

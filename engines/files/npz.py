@@ -4,17 +4,20 @@ While a job runs, its rows lie in `FILE.npz.partial/`: one plain .npy per array 
 says whether it is there. The last step streams them into one uncompressed .npz, which is renamed to its
 place; memory stays at a few rows however many there are. The key of the job stands in the comment of the
 zip file, where numpy and the evaluators of guided-diffusion (ADM), which read `arr_0`, never look.
+
+A larger job of the same key takes over the rows that a smaller one has made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,12 +26,25 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from engines.errors import UsageError
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
-from engines.foreign import parse_json, read_comment
+from engines.files.jobs import (
+    FOREIGN,
+    JOB_FILE,
+    KEY,
+    ImageJob,
+    Item,
+    Made,
+    Sink,
+    TakenError,
+    hash_of,
+    held,
+    read_job_file,
+)
+from engines.foreign import open_array, parse_json, read_comment
 from engines.storage import Lock, parts, write_json, writing
 
 _DONE = "done"
 _WHOLE = "whole.npz"
+_GROWN = ".grown.npy"
 _COPY_BYTES = 1 << 20
 _MAX_COMMENT = 65535
 _MAX_HEADER = 4096  # of a .npy file; numpy's own has 128 bytes
@@ -44,10 +60,10 @@ class NpzRows(Sink):
         arrays: shape of a row and dtype, by the name of the array.
         rows: the rows of a batch, by the name of the array; each (B, *shape).
         overwrite: replace a file, or the beginnings of one, that is not this job's.
-        restart: make every row again.
 
     Raises:
-        UsageError: the file exists and holds something else, or cannot be written.
+        TakenError: the file exists and holds something else.
+        UsageError: it cannot be written.
     """
 
     def __init__(
@@ -56,23 +72,26 @@ class NpzRows(Sink):
         path: Path,
         arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
         rows: Callable[[Sequence[Item], Made], Mapping[str, NDArray[Any]]],
-        *,
         overwrite: bool = False,
-        restart: bool = False,
     ) -> None:
         if path.suffix != ".npz":
             raise UsageError(f"{path} must be called .npz")
-        self._path, self._job, self._arrays, self._rows, self._restart = path, job, arrays, rows, restart
+        self._path, self._job, self._arrays, self._rows = path, job, arrays, rows
+        self.replaced = 0
         self._key = hash_of([job.key, {name: [list(shape), dtype.str] for name, (shape, dtype) in arrays.items()}])
         self._partial = path.with_name(f"{path.name}.partial")
         self._files: dict[str, IO[bytes]] = {}
         self._offsets: dict[str, int] = {}
         self._lock: Lock | None = None
-        self._complete = self._check_file(overwrite) and not restart
-        self._stored = self._read_done() if self._check_partial(overwrite) and not restart else b""
+        in_file = self._check_file(overwrite)
+        self._complete = in_file == len(job.items)
+        in_partial = self._check_partial(overwrite)
+        self._stored = self._read_done() if in_partial else b""
+        self._earlier = 0 if in_partial else in_file
+        """Rows to take over from the finished file of a smaller job."""
 
     def has(self, item: Item) -> bool:
-        return self._complete or self._stored[item.index : item.index + 1] == b"\1"
+        return self._complete or item.index < self._earlier or self._stored[item.index : item.index + 1] == b"\1"
 
     def write(self, items: Sequence[Item], made: Made) -> None:
         if self._complete:
@@ -100,12 +119,14 @@ class NpzRows(Sink):
                 if self._read_done() != b"\1" * len(self._job.items):
                     raise UsageError(f"{self._partial} was changed by another process: run the same command again")
                 try:
-                    self._write_whole().replace(self._path)
+                    whole = self._write_whole()
+                    self.replaced += self._path.exists() and record_of(self._path).get(KEY) != self._key
+                    whole.replace(self._path)
                 except BaseException:
                     (self._partial / _WHOLE).unlink(missing_ok=True)  # room for whoever goes on
                     raise
                 self._complete = True
-            if self._holds_key(self._partial):
+            if self._rows_in_partial():
                 shutil.rmtree(self._partial)
 
     def close(self) -> None:
@@ -121,24 +142,55 @@ class NpzRows(Sink):
         if self._files:
             return
         self._lock = held(self._partial)
-        if not self._holds_key(self._partial) or self._restart:
+        if self._rows_in_partial() != len(self._job.items):
             self._create()
-        for name, (shape, dtype) in self._arrays.items():
-            rows = self._partial / f"{name}.npy"
-            self._offsets[name] = rows.stat().st_size - len(self._job.items) * math.prod(shape) * dtype.itemsize
-            if not 0 < self._offsets[name] <= _MAX_HEADER:
-                raise UsageError(f"{rows} was changed by another program: remove {self._partial}, and begin anew")
-            self._files[name] = rows.open("r+b")
+        for name in self._arrays:
+            file, self._offsets[name] = self._rows_of(name, len(self._job.items))
+            self._files[name] = file.open("r+b")
         self._files[_DONE] = (self._partial / _DONE).open("r+b")
 
     def _create(self) -> None:
-        """Make files of the full size, with holes for the rows; job.json, which makes them count, comes last."""
-        (self._partial / JOB_FILE).unlink(missing_ok=True)
-        count = len(self._job.items)
+        """Make files of the full size, with holes for the rows; job.json, which makes them count, comes last.
+
+        Rows that a smaller job of this key has made, in a finished file or in one like these, are taken over.
+        """
+        count, begun = len(self._job.items), self._rows_in_partial()
+        done = self._read_done() if begun else b"\1" * self._earlier
         for name, (shape, dtype) in self._arrays.items():
-            open_memmap(self._partial / f"{name}.npy", "w+", dtype, (count, *shape))
-        (self._partial / _DONE).write_bytes(bytes(count))
+            row = math.prod(shape) * dtype.itemsize
+            grown = self._partial / f"{name}{_GROWN}"
+            open_memmap(grown, "w+", dtype, (count, *shape)).flush()
+            offset = grown.stat().st_size - count * row
+            with grown.open("r+b") as out, self._earlier_rows(name, begun) as rows:
+                out.seek(offset)
+                _copy(rows, out, len(done) * row)
+        (self._partial / JOB_FILE).unlink(missing_ok=True)  # from here on, nothing counts until it is written again
+        for name in self._arrays:
+            (self._partial / f"{name}{_GROWN}").replace(self._partial / f"{name}.npy")
+        (self._partial / _DONE).write_bytes(done.ljust(count, b"\0"))
         write_json(self._partial / JOB_FILE, {**self._job.describe(), KEY: self._key})
+
+    @contextlib.contextmanager
+    def _earlier_rows(self, name: str, begun: int) -> Iterator[IO[bytes]]:
+        """The rows of an array as a smaller job made them: `begun` of them in partial files, or those of the file."""
+        if begun:
+            file, offset = self._rows_of(name, begun)
+            with file.open("rb") as rows:
+                rows.seek(offset)
+                yield rows
+        elif self._earlier:
+            with open_array(self._path, name, what=f".npz file with {name}") as (rows, _, _):
+                yield rows
+        else:
+            yield io.BytesIO()
+
+    def _rows_of(self, name: str, count: int) -> tuple[Path, int]:
+        """A partial file, and where its `count` rows begin. Raises `UsageError` where it has another size."""
+        file, (shape, dtype) = self._partial / f"{name}.npy", self._arrays[name]
+        offset = file.stat().st_size - count * math.prod(shape) * dtype.itemsize
+        if not 0 < offset <= _MAX_HEADER:
+            raise UsageError(f"{file} was changed by another program: remove {self._partial}, and begin anew")
+        return file, offset
 
     def _write_whole(self) -> Path:
         whole = self._partial / _WHOLE
@@ -152,47 +204,63 @@ class NpzRows(Sink):
                     shutil.copyfileobj(rows, out, _COPY_BYTES)
             record = {**self._job.describe(), KEY: self._key}
             comment = json.dumps(record).encode()
-            archive.comment = comment if len(comment) <= _MAX_COMMENT else json.dumps({KEY: self._key}).encode()
+            if len(comment) > _MAX_COMMENT:
+                comment = json.dumps({KEY: self._key, "images": len(self._job.items)}).encode()
+            archive.comment = comment
         return whole
 
-    def _check_file(self, overwrite: bool) -> bool:
-        """Whether the finished file of this job is there. Raises `UsageError` where another one would be lost."""
+    def _check_file(self, overwrite: bool) -> int:
+        """How many rows of this job are there, in a finished file. Raises `TakenError` where another would be lost."""
         if self._path.is_dir():
-            raise UsageError(f"{self._path} is a folder: choose another name")
+            raise TakenError(f"{self._path} is a folder: choose another name")
         if not self._path.exists():
-            return False
-        if _key_of(self._path) == self._key:
-            return True
+            return 0
+        record, wanted = record_of(self._path), len(self._job.items)
+        there = record.get("images") if record.get(KEY) == self._key else None
+        if isinstance(there, int) and 0 < there <= wanted:
+            return there
         if not overwrite:
-            raise UsageError(f"{self._path} {FOREIGN}")
-        return False
+            more = (
+                f"{self._path} has {there} images of this job, more than {wanted}: choose another name, or --overwrite"
+            )
+            raise TakenError(more if there else f"{self._path} {FOREIGN}")
+        return 0
 
     def _check_partial(self, overwrite: bool) -> bool:
-        """Whether rows of this job are there. Raises `UsageError` where rows of another job would be lost."""
+        """Whether rows of this job are there. Raises `TakenError` where rows of another job would be lost."""
         if not self._partial.exists():
             return False
-        if self._holds_key(self._partial):
+        if 0 < self._rows_in_partial() <= len(self._job.items):
             return True
         known = {self._partial / name for name in (*(f"{name}.npy" for name in self._arrays), _DONE, _WHOLE)}
+        known |= {self._partial / f"{name}{_GROWN}" for name in self._arrays}
         with writing(self._partial):
             found = set(self._partial.iterdir()) - set(parts(self._partial))
         if found <= known or overwrite:  # without a job.json: killed before the first row
             return False
-        raise UsageError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")
+        raise TakenError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")
 
-    def _holds_key(self, folder: Path) -> bool:
-        return (read_job_file(folder / JOB_FILE) or {}).get(KEY) == self._key
+    def _rows_in_partial(self) -> int:
+        """For how many rows of this job there is room in partial files."""
+        record = read_job_file(self._partial / JOB_FILE) or {}
+        images = record.get("images") if record.get(KEY) == self._key else None
+        return images if isinstance(images, int) else 0
 
     def _read_done(self) -> bytes:
         with writing(self._partial):
             return (self._partial / _DONE).read_bytes()
 
 
-def _key_of(path: Path) -> str | None:
-    """The key of the job that made an .npz file; None for other files."""
+def record_of(path: Path) -> dict[str, Any]:
+    """What the comment of an .npz file says of the job that made it; empty for other files."""
     try:
         value = parse_json(read_comment(path))
     except (UsageError, ValueError):
-        return None
-    key = value.get(KEY) if isinstance(value, dict) else None
-    return key if isinstance(key, str) else None
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _copy(rows: IO[bytes], out: IO[bytes], size: int) -> None:
+    while size and (piece := rows.read(min(size, _COPY_BYTES))):
+        out.write(piece)
+        size -= len(piece)

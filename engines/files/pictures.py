@@ -1,37 +1,53 @@
-"""Sinks that store the images of a job as PNG files, with their settings inside.
+"""Sinks that store the images of a job as pictures, with their settings inside.
 
 A file counts as stored when it is whole and holds the key of its item; any other file of that name belongs
-to somebody else and is never replaced unless asked.
+to somebody else and is never replaced unless asked. No file is ever removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.errors import UsageError
-from engines.files.images import check_grid, grid, is_cut_short, load_picture, read_picture_text, save_picture, strip
-from engines.files.jobs import FOREIGN, JOB_FILE, KEY, ImageJob, Item, Made, Sink, hash_of, held, read_job_file
+from engines.files.grids import SQUARE, Layout, grid, strip
+from engines.files.images import is_cut_short, load_picture, read_picture_text, save_animation, save_picture
+from engines.files.jobs import (
+    FOREIGN,
+    JOB_FILE,
+    KEY,
+    ImageJob,
+    Item,
+    Made,
+    Sink,
+    TakenError,
+    hash_of,
+    held,
+    read_job_file,
+)
+from engines.spec.choices import PREVIEWS
 from engines.storage import Lock, parts, remove_dead_parts, write_json
+
+STRIP = PREVIEWS[0]
 
 
 class Pictures(Sink):
-    """A sink of PNG files, each written atomically, with its settings as text inside.
+    """A sink of picture files, each written atomically, with its settings as text inside.
 
     Args:
         job: the job that makes the images.
         paths: one file per item, in order.
-        text: the text chunks of an item's picture, beside its key.
-        folder: the folder that belongs to this job alone and gets a job.json; None: no such folder.
-        previews: write the strip of the image after each scale beside each picture.
+        text: the text of an item's picture, beside its key.
+        folder: the folder that belongs to this job alone and gets a job.json, from now on; None: no such folder.
+        previews: one of `PREVIEWS`: also write the image after each scale, beside each picture; None: do not.
         overwrite: replace files and jobs that are not this job's.
-        restart: make every image again.
 
     Raises:
-        UsageError: the folder holds another job, or a file would be lost.
+        TakenError: the folder holds another job, or a file would be lost.
+        UsageError: the folder cannot be written, or another process writes there.
     """
 
     def __init__(
@@ -41,64 +57,84 @@ class Pictures(Sink):
         text: Callable[[Item], Mapping[str, str]],
         *,
         folder: Path | None = None,
-        previews: bool = False,
+        previews: str | None = None,
         overwrite: bool = False,
-        restart: bool = False,
     ) -> None:
         self._job, self._paths, self._text = job, paths, text
-        self._folder, self._previews, self._restart = folder, previews, restart
-        self._overwrite = overwrite
+        self._folder, self._previews, self._overwrite = folder, previews, overwrite
+        self.replaced = 0
         self._lock: Lock | None = None
-        self._started = False
         ours = folder is not None and self._check_folder(folder)
         self._stored = {item.index for item in job.items if self._is_stored(item, damaged_is_ours=ours)}
+        self._made = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
+        """Folders that this sink makes, the innermost first."""
+        self._written = False
+        if folder is not None:
+            self._claim(folder)
 
     @property
     def previews(self) -> list[Path]:
-        """The strips beside the pictures, in order."""
-        return [preview_path(path) for path in self._paths] if self._previews else []
+        """The previews beside the pictures, in order."""
+        return [preview_path(path, self._previews) for path in self._paths] if self._previews else []
 
     def has(self, item: Item) -> bool:
-        return item.index in self._stored and not self._restart
+        return item.index in self._stored
 
     def write(self, items: Sequence[Item], made: Made) -> None:
-        self._start()
+        if self._folder is None and not self._written:
+            remove_dead_parts([*self._paths, *self.previews])
+        self._written = True
         for row, item in enumerate(items):
             path = self._paths[item.index]
             text = {**self._text(item), "job": self._job.key, KEY: item.key}
             if self._previews:  # before the picture: whoever finds that one finds both
-                scales = [scale[row] for scale in made.previews]
-                save_picture(preview_path(path), strip(scales, len(scales)), text)
+                self._save_preview(preview_path(path, self._previews), [scale[row] for scale in made.previews], text)
+            self._count_replaced(path, text)
             save_picture(path, made.images[row], text)
             self._stored.add(item.index)
 
     def finish(self) -> None:
-        self._start()  # a job of which every image was there already
+        self._written = True  # of a job of which every image was there already, too
 
     def close(self) -> None:
-        if self._lock:
-            self._lock.release()
+        if self._lock is None:
+            return
+        assert self._folder is not None
+        if self._made and not self._written:  # nothing came of it: as if it had never begun
+            (self._folder / JOB_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody put something there meanwhile
+                for made in self._made:
+                    made.rmdir()
+        self._lock.release()
+        self._lock = None
 
-    def _start(self) -> None:
-        """Claim the folder; left until there is something to store, so that a refused job leaves no trace."""
-        if self._started:
-            return
-        self._started = True
-        if self._folder is None:
-            remove_dead_parts([*self._paths, *self.previews])
-            return
-        self._lock = held(self._folder)
-        if not self._check_folder(self._folder):
-            previous = read_job_file(self._folder / JOB_FILE)
-            if previous:
-                _remove_pictures(self._folder, str(previous[KEY]), keep=[*self._paths, *self.previews])
-            write_json(self._folder / JOB_FILE, self._job.describe())
-        for name in ("*.png", JOB_FILE):
-            for part in parts(self._folder, name):  # of a process that was killed: the lock says that none runs
-                part.unlink(missing_ok=True)
+    def _save_preview(self, path: Path, scales: Sequence[NDArray[np.uint8]], text: Mapping[str, str]) -> None:
+        self._count_replaced(path, text)
+        if self._previews == STRIP:
+            save_picture(path, strip(scales, len(scales)), text)
+        else:
+            save_animation(path, scales, text)
+
+    def _count_replaced(self, path: Path, text: Mapping[str, str]) -> None:
+        if self._overwrite and path.exists():
+            self.replaced += (read_picture_text(path) or {}).get(KEY) != text[KEY]
+
+    def _claim(self, folder: Path) -> None:
+        self._lock = held(folder)
+        try:
+            known = read_job_file(folder / JOB_FILE) or {}
+            there = known.get("images") if known.get(KEY) == self._job.key else 0
+            if not isinstance(there, int) or there < len(self._job.items):
+                write_json(folder / JOB_FILE, self._job.describe())
+            for name in {JOB_FILE, *(f"*{path.suffix}" for path in (*self._paths, *self.previews))}:
+                for part in parts(folder, name):  # of a process that was killed: the lock says that none runs
+                    part.unlink(missing_ok=True)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def _check_folder(self, folder: Path) -> bool:
-        """Whether the folder is this job's already. Raises `UsageError` where it may not be taken from another job."""
+        """Whether the folder is this job's already. Raises `TakenError` where it may not be taken from another job."""
         record = folder / JOB_FILE
         if not record.exists():
             return False
@@ -107,12 +143,15 @@ class Pictures(Sink):
             return True
         if not self._overwrite:
             what = "another job" if previous else f"a {JOB_FILE} that is none of ours"
-            raise UsageError(f"{folder} holds {what}: choose another folder with --out, or replace it with --overwrite")
+            raise TakenError(
+                f"{folder} holds {what}: choose another folder with --out, or replace it with --overwrite",
+                what=f"{folder} holds {what}",
+            )
         return False
 
     def _is_stored(self, item: Item, *, damaged_is_ours: bool) -> bool:
         path = self._paths[item.index]
-        files = [preview_path(path), path] if self._previews else [path]
+        files = [preview_path(path, self._previews), path] if self._previews else [path]
         found = [
             check_file(file, item.key, self._overwrite or (damaged_is_ours and is_cut_short(file))) for file in files
         ]
@@ -125,15 +164,16 @@ class Grid(Sink):
     Args:
         job: the job that makes the images.
         path: where the picture goes.
-        text: the text chunks of the picture, beside its key.
+        text: the text of the picture, beside its key.
         files: where the images lie by the time the job is done; empty: nowhere else, and they are kept in
             memory, so that an interrupted job starts again.
         side: pixels of an image along one side.
+        layout: how the images lie.
         overwrite: replace a file that is not this job's.
-        restart: make the images again.
 
     Raises:
-        UsageError: the picture would be too large, or a file would be lost.
+        TakenError: a file would be lost.
+        UsageError: the picture would be too large.
     """
 
     def __init__(
@@ -144,13 +184,15 @@ class Grid(Sink):
         *,
         files: Sequence[Path],
         side: int,
+        layout: Layout = SQUARE,
         overwrite: bool = False,
-        restart: bool = False,
     ) -> None:
-        check_grid(len(job.items), side)
-        self._job, self._path, self._text, self._files = job, path, text, files
-        self._key = hash_of(["grid", job.key])
-        self._complete = check_file(path, self._key, overwrite) and not restart
+        layout.check(len(job.items), side)
+        self._job, self._text, self._files, self._layout = job, text, files, layout
+        self.path, self.replaced = path, 0
+        self._key = hash_of(["grid", *(item.key for item in job.items)])
+        self._foreign = path.exists() and not self._is_ours()
+        self._complete = check_file(path, self._key, overwrite or not self._foreign)
         self._images: dict[int, NDArray[np.uint8]] = {}
 
     def has(self, item: Item) -> bool:
@@ -164,38 +206,50 @@ class Grid(Sink):
         if self._complete:
             return
         count = len(self._job.items)
-        remove_dead_parts([self._path])
+        remove_dead_parts([self.path])
         images = map(load_picture, self._files) if self._files else (self._images[index] for index in range(count))
-        save_picture(self._path, grid(images, count), {**self._text, "job": self._job.key, KEY: self._key})
+        self.replaced += self._foreign
+        text = {**self._text, "images": str(count), "job": self._job.key, KEY: self._key}
+        save_picture(self.path, grid(images, count, self._layout), text)
 
     def close(self) -> None:
         self._images.clear()
+
+    def _is_ours(self) -> bool:
+        """Whether what is there is a grid of this job, and shows nothing that would be lost."""
+        text = read_picture_text(self.path) or {}
+        images = text.get("images", "")  # only grids say it
+        if text.get("job") != self._job.key or not images.isdecimal():
+            return False
+        return bool(self._files) or int(images) <= len(self._job.items)
+
+
+def holds_job(folder: Path, job: ImageJob) -> bool:
+    """Whether a folder belongs to a job already."""
+    return (read_job_file(folder / JOB_FILE) or {}).get(KEY) == job.key
+
+
+def holds_item(path: Path, item: Item) -> bool:
+    """Whether a file is the whole picture of an item already."""
+    return (read_picture_text(path) or {}).get(KEY) == item.key
 
 
 def check_file(path: Path, key: str, overwrite: bool = False) -> bool:
     """Whether `path` is a whole picture with this key already.
 
-    Raises `UsageError` where it is something else and `overwrite` was not given.
+    Raises `TakenError` where it is something else and `overwrite` was not given.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder: choose another name with --out")
+        raise TakenError(f"{path} is a folder: choose another name with --out")
     if not path.exists():
         return False
     if (read_picture_text(path) or {}).get(KEY) == key:
         return True
     if not overwrite:
-        raise UsageError(f"{path} {FOREIGN}")
+        raise TakenError(f"{path} {FOREIGN}", what=f"{path} is another picture")
     return False
 
 
-def preview_path(path: Path) -> Path:
-    """Where the strip of scale previews of the picture at `path` lies."""
-    return path.with_name(f"{path.stem}-preview.png")
-
-
-def _remove_pictures(folder: Path, job_key: str, keep: Iterable[Path]) -> None:
-    """Remove the pictures that a replaced job left, and no file that it did not write."""
-    kept = set(keep)
-    for path in folder.glob("*.png"):
-        if path not in kept and (read_picture_text(path) or {}).get("job") == job_key:
-            path.unlink(missing_ok=True)
+def preview_path(path: Path, kind: str) -> Path:
+    """Where the preview of the picture at `path` lies, of one of `PREVIEWS`."""
+    return path.with_name(f"{path.stem}-preview{'.png' if kind == STRIP else f'.{kind}'}")

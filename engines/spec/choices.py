@@ -36,3 +36,5 @@ DEFAULT_MAX_TOP_K = 900
 """Longest list of likely tokens that a bundle sorts, unless it was built otherwise."""
 FITS = ("crop", "stretch", "pad")
 """How a picture becomes the model's square."""
+PREVIEWS = ("strip", "webp", "gif")
+"""How the image after each scale is shown: side by side in one picture, or as an animation."""

@@ -37,6 +37,8 @@ class SamplingOption:
     high: float = math.inf
     remedy: str = ""
     """What to do instead of a value outside of the range."""
+    usual: tuple[float, float] | None = None
+    """The range in which models draw what they learned; None: every value does."""
     per_scale: bool = False
     """Whether a step takes what the loop makes of it (cfg becomes `guidance`), instead of the value itself."""
     opt_in: bool = False
@@ -56,6 +58,12 @@ class SamplingOption:
         """Whether a value, or each of an array, lies in the range."""
         return (value >= self.low) & (value <= self.high)
 
+    def warning(self, value: float) -> str | None:
+        """What to say of a value that is allowed and rarely meant; None where there is nothing to say."""
+        if self.usual is None or self.usual[0] <= value <= self.usual[1]:
+            return None
+        return f"{self.flag} {value:g} is unusual, and pictures suffer: {self.usual[0]:g} to {self.usual[1]:g} is usual"
+
     def refusal(self, value: object) -> UsageError:
         """Says which values there are, and what to do instead of `value`."""
         allowed = f"lie in {self.low:g} to {self.high:g}" if self.high < math.inf else f"be {self.low:g} or more"
@@ -74,10 +82,14 @@ class Sampling:
     """
 
     # Beyond 1000, differences of logits leave what float32 can tell apart.
-    cfg: float = _option(4.0, "guidance; 0 is none, and half the work", low=0, high=1000, per_scale=True)
+    cfg: float = _option(4.0, "guidance; 0 is none, and half the work", low=0, high=1000, usual=(0, 10), per_scale=True)
     # Below 0.0001, quotients of logits overflow.
     temperature: float = _option(
-        1.0, "divides the logits; above 0", low=1e-4, remedy="for the most likely token at each place use top_k 1"
+        1.0,
+        "divides the logits; above 0",
+        low=1e-4,
+        usual=(0.2, 2),
+        remedy="for the most likely token at each place use top_k 1",
     )
     top_k: int = _option(900, "most likely tokens kept; 0 keeps all", low=0)
     top_p: float = _option(0.95, "probability mass kept; 0 and 1 keep all", low=0, high=1)

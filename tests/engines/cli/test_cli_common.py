@@ -124,12 +124,12 @@ def test_help_and_version_are_light():
 
 def test_help_names_every_option():
     text = fresh("--help").stdout
-    for flag in ("--class", "--npz", "--reconstruct", "--preview", "--overwrite", "--json", "Examples:"):
+    for flag in ("--class", "--npz", "reconstruct", "--preview", "--overwrite", "--json", "Examples:"):
         assert flag in text
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
-    command = f"{sys.executable} {FAKE} --list-classes | head -1"
+    command = f"{sys.executable} {FAKE} classes | head -1"
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
     )
@@ -165,12 +165,12 @@ def test_no_path_is_empty(capsys):
                     assert "it is empty: name a file or a folder" in capsys.readouterr().err, (path, param.name)
     assert seen > 30
     for path in ("a\0b", "a" * 1000):
-        assert var_run(["--list-classes", "--engine", path]) == 2
+        assert var_run(["classes", "--engine", path]) == 2
         assert "it is no path" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("args", [["--list-classes"], ["--list-classes", "--json"], ["--help"]])
+@pytest.mark.parametrize("args", [["classes"], ["classes", "--json"], ["--help"]])
 def test_an_output_that_is_full(args):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -190,7 +190,7 @@ def test_an_output_that_is_full(args):
 def test_remarks_that_nobody_can_read_stop_nothing():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "import sys; from engines.cli.run import main; sys.exit(main())", "--list-classes"],
+            [sys.executable, "-c", "import sys; from engines.cli.run import main; sys.exit(main())", "classes"],
             stdout=subprocess.PIPE,
             stderr=full,
             text=True,

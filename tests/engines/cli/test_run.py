@@ -1,6 +1,8 @@
 """Images of classes, where they go, what is reported."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,23 +44,126 @@ def test_the_picture_tells_how_it_was_made(call):
 
 
 def test_the_same_command_twice(call, pipeline):
-    assert call("--class", 0)[0] == 0
-    assert call("--class", "parrot", "--cfg", 1)[0] == 0  # the bundle's own value, said aloud
-    assert pipeline.made == [(0, 0), (0, 0)]
+    assert call("parrot")[0] == 0
+    code, out, err = call("--class", 0, "--cfg", 1)  # the bundle's own value, said aloud
+    assert (code, out) == (0, "var-parrot-0.png\n")
+    assert "nothing to make: the image is there" in err
+    assert pipeline.made == [(0, 0)]
+
+
+def test_a_class_is_an_argument_too(call, pipeline):
+    assert call("parrot", "t-shirt", "--class", 3)[0] == 0
+    assert pipeline.made == [(0, 0), (2, 1), (3, 2)]
+
+
+def test_the_seed_is_told_where_nobody_named_it(call):
+    assert "seed 0, as always: --seed 1, or --seed random, draws others" in call("parrot")[2]
+    assert "seed" not in call("parrot", "--seed", 0)[2]
+    code, out, err = call("parrot", "--seed", "random")
+    seed = re.fullmatch(r"var-parrot-([0-9]+)\.png\n", out)[1]
+    assert f"seed {seed}: --seed {seed} draws this again" in err
+    before = Path(out.strip()).read_bytes()
+    Path(out.strip()).unlink()
+    assert call("parrot", "--seed", seed)[:2] == (code, out)
+    assert Path(out.strip()).read_bytes() == before
 
 
 @pytest.mark.parametrize("change", [("--cfg", 2), ("--top-k", 3), ("--top-p", 0.1), ("--temperature", 0.5)])
-def test_other_settings_do_not_replace_a_picture(call, pipeline, change):
-    call("--class", 0)
-    assert "--overwrite" in error_of(call("--class", 0, *change))
-    assert len(pipeline.loads) == 1
-    assert call("--class", 0, *change, "--overwrite")[0] == 0
+def test_other_settings_get_another_name(call, pipeline, change):
+    call("parrot")
+    before = Path("var-parrot-0.png").read_bytes()
+    code, out, err = call("parrot", *change)
+    assert (code, out) == (0, "var-parrot-0-2.png\n")
+    assert "var-parrot-0.png is another picture: this goes to var-parrot-0-2.png" in err
+    code, out, err = call("parrot", *change)
+    assert (code, out) == (0, "var-parrot-0-2.png\n")
+    assert "nothing to make" in err
+    assert Path("var-parrot-0.png").read_bytes() == before
+    code, out, err = call("parrot", *change, "--overwrite")
+    assert (code, out) == (0, "var-parrot-0.png\n")
+    assert ", 1 file replaced" in err
 
 
 def test_another_bundle_does_not_replace_a_picture(call, monkeypatch):
-    call("--class", 0)
+    call("parrot")
     fake.install(monkeypatch.setattr, fake.bundle(build_key="b2" * 32))
-    assert "--overwrite" in error_of(call("--class", 0))
+    assert call("parrot")[1] == "var-parrot-0-2.png\n"
+
+
+def test_another_job_gets_another_folder_and_the_same_one_goes_on(call, pipeline):
+    assert call("0-1", "--count", 2)[1].startswith("out/")
+    code, out, err = call("2-3", "--count", 2)
+    assert (code, out.splitlines()[0]) == (0, "out-2/00000-t-shirt-0.png")
+    assert "out holds another job: this goes to out-2" in err
+    made = len(pipeline.made)
+    assert call("2-3", "--count", 3)[1].startswith("out-2/00000")
+    assert len(pipeline.made) == made + 2
+    assert len(names("out-2")) == 7
+    assert call("2-3", "--count", 1)[1] == "out-2/00000-t-shirt-0.png\nout-2/00001-great-white-shark-1.png\n"
+    assert len(pipeline.made) == made + 2
+    shutil.rmtree("out")
+    call("2-3", "--count", 3)
+    assert names() == ["out-2"]
+
+
+def test_a_folder_that_was_named_gets_a_number_too(call):
+    Path("mine").mkdir()
+    Path("mine/00001-crane-1-1.png").write_text("mine")
+    Path("mine-3.png").write_text("mine")
+    assert call("0-1", "-o", "mine")[1].startswith("mine-2/")
+    assert names("mine") == ["00001-crane-1-1.png"]
+
+
+def test_names_sort_in_the_order_of_the_images(call):
+    call("3,0", "-n", 6, "--seed", 8)
+    seeds = [int(name.removesuffix(".png").rsplit("-", 1)[1]) for name in names("out") if name.endswith(".png")]
+    assert seeds == list(range(8, 20))
+
+
+def test_a_sweep_is_a_labelled_grid(call, pipeline):
+    code, out, _ = call("parrot", "--cfg", "1,2,4", "--top-p", "0.4,0.9", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["files"][:2] == ["out/00000-parrot-0-cfg-1-top-p-0.4.png", "out/00001-parrot-0-cfg-1-top-p-0.9.png"]
+    assert document["settings"]["cfg"] == [1.0, 2.0, 4.0]
+    assert set(pipeline.made) == {(0, 0)}
+    text = read_picture_text(Path(document["files"][-2]))
+    assert (text["cfg"], text["top_p"]) == ("4.0", "0.9")
+    assert np.array_equal(load_picture(Path(document["files"][-2])), fake.image_of(0, 0, 4.0))
+    assert document["files"][-1] == "out/grid.png"
+    grid = load_picture(Path("out/grid.png"))
+    assert grid.shape[0] > 3 * 10 + 2
+    assert grid.shape[1] > 2 * 10 + 2
+    assert np.array_equal(grid[-10:-2, -10:-2], fake.image_of(0, 0, 4.0))
+    assert call("parrot", "--cfg", "1,2", "-o", "{label}-{cfg:g}-{top_p}.png")[0] == 0
+    assert {"parrot-1-0.5.png", "parrot-2-0.5.png"} <= set(names())
+
+
+def test_a_sweep_of_one_value_is_none(call):
+    assert call("parrot", "--cfg", "2,2")[1] == "var-parrot-0.png\n"
+
+
+def test_unusual_settings_are_told(call):
+    assert "--cfg 100 is unusual, and pictures suffer: 0 to 10 is usual" in call("parrot", "--cfg", 100)[2]
+    assert "unusual" in call("parrot", "--temperature", "1,3")[2]
+    assert "unusual" not in call("parrot", "--cfg", 4)[2]
+
+
+def test_a_home_folder_that_the_shell_leaves(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert call("parrot", "--out=~/x.png")[1] == f"{tmp_path}/home/x.png\n"
+    assert names() == ["home"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp", "PNG"])
+def test_the_ending_of_a_name_decides_the_format(call, pipeline, suffix):
+    for _ in range(2):
+        assert call("parrot", "-o", f"x.{suffix}")[1] == f"x.{suffix}\n"
+    assert len(pipeline.made) == 1
+    assert read_picture_text(Path(f"x.{suffix}"))["label"] == "parrot"
+    with Image.open(f"x.{suffix}") as image:
+        assert image.format == {"webp": "WEBP", "PNG": "PNG"}.get(suffix, "JPEG")
+    assert call("0-1", "-o", f"{{label}}.{suffix}")[0] == 0
 
 
 def test_a_picture_of_somebody_else_is_not_replaced(call):
@@ -73,22 +178,22 @@ def test_several_images_go_to_a_folder_and_carry_class_and_seed(call, pipeline):
     assert code == 0
     assert names() == ["out"]
     assert names("out") == [
-        "0-parrot-5.png",
-        "0-parrot-6.png",
-        "2-t-shirt-7.png",
-        "2-t-shirt-8.png",
-        "3-great-white-shark-10.png",
-        "3-great-white-shark-9.png",
+        "00000-parrot-5.png",
+        "00001-t-shirt-6.png",
+        "00002-great-white-shark-7.png",
+        "00003-parrot-8.png",
+        "00004-t-shirt-9.png",
+        "00005-great-white-shark-10.png",
         "job.json",
     ]
     assert out.splitlines() == [
-        "out/0-parrot-5.png",
-        "out/0-parrot-6.png",
-        "out/2-t-shirt-7.png",
+        "out/00000-parrot-5.png",
+        "out/00001-t-shirt-6.png",
+        "out/00002-great-white-shark-7.png",
         "... and 3 more in out",
     ]
     assert "6 images in" in err
-    assert np.array_equal(load_picture(Path("out/3-great-white-shark-10.png")), fake.image_of(3, 10))
+    assert np.array_equal(load_picture(Path("out/00005-great-white-shark-10.png")), fake.image_of(3, 10))
 
 
 def test_no_class_is_a_class(call, pipeline):
@@ -98,14 +203,14 @@ def test_no_class_is_a_class(call, pipeline):
 
 def test_classes_of_one_label_get_different_names(call):
     call("--class", "1,4", "--out", "x")
-    assert names("x") == ["1-crane-1-0.png", "4-crane-4-1.png", "job.json"]
+    assert names("x") == ["00000-crane-1-0.png", "00001-crane-4-1.png", "job.json"]
 
 
 def test_a_bundle_without_labels(call, monkeypatch):
     fake.install(monkeypatch.setattr, fake.bundle(labels=None))
     assert call("--class", 3)[1] == "var-3-0.png\n"
     assert call("--class", "0-1")[0] == 0
-    assert names("out") == ["0-0.png", "1-1.png", "job.json"]
+    assert names("out") == ["00000-class-0-0.png", "00001-class-1-1.png", "job.json"]
     assert "no labels" in error_of(call("--class", "parrot"))
 
 
@@ -127,9 +232,9 @@ def test_options_reach_the_pipeline(call, pipeline):
         ("{label}/{seed}.png", ["crane-1/1.png", "parrot/0.png"]),
         ("a/b-{index:03d}.png", ["a/b-000.png", "a/b-001.png"]),
         ("{class:04d}-{{x}}.png", ["0000-{x}.png", "0001-{x}.png"]),
-        ("folder", ["folder/0-parrot-0.png", "folder/1-crane-1-1.png", "folder/job.json"]),
-        ("deep/er/", ["deep/er/0-parrot-0.png", "deep/er/1-crane-1-1.png", "deep/er/job.json"]),
-        ("v1.5", ["v1.5/0-parrot-0.png", "v1.5/1-crane-1-1.png", "v1.5/job.json"]),
+        ("folder", ["folder/00000-parrot-0.png", "folder/00001-crane-1-1.png", "folder/job.json"]),
+        ("deep/er/", ["deep/er/00000-parrot-0.png", "deep/er/00001-crane-1-1.png", "deep/er/job.json"]),
+        ("v1.5", ["v1.5/00000-parrot-0.png", "v1.5/00001-crane-1-1.png", "v1.5/job.json"]),
     ],
 )
 def test_out_names_the_files(call, out, files):
@@ -141,8 +246,8 @@ def test_out_names_the_files(call, out, files):
     ("out", "says"),
     [
         ("a.png", "one file for 2 images: name a folder, or add --grid"),
-        ("a.jpg", "images are written as .png"),
-        ("{label.__class__}.png", "the fields are {class}, {label}, {seed}, {index}"),
+        ("a.bmp", "images are written as .png .jpg .jpeg .webp"),
+        ("{label.__class__}.png", "the fields are {class}, {label}, {seed}, {index}, {cfg}"),
         ("{name}.png", "the fields are"),
         ("{}.png", "the fields are"),
         ("{seed!r}.png", "the fields are"),
@@ -180,7 +285,7 @@ def test_a_grid_beside_the_images(call):
 
 def test_of_many_files_the_first_few_are_listed(call):
     out = call("--class", "0", "--count", 9, "--grid", "--save-tokens", "t.npz")[1].splitlines()
-    first = [f"out/0-parrot-{k}.png" for k in range(3)]
+    first = [f"out/0000{k}-parrot-{k}.png" for k in range(3)]
     assert out == [*first, "... and 6 more in out", "out/grid.png", "t.npz"]
 
 
@@ -189,11 +294,11 @@ def test_a_grid_in_one_file(call, pipeline):
     assert names() == ["g.png"]
     assert load_picture(Path("g.png")).shape == (22, 22, 3)
     assert read_picture_text(Path("g.png"))["classes"] == "[0, 1, 2]"
-    assert "--overwrite" in error_of(call("--class", "0-3", "--grid", "--out", "g.png"))
+    assert "--overwrite" in error_of(call("--class", "1-3", "--grid", "--out", "g.png"))
 
 
 def test_a_grid_too_large_to_open_is_refused_before_work(call, pipeline, monkeypatch):
-    monkeypatch.setattr("engines.files.images.MAX_GRID_PIXELS", 1100)
+    monkeypatch.setattr("engines.files.grids.MAX_GRID_PIXELS", 1100)
     assert "--grid takes up to 9 images" in error_of(call("--class", 0, "--count", 10, "--grid"))
     assert not pipeline.loads
     assert call("--class", 0, "--count", 9, "--grid")[0] == 0
@@ -201,20 +306,28 @@ def test_a_grid_too_large_to_open_is_refused_before_work(call, pipeline, monkeyp
 
 def test_previews_show_every_scale(call):
     assert call("--class", "0-1", "--preview")[0] == 0
-    picture = load_picture(Path("out/1-crane-1-1-preview.png"))
+    picture = load_picture(Path("out/00001-crane-1-1-preview.png"))
     assert picture.shape == (12, 32, 3)
     assert (picture[2:10, 2:10] == 0).all()
     assert (picture[2:10, 12:20] == 50).all()
     assert np.array_equal(picture[2:10, 22:30], fake.image_of(1, 1))
-    assert np.array_equal(load_picture(Path("out/1-crane-1-1.png")), fake.image_of(1, 1))
+    assert np.array_equal(load_picture(Path("out/00001-crane-1-1.png")), fake.image_of(1, 1))
     assert call("--class", 0, "--preview")[1] == "var-parrot-0.png\nvar-parrot-0-preview.png\n"
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif"])
+def test_previews_as_an_animation(call, kind):
+    assert call("parrot", "--preview-as", kind)[1] == f"var-parrot-0.png\nvar-parrot-0-preview.{kind}\n"
+    with Image.open(f"var-parrot-0-preview.{kind}") as image:
+        assert (image.n_frames, image.size) == (3, (8, 8))
+    assert "nothing to make" in call("parrot", "--preview-as", kind)[2]
 
 
 def test_json_is_one_document_and_nothing_else(call):
     code, out, _ = call("--class", "0-2", "--batch", 2, "--json", "--threads", 1, "--seed", 4)
     document = json.loads(out)
     assert code == 0
-    assert document["files"] == ["out/0-parrot-4.png", "out/1-crane-1-5.png", "out/2-t-shirt-6.png"]
+    assert document["files"] == ["out/00000-parrot-4.png", "out/00001-crane-1-5.png", "out/00002-t-shirt-6.png"]
     assert (document["images"], document["images_made"]) == (3, 3)
     assert document["settings"] == {
         "bundle": "fake-fp32",
@@ -256,12 +369,12 @@ def test_errors_leave_stdout_empty_under_json(call):
 
 
 def test_list_classes(call, pipeline, monkeypatch):
-    out = call("--list-classes")[1]
+    out = call("classes")[1]
     assert out.splitlines()[:2] == ["class  label", "    0  parrot"]
     assert len(out.splitlines()) == 7
-    document = json.loads(call("--list-classes", "--json")[1])
+    document = json.loads(call("classes", "--json")[1])
     assert document["classes"][2] == {"index": 2, "label": "t-shirt"}
     assert document["unconditional"] == 6
     fake.install(monkeypatch.setattr, fake.bundle(labels=None))
-    assert "0 to 5, without labels" in call("--list-classes")[1]
+    assert "0 to 5, without labels" in call("classes")[1]
     assert not pipeline.loads

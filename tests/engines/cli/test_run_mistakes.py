@@ -8,48 +8,50 @@ from engines.cli.run import main
 
 
 def test_no_class_given_is_one_line(call):
-    assert "--class CLASS" in error_of(call())
-    assert "--class CLASS" in error_of(call("--seed", 3))
+    assert "give a class, as var-run parrot" in error_of(call())
+    assert "give a class, as var-run parrot" in error_of(call("--seed", 3))
 
 
 @pytest.mark.parametrize(
     "args",
     [
-        "--class 0 --tokens t.npz",
-        "--class 0 --reconstruct a.png",
-        "--class 0 --list-classes",
-        "--tokens t.npz --reconstruct a.png",
-        *(
-            f"{mode} {option}"
-            for mode in ("--tokens t.npz", "--reconstruct a.png", "--list-classes")
-            for option in (
-                "--seed 0",
-                "--count 1",
-                "--cfg 1",
-                "--top-k 1",
-                "--top-p 1",
-                "--temperature 1",
-                "--form stepwise",
-                "--preview",
-                "--save-tokens s.npz",
-            )
-        ),
-        "--reconstruct a.png --grid",
-        "--reconstruct a.png --npz a.npz",
-        "--reconstruct a.png --batch 2",
-        "--list-classes --out a.png",
-        "--list-classes --grid",
-        "--list-classes --npz a.npz",
-        "--list-classes --overwrite",
-        "--list-classes --threads 1",
-        "--list-classes --provider cuda",
-        "--class 0 --npz a.npz --out a.png",
-        "--class 0 --npz a.npz --grid",
-        "--class 0 --npz a.npz --preview",
+        "0 --npz a.npz --out a.png",
+        "0 --npz a.npz --grid",
+        "0 --npz a.npz --preview",
+        "0 --npz a.npz --preview-as gif",
+        "decode t.npz --npz a.npz --grid",
+        *(f"0 --url triton://x {option}" for option in ("--engine b", "--form fused", "--threads 1", "--check never")),
+        "classes --url triton://x --engine b",
     ],
 )
 def test_options_that_exclude_each_other(call, pipeline, args):
     assert "cannot be combined" in error_of(call(*args.split()))
+    assert names() == []
+    assert not pipeline.loads
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(
+            f"{command} {option}"
+            for command in ("decode t.npz", "reconstruct a.png", "classes")
+            for option in ("--seed 0", "--count 1", "--cfg 1", "--form stepwise", "--preview", "--save-tokens s.npz")
+        ),
+        "reconstruct a.png --grid",
+        "reconstruct a.png --npz a.npz",
+        "reconstruct a.png --batch 2",
+        "classes --out a.png",
+        "classes --grid",
+        "classes --overwrite",
+        "classes --threads 1",
+        "edit a.png --box 0,0,1,.5 --npz a.npz",
+        "0 --box 0,0,1,.5",
+        "0 --outpaint",
+    ],
+)
+def test_a_command_has_no_options_that_mean_nothing_to_it(call, pipeline, args):
+    assert "No such option" in error_of(call(*args.split()))
     assert names() == []
     assert not pipeline.loads
 
@@ -71,10 +73,9 @@ def test_options_that_exclude_each_other(call, pipeline, args):
         ("--class 0 --top-k -1", "top_k"),
         ("--class 0 --top-k 65", "top_k"),
         ("--class 0 --smooth", "fake-fp32 was built without smoothing"),
-        ("--list-classes --smooth", "cannot be combined"),
         ("--class 0 --form sideways", "--form"),
         ("--class 0 --colour red", "--colour"),
-        ("--class 0 extra", "extra"),
+        ("--class 0 extra", "no class is called 'extra'"),
         ("--class 6", "0 to 5"),
         ("--class crane", "1 and 4"),
         ("--class parot", "did you mean parrot?"),

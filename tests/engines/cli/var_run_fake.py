@@ -84,7 +84,8 @@ class FakePipeline:
                 raise KeyboardInterrupt
             self.made.append(pair)
         pairs = list(zip(classes, seeds, strict=True))
-        images = np.stack([image_of(c, s, cfg) for c, s in pairs])
+        guidance = cfg if isinstance(cfg, list) else [cfg] * len(pairs)
+        images = np.stack([image_of(*pair, of_image) for pair, of_image in zip(pairs, guidance, strict=True)])
         tokens = np.stack([tokens_of(c, s) for c, s in pairs])
         timings = Timings(cond=0.01, scales=[0.1, 0.2, 0.3], decode=0.05, total=0.7)
         return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), timings)

@@ -496,7 +496,7 @@ REFUSED = [
     ({"classes": []}, "at least one"),
     ({"classes": [172]}, "0 to 170"),
     ({"classes": [-1]}, "0"),
-    ({"classes": "a dragon that nobody drew"}, "--list-classes"),
+    ({"classes": "a dragon that nobody drew"}, "var-run classes"),
     ({"classes": "0-3"}, "4 classes where one is needed"),
     ({"classes": [1.5]}, "class"),
     ({"seeds": [1, 2]}, "one seed per image"),

@@ -8,10 +8,6 @@ from engines import foreign
 from engines.errors import UsageError
 from engines.files import images
 from engines.files.images import (
-    PADDING,
-    check_grid,
-    grid,
-    grid_shape,
     is_cut_short,
     load_picture,
     load_square,
@@ -19,7 +15,6 @@ from engines.files.images import (
     read_picture_text,
     save_animation,
     save_picture,
-    strip,
 )
 
 RED, GREEN, BLUE, WHITE, BLACK = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0))
@@ -172,36 +167,6 @@ def test_what_others_wrote_into_a_picture_is_no_text_of_ours(tmp_path, comment):
     Image.fromarray(plain(RED)).save(tmp_path / "a.gif", comment=comment)
     for name in ("a.jpg", "a.webp", "a.gif"):
         assert read_picture_text(tmp_path / name) == {}
-
-
-@pytest.mark.parametrize(
-    ("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (5, (2, 3)), (9, (3, 3)), (10, (3, 4))]
-)
-def test_grids_are_near_square(count, shape):
-    assert grid_shape(count) == shape
-
-
-def test_grid_pixels():
-    picture = grid(iter([plain(RED), plain(GREEN), plain(BLUE)]), 3)
-    assert picture.shape == (2 * (4 + PADDING) + PADDING, 2 * (4 + PADDING) + PADDING, 3)
-    assert picture.dtype == np.uint8
-    for (top, left), colour in {(2, 2): RED, (2, 8): GREEN, (8, 2): BLUE, (8, 8): WHITE}.items():
-        assert (picture[top : top + 4, left : left + 4] == colour).all()
-    for line in (0, 1, 6, 7, 12, 13):
-        assert (picture[line] == 255).all()
-        assert (picture[:, line] == 255).all()
-
-
-def test_a_strip_is_one_row():
-    picture = strip([plain(RED), plain(GREEN), plain(BLUE)], 3)
-    assert picture.shape == (8, 20, 3)
-    assert [tuple(picture[4, x]) for x in (3, 9, 15)] == [RED, GREEN, BLUE]
-
-
-def test_a_grid_that_no_program_opens_is_refused():
-    check_grid(1000, 256)
-    with pytest.raises(UsageError, match=r"a grid of 50000 images.*up to"):
-        check_grid(50_000, 256)
 
 
 def saved(tmp_path, image, name="in.png", **options):

@@ -8,12 +8,32 @@ from PIL import Image
 
 from engines.errors import UsageError
 from engines.files.images import load_picture, read_picture_text
-from engines.files.jobs import JobInterruptedError, held, run_job
+from engines.files.jobs import JobInterruptedError, TakenError, held, make_job, run_job
 
 
 def test_image_k_has_seed_s_plus_k():
     job = job_of((3, 5), seed=10, count=2)
-    assert [(i.index, i.class_id, i.seed) for i in job.items] == [(0, 3, 10), (1, 3, 11), (2, 5, 12), (3, 5, 13)]
+    assert [(i.index, i.class_id, i.seed) for i in job.items] == [(0, 3, 10), (1, 5, 11), (2, 3, 12), (3, 5, 13)]
+
+
+def test_a_larger_job_begins_with_the_images_of_a_smaller_one():
+    small, large = job_of(count=2), job_of(count=5)
+    assert small.key == large.key
+    assert large.items[: len(small.items)] == small.items
+
+
+def test_a_sweep_draws_each_image_with_every_combination():
+    settings = {"build_key": "ab", "provider": "cpu", "temperature": 1.0}
+    job = make_job((3, 5), seed=7, count=2, settings=settings, sweep={"cfg": (1.0, 4.0), "top_p": (0.5, 0.9, 1.0)})
+    assert [item.index for item in job.items] == list(range(24))
+    assert {(item.class_id, item.seed) for item in job.items[:6]} == {(3, 7)}
+    assert [tuple(item.sampling.values()) for item in job.items[6:12]] == [
+        (cfg, top_p) for cfg in (1.0, 4.0) for top_p in (0.5, 0.9, 1.0)
+    ]
+    alone = make_job((5,), seed=8, count=1, settings={**settings, "cfg": 4.0, "top_p": 0.9})
+    assert alone.items[0].key == job.items[10].key  # the same image as without a sweep
+    assert (job.settings["cfg"], job.settings["top_p"]) == ([1.0, 4.0], [0.5, 0.9, 1.0])
+    assert len({item.key for item in job.items}) == 24
 
 
 def test_keys_follow_from_what_decides_the_pixels():
@@ -73,7 +93,7 @@ def test_a_finished_job_makes_nothing_again(tmp_path):
 def test_only_what_is_missing_or_damaged_is_made_again(tmp_path):
     job, out = job_of(), tmp_path / "out"
     run_job(job, [pictures(job, out)], Producer(), batch=8)
-    (out / "3-11.png").unlink()
+    (out / "5-11.png").unlink()
     (out / "5-15.png").write_bytes((out / "5-15.png").read_bytes()[:100])
     (out / "5-17.png").write_bytes(b"")
     produce = Producer()
@@ -86,7 +106,7 @@ def test_images_that_another_sink_lacks_are_made_again(tmp_path):
     job, out = job_of(), tmp_path / "out"
     run_job(job, [pictures(job, out)], Producer(), batch=8)
     with_previews = Producer()
-    run_job(job, [pictures(job, out, previews=True)], with_previews, batch=8)
+    run_job(job, [pictures(job, out, previews="strip")], with_previews, batch=8)
     assert sum(map(len, with_previews.batches)) == 8
     assert load_picture(out / "3-10-preview.png").shape == (SIDE + 4, 2 * (SIDE + 2) + 2, 3)
     with_rows = Producer()
@@ -97,29 +117,45 @@ def test_images_that_another_sink_lacks_are_made_again(tmp_path):
 def test_a_folder_of_another_job_is_refused_and_left_alone(tmp_path):
     first, second = job_of(), job_of(cfg=2.0)
     run_job(first, [pictures(first, tmp_path)], Producer(), batch=8)
-    with pytest.raises(UsageError, match=r"holds another job: choose another folder with --out, or .*--overwrite"):
+    with pytest.raises(TakenError, match=r"holds another job: choose another folder with --out, or .*--overwrite"):
         pictures(second, tmp_path)
     check_pictures(first, tmp_path)
 
 
-def test_overwrite_replaces_the_other_job_and_no_other_file(tmp_path):
-    first, second = job_of((3,)), job_of((5,))
+def test_overwrite_replaces_the_files_of_this_job_and_removes_none(tmp_path):
+    first, second = job_of((3, 5)), job_of((5, 3), count=2)
     run_job(first, [pictures(first, tmp_path), grid_of(first, tmp_path)], Producer(), batch=8)
-    Image.new("RGB", (4, 4)).save(tmp_path / "mine.png")
+    (tmp_path / "3-10.png").rename(tmp_path / "favourite.png")
     (tmp_path / "notes.txt").write_text("keep")
-    run_job(second, [pictures(second, tmp_path, overwrite=True)], Producer(), batch=8)
-    assert names(tmp_path) == [*(f"5-{seed}.png" for seed in range(10, 14)), "job.json", "mine.png", "notes.txt"]
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    sink = pictures(second, tmp_path, overwrite=True)
+    run_job(second, [sink], Producer(), batch=8)
+    assert sink.replaced == 0  # it writes 5-10, 3-11, 5-12 and 3-13, which were not there
+    after = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    assert before.items() - after.items() == {("job.json", before["job.json"])}
     assert run_job(second, [pictures(second, tmp_path)], Producer(), batch=8) == 0
+    other = job_of((3, 5), cfg=2.0)
+    sink = pictures(other, tmp_path, overwrite=True)
+    run_job(other, [sink], Producer(), batch=8)
+    assert sink.replaced == 7  # of its eight, 3-10 had been renamed
+    assert (tmp_path / "favourite.png").read_bytes() == before["favourite.png"]
 
 
-def test_overwrite_keeps_the_images_that_both_jobs_share(tmp_path):
-    small, large = job_of((3,), count=2), job_of((3,), count=4)
-    run_job(small, [pictures(small, tmp_path)], Producer(), batch=8)
+def test_a_larger_count_goes_on_in_the_same_folder(tmp_path):
+    small, large = job_of(count=2), job_of(count=4)
+    run_job(small, [pictures(small, tmp_path), grid_of(small, tmp_path)], Producer(), batch=8)
     produce = Producer()
-    run_job(large, [pictures(large, tmp_path, overwrite=True)], produce, batch=8)
-    assert produce.batches == [[2, 3]]
-    run_job(small, [pictures(small, tmp_path, overwrite=True)], Producer(), batch=8)
-    assert run_job(small, [pictures(small, tmp_path)], Producer(), batch=8) == 0
+    run_job(large, [pictures(large, tmp_path), grid_of(large, tmp_path)], produce, batch=8)
+    assert [index for batch in produce.batches for index in batch] == list(range(8))  # the grid alone keeps no images
+    check_pictures(large, tmp_path)
+    assert json.loads((tmp_path / "job.json").read_text())["images"] == 8
+    assert load_picture(tmp_path / "grid.png").shape[0] == 3 * (SIDE + 2) + 2
+    produce = Producer()
+    larger = job_of(count=5)
+    run_job(larger, [pictures(larger, tmp_path)], produce, batch=8)
+    assert produce.batches == [[8, 9]]
+    assert run_job(small, [pictures(small, tmp_path)], Producer(), batch=8) == 0  # and a smaller one is there
+    assert json.loads((tmp_path / "job.json").read_text())["images"] == 10
 
 
 def test_a_job_that_fails_at_once_claims_no_folder(tmp_path):
@@ -151,9 +187,7 @@ def test_a_picture_of_other_settings_is_never_lost(tmp_path):
     assert names(tmp_path) == ["3-10.png"]
     with pytest.raises(UsageError, match="--overwrite"):
         pictures(second, tmp_path, own=False)
-    again = Producer()
-    run_job(first, [pictures(first, tmp_path, own=False, restart=True)], again, batch=1)
-    assert again.batches == [[0]]
+    assert run_job(first, [pictures(first, tmp_path, own=False)], Producer(), batch=1) == 0
 
 
 def test_a_foreign_job_json_is_never_lost(tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from job_helpers import SIDE, Producer, image_of, job_of, names, rows
 
 from engines.errors import UsageError
-from engines.files.jobs import JobInterruptedError, Made, held, run_job
+from engines.files.jobs import JobInterruptedError, Made, TakenError, held, run_job
 from engines.files.npz import NpzRows
 
 
@@ -62,6 +63,36 @@ def test_overwrite_drops_the_rows_of_another_job(tmp_path):
     with np.load(path) as saved:
         assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in other.items]))
     assert names(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("stop_at", [1, None], ids=["interrupted", "whole"])
+def test_a_larger_count_takes_over_the_rows_of_a_smaller_one(tmp_path, stop_at):
+    small, large, path = job_of(count=2), job_of(count=5), tmp_path / "a.npz"
+    with contextlib.suppress(JobInterruptedError):
+        run_job(small, [rows(small, path)], Producer(stop_at=stop_at), batch=2)
+    produce, sink = Producer(), rows(large, path)
+    assert run_job(large, [sink], produce, batch=8) == (8 if stop_at else 6)
+    assert sink.replaced == 0
+    with np.load(path) as saved:
+        assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in large.items]))
+        assert saved["seeds"].tolist() == [item.seed for item in large.items]
+    with pytest.raises(TakenError, match="has 10 images of this job, more than 4"):
+        rows(small, path)
+    assert names(tmp_path) == ["a.npz"]
+
+
+def test_a_larger_count_that_is_interrupted_keeps_what_was_there(tmp_path):
+    small, large, path = job_of(count=2), job_of(count=5), tmp_path / "a.npz"
+    run_job(small, [rows(small, path)], Producer(), batch=2)
+    before = path.read_bytes()
+    with pytest.raises(JobInterruptedError):
+        run_job(large, [rows(large, path)], Producer(stop_at=1), batch=2)
+    assert path.read_bytes() == before
+    produce = Producer()
+    run_job(large, [rows(large, path)], produce, batch=8)
+    assert produce.batches == [[6, 7, 8, 9]]
+    with np.load(path) as saved:
+        assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in large.items]))
 
 
 def test_an_npz_killed_before_its_first_row_starts_again(tmp_path):

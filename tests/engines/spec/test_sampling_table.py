@@ -26,7 +26,7 @@ def test_every_room_has_every_option(option):
     assert (option.name in step) != option.per_scale
     assert (option.name in GOLDEN_ARRAYS) == (option in RECOMMENDED)
     assert option.name in {tensor.name for tensor in INPUTS}
-    assert option.flag in {flag for parameter in run.params for flag in parameter.opts}
+    assert option.flag in {flag for parameter in run.commands["draw"].params for flag in parameter.opts}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=NAMES)

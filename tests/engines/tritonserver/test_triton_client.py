@@ -77,7 +77,7 @@ def test_tokens_arrays_and_classes_come_from_a_server_too(server, folder, capsys
     wanted = local.generate(88)
     np.testing.assert_array_equal(np.load("t.npz")["tokens"], wanted.tokens)
     np.testing.assert_array_equal(np.load("i.npz")["arr_0"], wanted.images)
-    assert main(["--list-classes", *where]) == 0
+    assert main(["classes", *where]) == 0
     assert "parrot" in capsys.readouterr().out
 
 
