@@ -24,7 +24,7 @@ TOP = 4096  # logits kept per token: the whole vocabulary of the official models
 
 
 def checkpoint_for(bundle: Bundle, model: str, **parts: Any) -> Checkpoint:
-    """A checkpoint of the bundle's architecture; `parts` are `vae`, `config` and `overrides` of `load_checkpoint`.
+    """A checkpoint of the bundle's architecture; `parts`: `vae`, `key`, `config`, `overrides` of `load_checkpoint`.
 
     Raises `CheckpointError` where it has another architecture.
     """
@@ -33,7 +33,7 @@ def checkpoint_for(bundle: Bundle, model: str, **parts: Any) -> Checkpoint:
     if differing:
         raise CheckpointError(
             f"{model} does not fit {bundle.path}: {'; '.join(differing)}; "
-            "give the checkpoint that the bundle was built from, with the same --vae, --config and --set"
+            "give the checkpoint that the bundle was built from, with the same --vae, --key, --config and --set"
         )
     return checkpoint
 

@@ -26,6 +26,14 @@ CONFIG = {
     "labels": "labels.txt",
 }
 LABELS = "a\nb\nc\nd\ne\n"
+LABEL_FORMS = (
+    LABELS,
+    '["a", "b"]',
+    '{"0": "a", "4": "e"}',
+    "{0: 'a', 1: 'b, c'}",
+    "0: a\n1: b\n",
+    "index,label\n0,a\n1,b\n",
+)
 
 
 class Trap:
@@ -74,7 +82,9 @@ class Checkpoints:
         if kind == "config":
             config = odd.damaged(rng, config) if rng.random() < 0.3 else odd.json_bytes(odd.edited(rng, CONFIG))
         self._write("config.json", config)
-        self._write("labels.txt", odd.damaged(rng, LABELS.encode()) if kind == "labels" else LABELS.encode())
+        self._write(
+            "labels.txt", odd.damaged(rng, odd.pick(rng, LABEL_FORMS).encode()) if kind == "labels" else LABELS.encode()
+        )
         settings = {}
         if kind == "settings":
             key = odd.pick(

@@ -1,6 +1,6 @@
 """Checkpoints: from whatever a user has to the configuration and the two official state dicts.
 
-    name -> files (`sources`, `hub`) -> state dicts (`files`)
+    name -> files (`sources`, `hub`) -> what they hold (`files`) -> the two state dicts (`contents`)
          -> configuration (`architecture`, with what `settings` read)
          -> every key and shape held against the reference model of it (`strictness`) -> `Checkpoint`
 
@@ -22,9 +22,11 @@ from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
 from engines.storage import digest_of, sha256_of
-from engines.words import is_printable
+from engines.words import quoted
 from var_export.checkpoint.architecture import infer_config
-from var_export.checkpoint.files import Content, read_checkpoint_file
+from var_export.checkpoint.contents import VAE, VAR, Content
+from var_export.checkpoint.files import read_checkpoint_file
+from var_export.checkpoint.labels import labels_of
 from var_export.checkpoint.settings import (
     OVERRIDES,
     ConfigFile,
@@ -35,10 +37,10 @@ from var_export.checkpoint.settings import (
 )
 from var_export.checkpoint.sources import (
     CONFIG_FILE,
-    LABELS_FILE,
     MIXIN_FILES,
     NamedFile,
     config_beside,
+    listing,
     locate_file,
     locate_model,
     locate_vae,
@@ -51,7 +53,6 @@ from var_export.model.reference import Reference
 _DATA = Path(__file__).parents[1] / "data"
 DEMO = "demo"
 """Stands for the checkpoint that comes with the package, where no file has this name."""
-_IMAGENET_CLASSES = 1000
 _MAX_NAME = 64
 
 
@@ -62,7 +63,7 @@ class Checkpoint:
     config: ModelConfig
     sampling: Sampling
     labels: tuple[str, ...] | None
-    """One per class, where known."""
+    """One per class, empty for a class without one; None where nothing says what the classes are called."""
     var_state: dict[str, torch.Tensor]
     """Key of the official `VAR` -> tensor on the CPU in its stored dtype, memory-mapped where the format allows."""
     vae_state: dict[str, torch.Tensor]
@@ -81,6 +82,7 @@ def load_checkpoint(
     model: str | Path,
     *,
     vae: str | Path | None = None,
+    key: str | None = None,
     config: str | Path | None = None,
     overrides: Mapping[str, str] | None = None,
     labels: str | Path | None = None,
@@ -94,10 +96,12 @@ def load_checkpoint(
             checkpoint), a folder that holds one, `hf://owner/repo/path/to/file`, or `DEMO`.
         vae: the VQ-VAE, likewise. By default the one in the trainer checkpoint, else the one `vae*` file
             beside `model`.
+        key: which state dict of a file to take that holds several of one kind: the keys that lead to it with
+            dots between, or some of them (`ema`).
         config: a config.json; by default the one beside `model`, where it can only mean `model`.
         overrides: `--set key=value`: what no tensor says, see `settings.parse_overrides`.
-        labels: a file with one class per line; by default labels.txt beside `model`, else ImageNet's for
-            a model of 1000 classes.
+        labels: `none`, `imagenet`, or a file in one of the forms of `labels`; by default labels.txt beside
+            `model`, else ImageNet's for the published models.
         default_cfg: guidance to recommend; 0 for a model that was trained without.
         name: what to call the model; becomes safe as the name of a folder.
 
@@ -109,7 +113,7 @@ def load_checkpoint(
         model = _DATA / DEMO
     settings = parse_overrides(overrides)
     content = read_checkpoint_file(locate_model(model))
-    var_weights, vae_weights, vae_file = _pair(content, vae)
+    (var_weights, vae_weights), vae_file, picked = _pair(content, vae, key)
     file = content.file
     described = _described(file, config, folder_named=Path(model).expanduser().is_dir())
     settings = {**described.settings, **settings}
@@ -120,14 +124,14 @@ def load_checkpoint(
     sampling = described.sampling or Sampling()
     if default_cfg is not None:
         sampling = make_sampling(dataclasses.asdict(sampling) | {"cfg": float(default_cfg)}, "the default guidance")
-    files = list(dict.fromkeys((file, vae_file)))
+    files = list(dict.fromkeys((*file.parts, *vae_file.parts)))
     return Checkpoint(
         config=inferred,
         sampling=sampling,
-        labels=_labels(labels, described, file, inferred.transformer.num_classes),
+        labels=labels_of(labels, described, (file, vae_file), inferred),
         var_state=dict(var_weights.state),
         vae_state=dict(vae_weights.state),
-        sha256=_digest(files, inferred),
+        sha256=_digest(files, picked, inferred),
         sources=tuple(file.file_name for file in files),
     )
 
@@ -137,34 +141,40 @@ def demo_checkpoint() -> Checkpoint:
     return load_checkpoint(_DATA / DEMO)
 
 
-def _pair(content: Content, vae: str | Path | None) -> tuple[Weights, Weights, NamedFile]:
-    """The two state dicts, and the file of the VQ-VAE."""
-    shown = content.file.shown
-    if content.var is None and vae is None:
+def _pair(
+    content: Content, vae: str | Path | None, key: str | None
+) -> tuple[tuple[Weights, Weights], NamedFile, tuple[str, ...]]:
+    """The two state dicts, the file of the VQ-VAE, and the names of those that were picked among several."""
+    shown, var = content.file.shown, content.part(VAR, key)
+    if var is None and vae is None:
         raise CheckpointError(
             f"{shown} holds a VQ-VAE, not a VAR transformer: give the transformer as the model, and this with --vae"
         )
+    state = {} if var is None else content.state(var)
     if vae is not None:
         partner = read_checkpoint_file(locate_vae(vae))
-    elif content.vae is not None:
+    elif any(part.kind == VAE for part in content.parts):
         partner = content
     else:
         partner = read_checkpoint_file(vae_beside(content.file))
-    if partner.vae is None:
+    vae_part = partner.part(VAE, key)
+    if vae_part is None:
         raise CheckpointError(
             f"{partner.file.shown} holds a VAR transformer where the VQ-VAE should be: are the two files swapped? "
             "The VQ-VAE is a file such as vae_ch160v4096z32.pth"
         )
-    if content.var is None:
+    if var is None:
         raise CheckpointError(
             f"{shown} holds a VQ-VAE where the VAR transformer should be: are the two files swapped? "
             "The transformer is a file such as var_d16.pth"
         )
-    return (
-        Weights(content.var, shown, "VAR transformer"),
-        Weights(partner.vae, partner.file.shown, "VQ-VAE"),
-        partner.file,
-    )
+    if key is not None and not (var.named(key) or (not var.name and vae_part.named(key))):
+        names = listing(part.name or "''" for part in content.parts)
+        raise CheckpointError(f"{shown} holds nothing under the key {quoted(key)}: it has {names}")
+    weights = Weights(state, shown, VAR), Weights(partner.state(vae_part), partner.file.shown, VAE)
+    chosen = ((content, var), (partner, vae_part))
+    picked = [part.name for held, part in chosen if sum(other.kind == part.kind for other in held.parts) > 1]
+    return weights, partner.file, tuple(picked)
 
 
 def _described(file: NamedFile, config: str | Path | None, *, folder_named: bool) -> ConfigFile:
@@ -185,10 +195,10 @@ def _name(name: str | None, settings: Settings, file: NamedFile, config: ModelCo
         if _slug(name):
             return _slug(name)
         raise CheckpointError(f"{name!r} cannot name a folder: use letters, digits, hyphens, dots and underscores")
-    stem = Path(file.file_name).stem
+    stem = Path(file.whole_name).stem
     if stem == f"var_d{config.transformer.depth}":
         return f"var-d{config.transformer.depth}-{config.image_size}"
-    if file.file_name in MIXIN_FILES:  # every mixin's file has this name
+    if file.whole_name in MIXIN_FILES:  # every mixin's file has this name
         stem = file.folder_name
     return _slug(said) or _slug(stem) or "var"
 
@@ -198,45 +208,10 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:_MAX_NAME].rstrip("-._")
 
 
-def _labels(labels: str | Path | None, described: ConfigFile, model: NamedFile, count: int) -> tuple[str, ...] | None:
-    file = _label_file(labels, described, model, count)
-    if file is None:
-        return None
-    try:
-        text = file.read_text()
-    except ValueError as error:
-        raise CheckpointError(f"{file.shown} is not UTF-8 text: it must hold one class per line") from error
-    # Not `splitlines`, which also splits at rarer characters that a label may hold.
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
-    while len(lines) > count and not lines[-1]:
-        lines.pop()
-    if len(lines) != count:
-        raise CheckpointError(
-            f"{file.shown} has {len(lines)} labels, but the model has {count} classes: correct it, or pass another "
-            "file with --labels"
-        )
-    if odd := next((number for number, line in enumerate(lines, 1) if not is_printable(line)), None):
-        raise CheckpointError(f"{file.shown}: line {odd} holds a control character: correct it")
-    return tuple(lines)
-
-
-def _label_file(labels: str | Path | None, described: ConfigFile, model: NamedFile, count: int) -> NamedFile | None:
-    if labels is not None:
-        return locate_file(labels)
-    if described.file is None or described.labels is None:
-        found = model.beside(LABELS_FILE, unreachable_ok=True)
-        return found or (locate_file(_DATA / "imagenet_labels.txt") if count == _IMAGENET_CLASSES else None)
-    if found := described.file.beside(described.labels):
-        return found
-    raise CheckpointError(
-        f"{described.file.shown} names the labels {described.labels}, which is not beside it: add it, or pass another "
-        "file with --labels"
-    )
-
-
-def _digest(files: list[NamedFile], config: ModelConfig) -> str:
+def _digest(files: list[NamedFile], picked: tuple[str, ...], config: ModelConfig) -> str:
     digests = []
     for file in files:
         with reading(file.shown):
             digests.append(sha256_of(file.path))
-    return digest_of({"files": digests, "config": config.to_dict()})
+    content = {"files": digests, "config": config.to_dict()}
+    return digest_of(content | {"picked": picked} if picked else content)

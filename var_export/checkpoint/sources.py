@@ -1,15 +1,21 @@
-"""Where the files of a checkpoint lie: a file, a folder, or the Hugging Face Hub; and what lies beside them."""
+"""Where the files of a checkpoint lie: a file, a folder, or the Hugging Face Hub; and what lies beside them.
+
+A checkpoint in several files, as `save_pretrained` writes large ones (`model-00001-of-00002.safetensors` ... and
+`model.safetensors.index.json`), is one `NamedFile`, whether its folder, its index or one of its shards was named.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from engines.errors import CheckpointError
-from engines.foreign import read_bytes
+from engines.foreign import read_bytes, read_json
 from var_export.checkpoint import hub
 
 OFFICIAL_VAE = "vae_ch160v4096z32.pth"
@@ -18,25 +24,39 @@ LABELS_FILE = "labels.txt"
 # What PyTorchModelHubMixin writes, newest first. Its config.json stands beside it by convention.
 MIXIN_FILES = ("model.safetensors", "pytorch_model.bin")
 # Of two files that differ in their ending alone, the earlier one here is read.
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
+_INDEX = ".index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
 _MIXIN_STEMS = {Path(name).stem for name in MIXIN_FILES}
 _MAX_LISTED = 3
 
 
 @dataclass(frozen=True)
 class NamedFile:
-    """One local file, with the name that messages call it by."""
+    """One local file, or the shards of one checkpoint, with the name that messages call it by."""
 
     path: Path
     shown: str
     hub_file: hub.HubFile | None = None
     """Where the file came from, for one of the Hub."""
+    shards: tuple[NamedFile, ...] = ()
+    """The files that hold the weights, where they are several; `path` is one of them then, or their index."""
+
+    @property
+    def parts(self) -> tuple[NamedFile, ...]:
+        """The files that hold the weights: the shards, or this one."""
+        return self.shards or (self,)
 
     @property
     def file_name(self) -> str:
         """The name without folders."""
         return PurePosixPath(self.hub_file.file).name if self.hub_file else self.path.name
+
+    @property
+    def whole_name(self) -> str:
+        """The name that the file would have if it was not in shards: `model.safetensors`."""
+        return _whole_name(self.file_name)
 
     @property
     def folder_name(self) -> str:
@@ -86,24 +106,35 @@ def locate_file(name: str | Path) -> NamedFile:
     return _local(path)
 
 
+def locate_weights(name: str | Path) -> NamedFile:
+    """As `locate_file`, with the other shards where `name` is one of several, or their index."""
+    return _with_shards(locate_file(name))
+
+
 def locate_model(name: str | Path) -> NamedFile:
     """The transformer's file: `name` itself, or the one that the folder `name` holds."""
     if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
-        return locate_file(name)
+        return locate_weights(name)
     candidates = _models_in(folder)
     named = [path for path in candidates if path.name.lower().startswith("var")]
-    for choice in (candidates, named):
+    mixins = [path for path in candidates if _whole_name(path.name) in MIXIN_FILES]  # beside optimizer.pt and others
+    for choice in (candidates, named, mixins):
         if len(choice) == 1:
-            return _local(choice[0])
+            return _with_shards(_local(choice[0]))
     if candidates:
         raise CheckpointError(f"{folder} holds several checkpoints ({_names(candidates)}): name the file")
+    if (folder / ".metadata").is_file():
+        raise CheckpointError(
+            f"{folder} holds a distributed checkpoint: make one file of it with `python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`"
+        )
     raise CheckpointError(f"{folder} holds no checkpoint: needed is a file such as var_d16.pth or {MIXIN_FILES[0]}")
 
 
 def locate_vae(name: str | Path) -> NamedFile:
     """The VQ-VAE's file: `name` itself, or the one that the folder `name` holds."""
     if hub.is_hub_name(name) or not (folder := _existing(name)).is_dir():
-        return locate_file(name)
+        return locate_weights(name)
     return _one_vae(folder) or _no_vae(f"{folder} holds no VQ-VAE")
 
 
@@ -127,7 +158,7 @@ def config_beside(model: NamedFile) -> NamedFile | None:
     Where several checkpoints share a folder, nothing says which of them its config.json describes: none.
     In a repository of the Hub it belongs to the file of a mixin.
     """
-    alone = model.file_name in MIXIN_FILES if model.hub_file else len(_models_in(model.path.parent)) == 1
+    alone = model.whole_name in MIXIN_FILES if model.hub_file else len(_models_in(model.path.parent)) == 1
     return model.beside(CONFIG_FILE) if alone else None
 
 
@@ -154,13 +185,45 @@ def _existing(name: str | Path) -> Path:
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    """Files that may hold weights, one for each stem."""
+    """Files that may hold weights, one for each stem; of a checkpoint in shards its index or the first of them."""
     with reading(folder):
-        files = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
+        named = {path: Path(_whole_name(path.name)) for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path: whole for path, whole in named.items() if whole.suffix.lower() in SUFFIXES}
     chosen: dict[str, Path] = {}
-    for path in sorted(files, key=lambda path: (SUFFIXES.index(path.suffix), path.name)):
-        chosen.setdefault("model" if path.stem in _MIXIN_STEMS else path.stem, path)
+    order = {path: (SUFFIXES.index(whole.suffix.lower()), path.name != whole.name) for path, whole in files.items()}
+    for path in sorted(files, key=order.__getitem__):
+        whole = files[path]
+        chosen.setdefault("model" if whole.stem in _MIXIN_STEMS else whole.stem, path)
     return sorted(chosen.values())
+
+
+def _whole_name(name: str) -> str:
+    """The name of a checkpoint without the number of a shard, or the ending of an index."""
+    shard = _SHARD.fullmatch(name)
+    return shard["stem"] + shard["suffix"] if shard else name.removesuffix(_INDEX)
+
+
+def _with_shards(file: NamedFile) -> NamedFile:
+    """`file` with the shards that its index names, or that the numbers in its own name ask for."""
+    names: list[str] = []
+    if file.file_name.endswith(_INDEX):
+        index = read_json(file.path, error=CheckpointError)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        if not names or any("/" in name or "\\" in name for name in names):
+            raise CheckpointError(f"{file.shown} is no index of shards: it needs a weight_map of files beside it")
+    elif shard := _SHARD.fullmatch(file.file_name):
+        count = int(shard["total"])
+        names = [f"{shard['stem']}-{k:05}-of-{count:05}{shard['suffix']}" for k in range(1, count + 1)]
+    shards = []
+    for name in names:
+        found = file.beside(name)
+        if found is None:
+            raise CheckpointError(
+                f"{file.shown} needs {name}, which is not beside it: put all {len(names)} shards in one folder"
+            )
+        shards.append(found)
+    return dataclasses.replace(file, shards=tuple(shards))
 
 
 def _is_vae_name(path: Path) -> bool:
@@ -175,7 +238,7 @@ def _one_vae(folder: Path) -> NamedFile | None:
     found = [path for path in _checkpoints_in(folder) if _is_vae_name(path)]
     if len(found) > 1:
         raise CheckpointError(f"{folder} holds several VQ-VAEs ({_names(found)}): say which with --vae FILE")
-    return _local(found[0]) if found else None
+    return _with_shards(_local(found[0])) if found else None
 
 
 def _no_vae(what: str) -> NoReturn:

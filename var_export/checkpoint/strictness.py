@@ -38,8 +38,7 @@ class Weights:
             plural = "s" if of or len(missing) > 1 else ""
             raise CheckpointError(
                 f"{self.file} lacks {count} tensor{plural} of a {self.what} "
-                f"({listing(missing)}): it is truncated, partial or of another architecture; download it again, or "
-                "save the whole state dict"
+                f"({listing(missing)}): it is partial, or of another architecture; save the whole state dict"
             )
 
     def size(self, key: str, axis: int, *, ndim: int) -> int:

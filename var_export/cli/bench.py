@@ -21,6 +21,7 @@ from engines.cli.common import (
     peak_memory,
     print_facts,
     print_table,
+    refuse,
     runtime_options,
     show,
 )
@@ -29,6 +30,7 @@ from engines.spec.choices import FORMS
 from engines.words import counted, guidance, mebibytes
 from var_export.cli.common import (
     CHECKPOINT,
+    CheckpointParts,
     bundle_argument,
     html_option,
     needs_export_packages,
@@ -59,7 +61,14 @@ class BenchOptions:
         metavar="CHECKPOINT|demo|random",
         help="Race PyTorch (eager, FP32, same threads) in turns with the engine; random: weights of the same shapes.",
     )
-    vae: str | None = option(type=CHECKPOINT, metavar="FILE", help="The VQ-VAE of --reference, as for build.")
+    parts: CheckpointParts = filled_by(
+        option_group(
+            "parts",
+            CheckpointParts,
+            vae="The VQ-VAE of --reference, as for build.",
+            config="The config.json of --reference, as for build.",
+        )
+    )
 
 
 @click.command(short_help="Measure latency, throughput and memory.")
@@ -83,8 +92,10 @@ def bench(
     BUNDLE is the newest in bundles/ by default, else the embedded demo. Close other programs: the figures are
     of the whole machine.
     """
-    if options.vae and options.reference is None:
-        raise click.UsageError("--vae needs --reference")
+    from engines.fidelity.speed import RANDOM
+
+    if options.reference in (None, RANDOM):
+        refuse(context, CheckpointParts, "needs --reference with a checkpoint")
     opened = open_bundle(bundle)
     with StageClock() as progress:
         measured = _measure(options, runtime, opened, progress)
@@ -116,7 +127,7 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
         peak = peak_memory()
         comparison, torch_version = None, None
         if options.reference is not None:
-            draw, torch_version = _reference(options.reference, options.vae, bundle, strength, progress)
+            draw, torch_version = _reference(options.reference, options.parts, bundle, strength, progress)
             with torch_threads(threads):
                 comparison = timer.race(draw, cfg=strength, pairs=options.runs)
         ran_by = pipeline.describe_runtime() | {"threads": threads}
@@ -133,7 +144,9 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
     )
 
 
-def _reference(weights: str, vae: str | None, bundle: Bundle, cfg: float, progress: StageClock) -> tuple[Draw, str]:
+def _reference(
+    weights: str, parts: CheckpointParts, bundle: Bundle, cfg: float, progress: StageClock
+) -> tuple[Draw, str]:
     """What draws an image with the PyTorch reference, and the version of PyTorch."""
     progress("loading the PyTorch reference")
     with needs_export_packages("--reference"):
@@ -146,7 +159,7 @@ def _reference(weights: str, vae: str | None, bundle: Bundle, cfg: float, progre
     if weights == RANDOM:
         reference = Reference.random(bundle.config)
     else:
-        reference = live.checkpoint_for(bundle, weights, vae=vae).reference()
+        reference = live.checkpoint_for(bundle, weights, **vars(parts)).reference()
     sampling = replace(bundle.sampling, cfg=cfg)
     return live.draw_with(reference, sampling, bundle.max_top_k), torch.__version__
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from engines.cli.progress import StageClock
 from engines.errors import UsageError
 from engines.spec.choices import INT8, PLAN_TARGETS
 from engines.words import mebibytes
+from var_export.cli.common import CheckpointParts
 from var_export.cli.int8 import CalibrationOptions, LayerOptions, int8_options
 from var_export.cli.make_bundle import BuildOptions, BundleWork
 from var_export.cli.tensorrt import BuilderOptions, make_plans
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 EXAMPLE_CLASS = 88
-_OF_CHECKPOINTS = ("vae", "config", "overrides", "labels", "default_cfg", "name", "max_top_k", "smooth", "keep_fp32")
+_OF_CHECKPOINTS = (
+    *(each.name for each in fields(CheckpointParts)),
+    *("labels", "default_cfg", "name", "max_top_k", "smooth", "keep_fp32"),
+)
 _OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
 
 _EPILOG = """\b
@@ -32,7 +36,7 @@ Examples:
   var-export build                                     the embedded demo model
   var-export build var_d16.pth --vae vae_ch160v4096z32.pth
   var-export build hf://FoundationVision/var/var_d16.pth
-  var-export build runs/ar-ckpt-best.pth --config config.json --default-cfg 1.5
+  var-export build runs/ar-ckpt-best.pth --labels names.csv --default-cfg 1.5
   var-export build --precision int8
   var-export build bundles/var-d16-256-fp16 --target tensorrt
   var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
@@ -82,7 +86,7 @@ def build(context: click.Context, /, options: BuildOptions, as_json: bool) -> No
         json_out(document if made is None else document | {"plans": made.to_dict()})
         return
     if built is not None:
-        _summary(built, seconds)
+        _summary(built, seconds, options.labels)
     if made is not None:
         made.print()
         if built is None:
@@ -117,8 +121,9 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
     return bundle.path
 
 
-def _summary(built: Built, seconds: float) -> None:
+def _summary(built: Built, seconds: float, labels: str | None) -> None:
     from engines.bundle.inspection import kept_lines
+    from var_export.checkpoint.labels import IMAGENET_CLASSES
 
     bundle = built.bundle
     size = mebibytes(bundle.total_bytes)
@@ -133,6 +138,8 @@ def _summary(built: Built, seconds: float) -> None:
         show(f"check of the {form} form against PyTorch, rounding emulated: passed; {report.summary()}")
     for line in kept_lines(bundle):
         show(line)
+    if labels is None and bundle.labels is None and bundle.config.transformer.num_classes == IMAGENET_CLASSES:
+        show("the classes have no names: nothing says that these are ImageNet's; --labels imagenet, or --labels FILE")
     show(f"next: {_next_command(bundle)}")
 
 

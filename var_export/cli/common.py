@@ -50,6 +50,7 @@ class CheckpointParts:
     """Where the parts of a checkpoint are that its own file lacks: arguments of `load_checkpoint`."""
 
     vae: str | None = option(type=CHECKPOINT, metavar="FILE")
+    key: str | None = option(metavar="NAME", help="Which state dict of a file that holds several, such as ema.")
     config: str | None = option(type=CHECKPOINT, metavar="FILE")
     overrides: dict[str, str] = option(
         "--set", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="As for build."

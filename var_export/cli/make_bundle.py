@@ -54,7 +54,11 @@ class BuildOptions:
             overrides="What no tensor says, such as vae.quant_resi=0.5; repeatable.",
         )
     )
-    labels: str | None = option(type=CHECKPOINT, metavar="FILE", help="Names of the classes, one per line.")
+    labels: str | None = option(
+        type=CHECKPOINT,
+        metavar="none|imagenet|FILE",
+        help="Names of the classes. [default: labels.txt beside CHECKPOINT; ImageNet's of the published models]",
+    )
     default_cfg: float | None = option(
         type=click.FloatRange(min=0),
         metavar="FLOAT",

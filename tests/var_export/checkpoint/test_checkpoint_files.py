@@ -58,7 +58,9 @@ class TestNoCheckpoint:
     def test_other_zip(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "z", "w") as archive:
             archive.writestr("a.txt", "b")
-        assert "truncated, damaged or no checkpoint" in refused(tmp_path, (tmp_path / "z").read_bytes())
+        message = refused(tmp_path, (tmp_path / "z").read_bytes())
+        assert "truncated, damaged or no checkpoint: check which file it is" in message
+        assert "download" not in message
 
     def test_the_vae_may_be_it(self, tmp_path: Path) -> None:
         path = save_pair(tmp_path)
@@ -96,6 +98,15 @@ class TestDamaged:
     def test_garbage_after_the_first_bytes(self, tmp_path: Path) -> None:
         for content in (b"\x80\x02junkjunk", b"PK\x03\x04junk", b"\x10\0\0\0\0\0\0\0{not json at all", b"\x80"):
             assert "truncated, damaged or no checkpoint" in refused(tmp_path, content)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_whole_but_damaged_is_not_to_be_downloaded_again(self, tmp_path: Path, legacy: bool) -> None:
+        whole = torch_bytes(tmp_path, var_state(), legacy=legacy)
+        at = whole.index(b"pos_1LC") - 20  # in the pickle, before what is stored
+        for damaged in (whole[:at] + b"\xff" * 16 + whole[at + 16 :], whole.replace(b"FloatStorage", b"FlootStorage")):
+            assert "download" not in refused(tmp_path, damaged)
+        header = save_safetensors(var_state(), tmp_path / "whole").read_bytes()
+        assert "download" not in refused(tmp_path, header.replace(b'"F32"', b'"X32"', 1))
 
 
 class TestUnsafe:
@@ -154,7 +165,8 @@ class TestContents:
     def test_more_than_tensors_in_a_state_dict(self, tmp_path: Path) -> None:
         message = refused(tmp_path, torch_bytes(tmp_path, {**var_state(), "epoch": 3}))
         assert "'epoch' is of type int, not a tensor" in message
-        assert "holds a list for a state dict" in refused(tmp_path, torch_bytes(tmp_path, {"var_wo_ddp": [1]}))
+        message = refused(tmp_path, torch_bytes(tmp_path, {"var_wo_ddp": [1]}))
+        assert "holds no VAR transformer and no VQ-VAE, but the keys 'var_wo_ddp': give a state dict" in message
 
     def test_parameters_are_tensors(self, tmp_path: Path) -> None:
         path = save_pair(tmp_path, vae={key: torch.nn.Parameter(value) for key, value in vae_state().items()})

@@ -162,6 +162,18 @@ class TestDownload:
         config = load_checkpoint("hf://owner/my-mixin/model.safetensors", vae=vae).config
         assert config == tiny(name="my-mixin", var={"norm_eps": 1e-5})
 
+    def test_shards(self, hub: Hub) -> None:
+        folder, items = save_pair(hub.root / "owner" / "large").parent, list(var_state().items())
+        names = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+        for name, held in zip(names, (items[:9], items[9:]), strict=True):
+            save_safetensors(dict(held), folder / name)
+        index = {"weight_map": {key: names[k >= 9] for k, (key, _) in enumerate(items)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        for name in ("model.safetensors.index.json", names[1]):
+            checkpoint = load_checkpoint(f"hf://owner/large/{name}", vae=folder / "vae_tiny.pth")
+            assert checkpoint.config == tiny(name="large")
+            assert torch.equal(checkpoint.var_state["pos_1LC"], var_state()["pos_1LC"])
+
     def test_explicit_config_and_labels(self, hub: Hub, tmp_path: Path) -> None:
         folder = hub.root / "owner" / "extra"
         folder.mkdir(parents=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,6 +123,41 @@ def test_options_reach_the_checkpoint_and_the_build(call, fake_build, tiny_check
     assert seen.checkpoint.config.vae.quant_resi == 0.25
     assert seen.checkpoint.config.name == "other"
     assert (seen.options.max_top_k, seen.force, seen.threads) == (7, True, 2)
+
+
+def test_the_state_dict_of_a_key_is_built(call, fake_build, tiny_checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(tiny_checkpoint / "var.safetensors")
+    other = weights | {"head.bias": torch.ones(64)}
+    torch.save({"model": weights, "ema": other}, tmp_path / "last.pt")
+    options = ("--vae", tiny_checkpoint / "vae.safetensors", "--set", "patch_nums=1,2,4")
+    code, _, err = call("build", tmp_path / "last.pt", *options)
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"Error: {tmp_path}/last.pt holds 2 of a VAR transformer: say which with one of --key model, --key ema",
+    )
+    assert call("build", tmp_path / "last.pt", *options, "--key", "ema", "--labels", "none")[0] == 0
+    assert fake_build.seen[0].checkpoint.var_state["head.bias"].tolist() == [1] * 64
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "asked", "says"),
+    [(1000, None, None, True), (1000, None, "none", False), (5, None, None, False), (1000, ("a",) * 1000, None, False)],
+)
+def test_a_thousand_classes_without_names_are_told(capsys, tiny_build, classes, labels, asked, says):
+    from calib.judge.acceptance import Built
+    from var_export.cli.build import _summary
+
+    bundle = Bundle.open(tiny_build.path)
+    transformer = replace(bundle.config.transformer, num_classes=classes)
+    shown = {"config": SimpleNamespace(transformer=transformer), "labels": labels}
+    like = {
+        name: getattr(bundle, name) for name in ("path", "total_bytes", "for_gpus", "plans", "provenance", "precision")
+    }
+    _summary(Built(SimpleNamespace(**like | shown), False, {}), 1.0, asked)
+    assert ("the classes have no names: " in capsys.readouterr().out) is says
 
 
 def test_a_failed_check_is_exit_code_1(call, fake_build):

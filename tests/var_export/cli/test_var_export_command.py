@@ -77,6 +77,8 @@ def test_version(call):
         (["bench", "--batch", "1,x"], "'1,x' is no list of batch sizes"),
         (["bench", "--batch", "0"], "'0' is no list of batch sizes"),
         (["bench", "--vae", "x"], "--vae needs --reference"),
+        (["bench", "--reference", "random", "--key", "ema"], "--key needs --reference with a checkpoint"),
+        (["verify", "--key", "ema"], "--key needs --checkpoint"),
         (["inspect", "no/such/bundle"], "there is no bundle at no/such/bundle"),
     ],
 )
