@@ -25,7 +25,8 @@ _RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
 _MAX_SLUG = 48  # four bytes a character at most, and a file name holds 255
 _MAX_CLASSES = 5_000_000  # as many as a job has images
 _MAX_WORD = 100  # characters of a name for which similar ones are looked for
-_SUGGESTIONS = 5
+_SUGGESTIONS = 8
+_LEAST_PART = 3  # characters that are looked for inside of words
 
 
 def normalise(label: str) -> str:
@@ -146,23 +147,29 @@ class ClassNames:
                 f"{quoted(text)} is no index, and this model has no labels: give 0 to {self.num_classes - 1} or none"
             )
         close = self._close_to(normalise(text)) if len(text) <= _MAX_WORD else []
-        hint = f"did you mean {', '.join(close)}? " if close else ""
+        more = f" or one of {len(close) - _SUGGESTIONS} more" if len(close) > _SUGGESTIONS else ""
+        hint = f"did you mean {', '.join(close[:_SUGGESTIONS])}{more}? " if close else ""
         return UsageError(f"no class is called {quoted(text)}: {hint}`var-run classes` shows all of them")
 
     def _close_to(self, name: str) -> list[str]:
+        """Labels as they are written that hold `name`, as words before parts of words, and then similar ones."""
         import difflib
 
-        names = {**self._by_synonym, **self._by_label}
-        words = f" {name} "
-        found = [known for known in names if words in f" {known} "]  # a word of a longer label: "shark"
-        found += [known for known in difflib.get_close_matches(name, names, n=_SUGGESTIONS) if known not in found]
-        return [self._display(known) for known in found[:_SUGGESTIONS]]
-
-    def _display(self, name: str) -> str:
-        """The written form of a normalised label, as the user may type it."""
-        for index in self._by_label.get(name, ()):
-            return self.label(index)
-        return name
+        ranked: list[tuple[int, int, str]] = []
+        for known, (index, written) in self._alternatives.items():
+            if f" {name} " in f" {known} ":  # "shark" of "great white shark"
+                ranked.append((0, index, written))
+            elif len(name) >= _LEAST_PART and name in known:
+                at_edge = f" {name}" in f" {known}" or f"{name} " in f"{known} "  # "car" of "streetcar", not of "scarf"
+                ranked.append((1 if at_edge else 2, index, written))
+        similar = (
+            difflib.get_close_matches(name, self._alternatives, n=_SUGGESTIONS) if len(ranked) < _SUGGESTIONS else []
+        )
+        ranked += [(3, *self._alternatives[known]) for known in similar]
+        shown: dict[int, str] = {}  # of each class the first of its alternatives that fits best
+        for _, index, written in sorted(ranked, key=lambda found: found[0]):
+            shown.setdefault(index, written)
+        return list(shown.values())
 
     @cached_property
     def _by_label(self) -> dict[str, list[int]]:
@@ -170,6 +177,16 @@ class ClassNames:
         for index, label in enumerate(self.labels or ()):
             if normalise(label):
                 names.setdefault(normalise(label), []).append(index)
+        return names
+
+    @cached_property
+    def _alternatives(self) -> dict[str, tuple[int, str]]:
+        """What a class may be called, normalised -> the index of the first class of that name, and the written form."""
+        names: dict[str, tuple[int, str]] = {}
+        for index, label in enumerate(self.labels or ()):
+            for written in label.split(","):
+                names.setdefault(normalise(written), (index, written.strip()))
+        names.pop("", None)
         return names
 
     @cached_property

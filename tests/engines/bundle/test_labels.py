@@ -90,6 +90,48 @@ def test_a_wrong_specification_says_what_to_do(specification, says):
     assert len(message) < 400
 
 
+IMAGENET = (
+    "tench, Tinca tinca",
+    "scarf",
+    "sports car, sport car",
+    "car mirror",
+    "streetcar, tram",
+    "cardigan",
+    "great auk",
+)
+
+
+@pytest.mark.parametrize(
+    ("specification", "index"), [("tench", 0), ("Tinca tinca", 0), ("tinca-tinca", 0), ("tram", 4), ("sport car", 2)]
+)
+def test_every_alternative_names_its_class(specification, index):
+    assert ClassNames(7, IMAGENET).parse(specification) == (index,)
+
+
+@pytest.mark.parametrize(
+    ("specification", "suggested"),
+    [
+        ("car", "sports car, car mirror, streetcar, cardigan, scarf"),  # words, edges of words, parts
+        ("Tinca", "Tinca tinca"),  # written as the label has it
+        ("sport", "sport car"),  # one alternative of a class
+        ("sports CAR mirror", "sports car, car mirror"),
+        ("ar", None),  # too short for a part of a word
+        ("tramm", "tram"),
+    ],
+)
+def test_suggestions_hold_what_was_written(specification, suggested):
+    with pytest.raises(UsageError) as caught:
+        ClassNames(7, IMAGENET).parse(specification)
+    hint = f"did you mean {suggested}? " if suggested else ""
+    assert f"no class is called {specification!r}: {hint}`var-run" in str(caught.value)
+
+
+def test_many_suggestions_are_counted():
+    names = ClassNames(30, [f"car {k}" for k in range(30)])
+    with pytest.raises(UsageError, match=r"did you mean car 0, car 1, .*, car 7 or one of 22 more\?"):
+        names.parse("car")
+
+
 def test_without_labels_only_indexes_count():
     assert BARE.parse(["998-999", "none"]) == (998, 999, 1000)
     with pytest.raises(UsageError, match=r"no labels.*0 to 999"):
