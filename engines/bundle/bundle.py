@@ -56,7 +56,7 @@ class Bundle(Manifest):
             raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
         path = Path(path)
         while True:  # until no other bundle takes its place meanwhile
-            place, problem = _standing(path), None
+            place, problem = place_of(path), None
             before = _identity(place)
             try:
                 bundle = cls._open(place, verify)
@@ -153,7 +153,7 @@ def _check(file: Path, entry: FileEntry, size: int, sha256: Callable[[], str]) -
         raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
 
 
-def _standing(path: Path) -> Path:
+def place_of(path: Path) -> Path:
     """Where a bundle lies: at its path, or beside it where a build was killed in the moment of replacing it."""
     previous = previous_of(path)
     with reading(path, "bundle", error=BundleError):  # whose name may be too long to ask
@@ -173,7 +173,7 @@ def _settled(path: Path, place: Path, before: tuple[int, int] | None) -> bool:
     """Whether the bundle at `path` is still the one that lay at `place`, with the identity `before`, or still none."""
     if before is None:  # one that is being replaced lies at one of its two places at any time
         return all(_identity(at) is None for at in (path, previous_of(path), path))
-    return _standing(path) == place and _identity(place) == before
+    return place_of(path) == place and _identity(place) == before
 
 
 def previous_of(path: Path) -> Path:
@@ -181,16 +181,22 @@ def previous_of(path: Path) -> Path:
     return path.parent / f".{path.name}.previous"
 
 
+def standing_bundles() -> list[Path]:
+    """The bundles under `bundles/`, the newest first; in the working folder, as a build without --out leaves them."""
+    folders = list(BUNDLES.iterdir()) if BUNDLES.is_dir() else []
+    names = {re.sub(r"^\.(.+)\.previous$", r"\1", folder.name) for folder in folders}
+    places = [BUNDLES / name for name in names if not name.startswith(".")]
+    found = [place for place in places if is_bundle(place_of(place))]
+    return sorted(found, key=lambda place: (place_of(place) / MANIFEST).stat().st_mtime, reverse=True)
+
+
 def default_bundle() -> tuple[Path, str]:
     """The bundle to use where none is named: the newest under `bundles/`, else the embedded demo.
 
     Returns its path and a phrase that says which it is.
     """
-    folders = list(BUNDLES.iterdir()) if BUNDLES.is_dir() else []
-    names = {re.sub(r"^\.(.+)\.previous$", r"\1", folder.name) for folder in folders}
-    places = [BUNDLES / name for name in names if not name.startswith(".")]
-    found = [place for place in places if is_bundle(_standing(place))]
-    if found:
-        newest = max(found, key=lambda place: (_standing(place) / MANIFEST).stat().st_mtime)
-        return newest, f"the newest bundle, {newest}"
-    return DEMO_BUNDLE, "the embedded demo bundle"
+    found = standing_bundles()
+    if not found:
+        return DEMO_BUNDLE, "the embedded demo bundle"
+    more = f", of {len(found)} (--engine BUNDLE takes another, var-export list shows them)" if len(found) > 1 else ""
+    return found[0], f"the newest bundle, {found[0]}{more}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cli.actions import draw, job_of, job_settings, layout_of, literal, open_local, seed_remark
+from engines.cli.again import AREA
 from engines.cli.execute import ImageRun
 from engines.cli.options import AreaOptions, DrawOptions, OutputOptions, SourceOptions
 from engines.cli.outputs import Naming, class_naming
@@ -22,6 +24,7 @@ from engines.editing.boxes import parse_box, read_boxes
 from engines.editing.canvas import Canvas
 from engines.files.images import load_mask, load_picture
 from engines.files.jobs import Item, Made
+from engines.spec.choices import FITS
 from engines.words import printable
 
 
@@ -48,7 +51,7 @@ def edit(picture: Path, area: AreaOptions, request: DrawOptions, output: OutputO
     side = max(width, height) if area.composite else config.image_size
     layout = layout_of(job, request.sampling.sweep, names)
     output = replace(output, grid=output.grid or layout.above != ())
-    sinks = ImageSinks(output, opened.manifest, job, naming, side=side, layout=layout)
+    sinks = ImageSinks(output, opened.manifest, job, naming, side=side, layout=layout, text={AREA: _spelled(area)})
     kept = kept_tokens(config, redrawn[None])
 
     @cache
@@ -79,6 +82,18 @@ def _redrawn(area: AreaOptions, picture: Path, canvas: Canvas, side: int) -> Mas
         grid |= canvas.grid_of_mask(load_mask(area.mask), side)
     check_area(grid)
     return ~grid if area.outpaint else grid
+
+
+def _spelled(area: AreaOptions) -> str:
+    """The area as options of a command line."""
+    words = [word for box in area.box for word in ("--box", box)]
+    for flag, file in (("--mask", area.mask), ("--boxes", area.boxes)):
+        words += [] if file is None else [flag, str(file)]
+    words += [word for name in area.box_class for word in ("--box-class", name)]
+    words += [] if area.box_score is None else ["--box-score", f"{area.box_score:g}"]
+    words += ["--outpaint"] if area.outpaint else []
+    words += [] if area.fit == FITS[0] else ["--fit", area.fit]
+    return printable(shlex.join([*words, *([] if area.composite else ["--no-composite"])]))
 
 
 def _digest(picture: NDArray[np.uint8], redrawn: Mask) -> str:

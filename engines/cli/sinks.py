@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle.labels import ClassNames
+from engines.bundle.labels import NONE, ClassNames
 from engines.bundle.manifest import Manifest
 from engines.cli.common import tell, version
 from engines.cli.options import OutputOptions
@@ -45,13 +45,19 @@ class ImageSinks:
         *,
         side: int | None = None,
         layout: Layout = SQUARE,
+        text: Mapping[str, str] | None = None,
     ) -> None:
-        """Args: side: the longer one of an image, where that is not the model's; layout: of a grid.
+        """Args: side: the longer one of an image, where that is not the model's; layout: of a grid; text: more than
+        the settings for the text inside of pictures.
 
         Raises `UsageError`.
         """
         self._options, self._config, self._job, self._naming = options, manifest.config, job, naming
         self._names, self._side, self._layout = names_of(manifest), side or manifest.config.image_size, layout
+        self._text = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
+        self._text |= text or {}
+        if "classes" in job.settings:
+            self._text["classes"] = json.dumps([self._written(class_id) for class_id in job.settings["classes"]])
         if options.grid and options.npz is None:
             layout.check(len(job.items), self._side)
         target = self._target(1)
@@ -98,7 +104,6 @@ class ImageSinks:
 
     def _open(self, target: Target) -> tuple[list[Sink], list[Sequence[Path]]]:
         options, job = self._options, self._job
-        shared = {"Software": f"var-run {version()}", **{key: str(value) for key, value in job.settings.items()}}
         files: list[Sequence[Path]] = []
         with contextlib.ExitStack() as opened:
             sinks: list[Sink] = []
@@ -109,18 +114,17 @@ class ImageSinks:
                 files.extend(written)
 
             if target.paths:
-                text = partial(self._text_of, shared)
                 pictures = Pictures(
                     job,
                     target.paths,
-                    text,
+                    self._text_of,
                     folder=target.folder,
                     previews=options.previews,
                     overwrite=options.overwrite,
                 )
                 add(pictures, target.paths, pictures.previews)
             if target.grid:
-                grid = self._grid(target, shared)
+                grid = self._grid(target)
                 add(grid, [grid.path])
             if options.npz:
                 size = self._config.image_size
@@ -135,7 +139,7 @@ class ImageSinks:
             opened.pop_all()
         return sinks, files
 
-    def _grid(self, target: Target, text: Mapping[str, str]) -> Grid:
+    def _grid(self, target: Target) -> Grid:
         """The grid; of files that a pattern names, the first number of its name that is free."""
         for number in itertools.count(1):
             try:
@@ -143,7 +147,7 @@ class ImageSinks:
                 return Grid(
                     self._job,
                     numbered(target.grid, number),
-                    text,
+                    self._text,
                     files=target.paths,
                     side=self._side,
                     layout=self._layout,
@@ -154,14 +158,18 @@ class ImageSinks:
                     raise
         raise AssertionError("there are more numbers than files")
 
-    def _text_of(self, shared: Mapping[str, str], item: Item) -> Mapping[str, str]:
+    def _written(self, class_id: int) -> int | str:
+        """A class as `ClassNames.parse` takes it."""
+        return NONE if class_id == self._names.unconditional else class_id
+
+    def _text_of(self, item: Item) -> Mapping[str, str]:
         """What the picture of an item says of it."""
         if item.class_id == NO_CLASS:
-            return shared
+            return self._text
         label = self._names.label(item.class_id) if item.class_id <= self._names.unconditional else ""
-        of_item = {"class": str(item.class_id), "label": label, "seed": str(item.seed)}
+        of_item = {"class": str(self._written(item.class_id)), "label": label, "seed": str(item.seed)}
         of_item |= {name: str(value) for name, value in item.sampling.items()}
-        return {key: value for key, value in {**shared, **of_item}.items() if key not in ("classes", "count")}
+        return {key: value for key, value in {**self._text, **of_item}.items() if key not in ("classes", "count")}
 
 
 def _token_rows(job: ImageJob, path: Path, num_tokens: int, overwrite: bool) -> NpzRows:

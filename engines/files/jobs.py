@@ -75,7 +75,7 @@ class ImageJob:
 
 
 class TakenError(UsageError):
-    """A place holds something else than what a job writes there."""
+    """A place that nobody need have named holds something else than what a job writes there: another one would do."""
 
     def __init__(self, message: str, *, what: str = "") -> None:
         """Args: message: with what to do; what: what lies there, for who does that."""

@@ -34,7 +34,6 @@ from engines.files.jobs import (
     Item,
     Made,
     Sink,
-    TakenError,
     hash_of,
     held,
     read_job_file,
@@ -62,8 +61,7 @@ class NpzRows(Sink):
         overwrite: replace a file, or the beginnings of one, that is not this job's.
 
     Raises:
-        TakenError: the file exists and holds something else.
-        UsageError: it cannot be written.
+        UsageError: the file exists and holds something else, or cannot be written.
     """
 
     def __init__(
@@ -210,9 +208,9 @@ class NpzRows(Sink):
         return whole
 
     def _check_file(self, overwrite: bool) -> int:
-        """How many rows of this job are there, in a finished file. Raises `TakenError` where another would be lost."""
+        """How many rows of this job are there, in a finished file. Raises `UsageError` where another would be lost."""
         if self._path.is_dir():
-            raise TakenError(f"{self._path} is a folder: choose another name")
+            raise UsageError(f"{self._path} is a folder: choose another name")
         if not self._path.exists():
             return 0
         record, wanted = record_of(self._path), len(self._job.items)
@@ -223,11 +221,11 @@ class NpzRows(Sink):
             more = (
                 f"{self._path} has {there} images of this job, more than {wanted}: choose another name, or --overwrite"
             )
-            raise TakenError(more if there else f"{self._path} {FOREIGN}")
+            raise UsageError(more if there else f"{self._path} {FOREIGN}")
         return 0
 
     def _check_partial(self, overwrite: bool) -> bool:
-        """Whether rows of this job are there. Raises `TakenError` where rows of another job would be lost."""
+        """Whether rows of this job are there. Raises `UsageError` where rows of another job would be lost."""
         if not self._partial.exists():
             return False
         if 0 < self._rows_in_partial() <= len(self._job.items):
@@ -238,7 +236,7 @@ class NpzRows(Sink):
             found = set(self._partial.iterdir()) - set(parts(self._partial))
         if found <= known or overwrite:  # without a job.json: killed before the first row
             return False
-        raise TakenError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")
+        raise UsageError(f"{self._partial} holds rows of another job: finish that one, or replace it with --overwrite")
 
     def _rows_in_partial(self) -> int:
         """For how many rows of this job there is room in partial files."""

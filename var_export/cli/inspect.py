@@ -1,4 +1,4 @@
-"""`var-export inspect`: what is in a bundle."""
+"""`var-export inspect`: what is in a bundle, or how a picture was made."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import json_option, json_out, print_facts, print_table, show
+from engines.cli.common import NamedPath, json_option, json_out, print_facts, print_table, show
 from engines.words import mebibytes
-from var_export.cli.common import bundle_argument, open_bundle
+from var_export.cli.common import open_bundle
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 SHORT_HASH = 16
 
 
-@click.command(short_help="Show what is in a bundle.")
-@bundle_argument
+@click.command(short_help="Show what is in a bundle, or how a picture was made.")
+@click.argument("what", metavar="[BUNDLE | PICTURE]", required=False, type=NamedPath(path_type=Path))
 @click.option("--graphs", is_flag=True, help="Every input and output of every graph.")
 @click.option("--layers", is_flag=True, help="Every layer of INT8 and how it is computed; those kept in FP32.")
 @json_option
-def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
-    """Show what is in a bundle, and whether its files are what was built.
+def inspect(what: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
+    """Show what is in a bundle, and whether its files are what was built; or how a picture of var-run was made.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo.
     """
+    if what is not None and what.is_file():
+        _picture(what, as_json)
+        return
     from engines.bundle.inspection import OK, describe, file_states, plan_states
     from engines.errors import BundleError
 
-    opened = open_bundle(bundle, verify=False)
+    opened = open_bundle(what, verify=False)
     states = file_states(opened)
     if as_json:
         json_out(describe(opened, states))
@@ -47,6 +50,20 @@ def inspect(bundle: Path | None, graphs: bool, layers: bool, as_json: bool) -> N
     if damaged:
         names, target = ", ".join(plans.name for plans in damaged), damaged[0].built_on.target
         raise BundleError(f"the plans {names} are damaged: var-export build {opened.path} --target {target}")
+
+
+def _picture(picture: Path, as_json: bool) -> None:
+    from engines.cli.again import command_of, settings_of
+
+    text = settings_of(picture)
+    command = command_of(text)
+    if as_json:
+        json_out({"picture": str(picture), "settings": text, "command": command})
+        return
+    print_facts(text)
+    show()
+    show("makes it again:")
+    show(f"  {command}")
 
 
 def _print(bundle: Bundle, states: dict[str, str]) -> None:

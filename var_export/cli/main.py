@@ -14,6 +14,7 @@ from var_export.cli.doctor import doctor
 from var_export.cli.estimate import estimate
 from var_export.cli.gpu_check import gpu_check
 from var_export.cli.inspect import inspect
+from var_export.cli.list import list_bundles
 from var_export.cli.sensitivity import sensitivity
 from var_export.cli.triton import triton
 from var_export.cli.verify import verify
@@ -55,7 +56,7 @@ def group(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (estimate, build, sensitivity, verify, inspect, bench, triton, doctor, gpu_check):
+for _command in (estimate, build, sensitivity, verify, inspect, list_bundles, bench, triton, doctor, gpu_check):
     group.add_command(_command)
 
 main = guarded(group, "var-export")

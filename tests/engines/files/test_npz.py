@@ -8,7 +8,7 @@ import pytest
 from job_helpers import SIDE, Producer, image_of, job_of, names, rows
 
 from engines.errors import UsageError
-from engines.files.jobs import JobInterruptedError, Made, TakenError, held, run_job
+from engines.files.jobs import JobInterruptedError, Made, held, run_job
 from engines.files.npz import NpzRows
 
 
@@ -76,7 +76,7 @@ def test_a_larger_count_takes_over_the_rows_of_a_smaller_one(tmp_path, stop_at):
     with np.load(path) as saved:
         assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in large.items]))
         assert saved["seeds"].tolist() == [item.seed for item in large.items]
-    with pytest.raises(TakenError, match="has 10 images of this job, more than 4"):
+    with pytest.raises(UsageError, match="has 10 images of this job, more than 4"):
         rows(small, path)
     assert names(tmp_path) == ["a.npz"]
 

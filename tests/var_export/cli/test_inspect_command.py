@@ -1,12 +1,16 @@
 """`var-export inspect`: what a bundle says about itself."""
 
 import json
+import os
 import re
+import shutil
 
+import numpy as np
 import pytest
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, WEIGHTS
+from engines.files.images import save_picture
 from engines.spec.contract import GRAPHS
 
 
@@ -124,3 +128,47 @@ def test_a_missing_file_is_one_line(call, altered):
     assert (code, out) == (2, "")
     assert GOLDEN in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_picture_says_how_it_was_made(call, tmp_path):
+    text = {"class": "1", "seed": "3", "cfg": "2.5", "label": "a \x1b[31mred", "key": "ab", "build_key": "cd"}
+    save_picture(tmp_path / "a.webp", np.zeros((4, 4, 3), np.uint8), text)
+    code, out, err = call("inspect", tmp_path / "a.webp")
+    assert (code, err) == (0, "")
+    assert "  var-run --class 1 --seed 3 --cfg 2.5 --engine BUNDLE" in out.splitlines()
+    assert "\x1b" not in out
+    document = json.loads(call("inspect", tmp_path / "a.webp", "--json")[1])
+    assert document["settings"] == text
+    save_picture(tmp_path / "b.png", np.zeros((4, 4, 3), np.uint8), {})
+    code, out, err = call("inspect", tmp_path / "b.png")
+    assert (code, out) == (2, "")
+    assert "b.png holds no settings of var-run" in err
+
+
+def test_list_shows_what_is_here(call, tiny_build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [line.split()[:2] for line in call("list")[1].splitlines()[1:2]] == [["*", "the"]]
+    for number, name in enumerate(("old", "new", "broken")):
+        shutil.copytree(tiny_build.path, tmp_path / "bundles" / name)
+        os.utime(tmp_path / "bundles" / name / "manifest.json", (10**9 + number, 10**9 + number))
+    (tmp_path / "bundles/old").rename(tmp_path / "bundles/.old.previous")
+    manifest = (tmp_path / "bundles/broken/manifest.json").read_text()
+    (tmp_path / "bundles/broken/manifest.json").write_text(manifest.replace('"schema": 2', '"schema": 1'))
+    os.utime(tmp_path / "bundles/broken/manifest.json", (1, 1))
+    code, out, _ = call("list")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[: 2 if "*" in line else 1] for line in lines[1:5]] == [
+        ["*", "bundles/new"],
+        ["bundles/old"],
+        ["bundles/broken"],
+        ["the"],
+    ]
+    assert "fp32" in lines[1]
+    assert "has schema 1" in lines[3]
+    document = json.loads(call("list", "--json")[1])
+    assert [row["path"] for row in document["bundles"]][:2] == ["bundles/new", "bundles/.old.previous"]
+    _, _, err = call("inspect")
+    assert (
+        "using the newest bundle, bundles/new, of 3 (--engine BUNDLE takes another, var-export list shows them)" in err
+    )
