@@ -60,6 +60,10 @@ class ClassNames:
             return str(index)
         return self.labels[index] or str(index)
 
+    def short_label(self, index: int) -> str:
+        """What class `index` is called where there is little room: the first of its alternatives."""
+        return next(filter(None, map(str.strip, self.label(index).split(","))), str(index))
+
     def slug(self, index: int) -> str:
         """The name of class `index` in file names: no two classes share one."""
         return NONE if index == self.unconditional else self._slugs[index]
@@ -147,12 +151,12 @@ class ClassNames:
                 f"{quoted(text)} is no index, and this model has no labels: give 0 to {self.num_classes - 1} or none"
             )
         close = self._close_to(normalise(text)) if len(text) <= _MAX_WORD else []
-        more = f" or one of {len(close) - _SUGGESTIONS} more" if len(close) > _SUGGESTIONS else ""
+        more = f" and {len(close) - _SUGGESTIONS} more" if len(close) > _SUGGESTIONS else ""
         hint = f"did you mean {', '.join(close[:_SUGGESTIONS])}{more}? " if close else ""
         return UsageError(f"no class is called {quoted(text)}: {hint}`var-run classes` shows all of them")
 
     def _close_to(self, name: str) -> list[str]:
-        """Labels as they are written that hold `name`, as words before parts of words, and then similar ones."""
+        """Labels as they are written that hold `name`, as words before parts of words; else similar ones."""
         import difflib
 
         ranked: list[tuple[int, int, str]] = []
@@ -162,10 +166,9 @@ class ClassNames:
             elif len(name) >= _LEAST_PART and name in known:
                 at_edge = f" {name}" in f" {known}" or f"{name} " in f"{known} "  # "car" of "streetcar", not of "scarf"
                 ranked.append((1 if at_edge else 2, index, written))
-        similar = (
-            difflib.get_close_matches(name, self._alternatives, n=_SUGGESTIONS) if len(ranked) < _SUGGESTIONS else []
-        )
-        ranked += [(3, *self._alternatives[known]) for known in similar]
+        if not ranked:
+            similar = difflib.get_close_matches(name, self._alternatives, n=_SUGGESTIONS)
+            ranked = [(0, *self._alternatives[known]) for known in similar]
         shown: dict[int, str] = {}  # of each class the first of its alternatives that fits best
         for _, index, written in sorted(ranked, key=lambda found: found[0]):
             shown.setdefault(index, written)

@@ -82,10 +82,11 @@ def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNam
     *slow, fast = sweep
     above = tuple(f"{fast.replace('_', '-')} {value:g}" for value in sweep[fast])
     rows = job.items[:: len(above)]
+    several = len(classes) * count > 1 or not slow
     beside = tuple(
         ", ".join(
             [
-                *([f"{names.label(item.class_id)}, seed {item.seed}"] if len(classes) * count > 1 or not slow else []),
+                *([f"{names.short_label(item.class_id)}, seed {item.seed}"] if several else []),
                 *(f"{name.replace('_', '-')} {item.sampling[name]:g}" for name in slow),
             ]
         )

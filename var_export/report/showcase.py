@@ -83,7 +83,7 @@ def showcase(bundle: Bundle, golden: Mapping[str, NDArray[Any]], runs: Runs, bud
 
 def _names(names: ClassNames, label: int) -> tuple[str, str]:
     """What a class is called in a sentence, and above its pictures."""
-    name = names.label(label)
+    name = names.short_label(label)
     if name == str(label):
         return f"class {label}", f"class {label}"
     return ("no class", "no class") if label == names.unconditional else (name, f"{name} (class {label})")

@@ -128,7 +128,7 @@ def test_suggestions_hold_what_was_written(specification, suggested):
 
 def test_many_suggestions_are_counted():
     names = ClassNames(30, [f"car {k}" for k in range(30)])
-    with pytest.raises(UsageError, match=r"did you mean car 0, car 1, .*, car 7 or one of 22 more\?"):
+    with pytest.raises(UsageError, match=r"did you mean car 0, car 1, .*, car 7 and 22 more\?"):
         names.parse("car")
 
 
@@ -148,7 +148,8 @@ def test_one_class_where_one_is_needed():
 
 def test_labels_and_file_names():
     assert [NAMES.label(i) for i in (0, 8)] == ["parrot", "none"]
-    assert NAMES.slug(3) == "great-white-shark"
+    assert (NAMES.slug(3), NAMES.short_label(3)) == ("great-white-shark", "great white shark")
+    assert ClassNames(1, [" , "]).short_label(0) == "0"
     assert NAMES.slug(8) == "none"
     assert (NAMES.slug(1), NAMES.slug(4)) == ("crane-1", "crane-4")
     assert (BARE.label(7), BARE.slug(7), BARE.slug(1000)) == ("7", "7", "none")

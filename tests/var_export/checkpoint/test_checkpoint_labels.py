@@ -9,6 +9,8 @@ import pytest
 import torch
 from checkpoint_samples import TINY, error_of, save_pair, tiny, var_state
 
+from engines.bundle.labels import ClassNames
+from engines.errors import UsageError
 from engines.sizing import models
 from var_export.checkpoint.load import load_checkpoint
 
@@ -131,7 +133,16 @@ class TestImageNet:
         labels = load_checkpoint(official).labels
         assert labels is not None
         assert len(labels) == 1000
-        assert [labels[k] for k in (0, 88, 207, 999)] == ["tench", "macaw", "golden retriever", "toilet tissue"]
+        names = ClassNames(1000, labels)
+        assert [names.short_label(k) for k in (0, 88, 207, 999)] == [
+            "tench",
+            "macaw",
+            "golden retriever",
+            "toilet tissue",
+        ]
+        assert names.parse(["tench", "Tinca tinca", "orca", "taxi", "station wagon"]) == (0, 0, 148, 468, 436)
+        with pytest.raises(UsageError, match="names the classes 387 and 388"):
+            names.parse("panda")
 
     @pytest.mark.parametrize("name", ["ar-ckpt-best.pth", "var_d3.pth", "my_var_d2.pth"])
     def test_not_under_another_name(self, official: Path, name: str) -> None:
@@ -150,7 +161,7 @@ class TestImageNet:
         other = official.rename(official.with_name("mine.pth"))
         labels = load_checkpoint(other, labels="imagenet").labels
         assert labels is not None
-        assert labels[1] == "goldfish"
+        assert labels[1] == "goldfish, Carassius auratus"
 
     def test_none_beats_the_file_beside(self, path: Path) -> None:
         (path.parent / "labels.txt").write_text("a\nb\n")
