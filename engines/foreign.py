@@ -1,4 +1,4 @@
-"""The one reader of files that others wrote: JSON, text, arrays and pictures.
+"""The one reader of files that others wrote: JSON, Python literals, text, arrays and pictures.
 
     file --> does it look as its kind does, within limits? --> plain values, arrays, a picture
 
@@ -10,6 +10,7 @@ what it means is the caller's to check.
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -33,6 +34,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, Recursio
 
 TEXT_BYTES = 1 << 26  # the largest honest ones: COCO's instances_val2017.json has 20 MB
 MAX_DEPTH = 100
+LITERAL_CHARACTERS = 1 << 22  # the 21,000 labels of all of ImageNet take a million
 MAX_CONTAINERS = 4_000_000  # of JSON; an empty list of three bytes takes 64 in memory
 ARRAYS_BYTES = 1 << 29
 MAX_PIXELS = 178_956_970  # where Pillow stops by itself
@@ -102,6 +104,16 @@ def parse_json(text: str | bytes) -> Any:
     if _SURROGATE.search(text):
         json.dumps(document, ensure_ascii=False).encode()
     return document
+
+
+def parse_python(text: str) -> Any:
+    """The value of a Python literal, such as the text that `print` shows of a dict. Raises `ValueError`."""
+    if len(text) > LITERAL_CHARACTERS:
+        raise ValueError(f"it has more than {LITERAL_CHARACTERS} characters")
+    try:
+        return ast.literal_eval(text.strip())
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError("it is no list, dict, text or number as Python writes them") from error
 
 
 def read_arrays(

@@ -20,8 +20,10 @@ from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import ImageSinks, names_of
 from engines.draw.mask import Mask, check_area, kept_tokens
 from engines.draw.pipeline import Pipeline
-from engines.editing.boxes import parse_box, read_boxes
+from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
+from engines.editing.detections import read_found
+from engines.editing.found import Found, cells_of
 from engines.files.images import load_mask, load_picture
 from engines.files.jobs import Item, Made
 from engines.spec.choices import FITS
@@ -75,11 +77,11 @@ def _redrawn(area: AreaOptions, picture: Path, canvas: Canvas, side: int) -> Mas
     """The cells (side, side) that the options name, together; the others for --outpaint."""
     width, height = canvas.width, canvas.height
     boxes = [parse_box(text, width, height) for text in area.box]
+    found: list[Found] = []
     if area.boxes is not None:
-        boxes += read_boxes(area.boxes, picture, width, height, classes=area.box_class, score=area.box_score)
-    grid = canvas.grid_of_boxes(boxes, side)
-    if area.mask is not None:
-        grid |= canvas.grid_of_mask(load_mask(area.mask), side)
+        found = read_found(area.boxes, picture, width, height, objects=area.objects, score=area.score)
+    mask = None if area.mask is None else load_mask(area.mask)
+    grid = cells_of(canvas, side, boxes=boxes, found=found, mask=mask, grow=area.grow)
     check_area(grid)
     return ~grid if area.outpaint else grid
 

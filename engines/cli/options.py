@@ -169,11 +169,21 @@ class AreaOptions:
     )
     mask: Path | None = option(type=PATH, metavar="FILE", help="Redraw where this picture is white.")
     boxes: Path | None = option(
-        type=PATH, metavar="FILE", help="Redraw what a detector found: JSON of COCO or Ultralytics."
+        type=PATH,
+        metavar="PATH",
+        help="Redraw what a detector found: a file of COCO, Ultralytics or YOLO, or a folder of them.",
     )
-    box_class: tuple[str, ...] = option(multiple=True, metavar="NAME", help="Of --boxes, only this class. Repeatable.")
-    box_score: float | None = option(
-        type=click.FloatRange(0, 1), metavar="SCORE", help="Of --boxes, only from this score on."
+    objects: tuple[str, ...] = option(
+        "--object", multiple=True, metavar="NAME", help="Of what was found, only this class. Repeatable."
+    )
+    score: float | None = option(
+        type=click.FloatRange(0, 1), metavar="SCORE", help="Of what was found, only from this score on."
+    )
+    grow: float = option(
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SIZE",
+        help="Make all of it wider on each side: pixels, or below 1 a fraction of the shorter side.",
     )
     outpaint: bool = option(is_flag=True, help="Keep that part and redraw the rest.")
     fit: str = option(

@@ -112,7 +112,7 @@ def edit(context: click.Context, /, **values: Any) -> None:
     flags = given(context)
     if not flags.keys() & set(_AREA):
         raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
-    stray = [flags[name] for name in ("box_class", "box_score") if name in flags and "boxes" not in flags]
+    stray = [flags[name] for name in ("objects", "score") if name in flags and "boxes" not in flags]
     if stray:
         raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
     from engines.cli.edit import edit

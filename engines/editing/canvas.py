@@ -61,6 +61,11 @@ class Canvas:
         """What the model sees of a picture: (height, width, 3) uint8 -> (size, size, 3) uint8."""
         return self._fitted(picture, mode="edge")
 
+    def shows(self, box: Box) -> bool:
+        """Whether the square shows a part of a box in pixels of the picture."""
+        left, top, width, height = self.window
+        return box[0] < left + width and box[2] > left and box[1] < top + height and box[3] > top
+
     def grid_of_boxes(self, boxes: Sequence[Box], side: int) -> Mask:
         """The cells of a grid, bool (side, side), that lie inside of boxes in pixels of the picture.
 
@@ -84,15 +89,20 @@ class Canvas:
 
         Raises `UsageError` for other proportions.
         """
+        levels = np.where(self.mask_of_picture(mask), np.uint8(255), np.uint8(0))
+        return pixels_to_grid(self._fitted(levels, mode="constant") >= 128, side)
+
+    def mask_of_picture(self, mask: Mask) -> Mask:
+        """A mask, bool (h, w), as bool (height, width) of the picture. Raises `UsageError` for other proportions."""
         h, w = mask.shape
+        if (h, w) == (self.height, self.width):
+            return mask
         if abs(w * self.height - h * self.width) > _ASPECT * w * self.height:
             raise UsageError(
                 f"the mask has {w} x {h} pixels and the picture {self.width} x {self.height}: "
                 "give a mask of the picture's size, or of its proportions"
             )
-        levels = np.where(mask, np.uint8(255), np.uint8(0))
-        whole = resized(levels, self.width, self.height)
-        return pixels_to_grid(self._fitted(whole, mode="constant") >= 128, side)
+        return resized(np.where(mask, np.uint8(255), np.uint8(0)), self.width, self.height) >= 128
 
     def lay_over(self, picture: NDArray[np.uint8], square: NDArray[np.uint8], redrawn: Mask) -> NDArray[np.uint8]:
         """Lay what was redrawn over the picture; gives (height, width, 3) uint8.

@@ -15,7 +15,7 @@ from PIL import Image
 from engines import foreign
 from engines.errors import BundleError, UsageError
 from engines.files.images import load_picture
-from engines.foreign import open_picture, parse_json, read_arrays, read_json
+from engines.foreign import open_picture, parse_json, parse_python, read_arrays, read_json
 from engines.storage import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -219,11 +219,38 @@ def test_damaged_pictures_are_one_line(kind, tmp_path):
     assert refused > 10
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [(" {0: 'tench', 1: \"it's\"} ", {0: "tench", 1: "it's"}), ("[640, 640]", [640, 640]), ("2", 2)]
+)
+def test_a_python_literal(text, value):
+    assert parse_python(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{0: 'a'",
+        "{0: print(1)}",
+        "__import__('os')",
+        "{[]: 1}",
+        "\0",
+        "[" * 5000,
+        "-" * 100_000 + "1",
+        "(" + "1," * 2**20,
+    ],
+    ids=range(9),
+)
+def test_what_is_no_python_literal_is_a_value_error(text):
+    with pytest.raises(ValueError):  # noqa: PT011
+        parse_python(text)
+
+
 # --- nothing else reads -----------------------------------------------------------------------------------------------
 
 READERS = {
     **dict.fromkeys(("np.load", "np.fromfile", "np.genfromtxt", "np.loadtxt"), "arrays"),
-    **dict.fromkeys(("json.load", "json.loads", "tomllib.load", "tomllib.loads"), "documents"),
+    **dict.fromkeys(("json.load", "json.loads", "tomllib.load", "tomllib.loads", "ast.literal_eval"), "documents"),
     **dict.fromkeys(("zipfile.ZipFile", "tarfile.open", "Image.open"), "archives and pictures"),
     **dict.fromkeys(("pickle.load", "pickle.loads", "marshal.load", "marshal.loads", "shelve.open"), "code"),
     **dict.fromkeys(("torch.load", "load_file", "safe_open"), "checkpoints"),

@@ -12,7 +12,6 @@ What has none of these forms is refused: a wrong name is worse than none.
 
 from __future__ import annotations
 
-import ast
 import csv
 import dataclasses
 import itertools
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import CheckpointError
-from engines.foreign import MALFORMED, parse_json
+from engines.foreign import parse_json, parse_python
 from engines.sizing import models
 from engines.spec.config import ModelConfig
 from engines.words import is_printable, quoted
@@ -42,7 +41,6 @@ _NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:,;]\s*|\s+)(.+)")
 _WITH_ID = re.compile(r"(n\d{8})(?:\s*[:,;]\s*|\s+)(.+)")
 _HEADERS = {"label", "labels", "name", "names", "class", "classes", "class_name", "classname", "title"}
 _INDEX_HEADERS = {"index", "idx", "id", "class_id", "class_index", "class_idx", "label_id", "target"}
-_LITERAL_BYTES = 1 << 24
 
 Labels = tuple[str, ...]
 
@@ -193,9 +191,10 @@ def _document(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(text if len(text) <= _LITERAL_BYTES else "")
-    except (*MALFORMED, SyntaxError) as error:
-        raise ValueError(f"it begins as JSON or Python does, and is neither ({type(error).__name__})") from error
+        return parse_python(text)
+    except ValueError as error:
+        kind = type(error.__cause__ or error).__name__
+        raise ValueError(f"it begins as JSON or Python does, and is neither ({kind})") from error
 
 
 def _of_document(document: Any) -> dict[int, str]:

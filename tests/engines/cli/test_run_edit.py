@@ -74,13 +74,35 @@ def test_what_is_kept_is_the_original_and_what_is_redrawn_the_models(edit):
 @demo
 def test_boxes_masks_and_detections_of_the_same_place_are_the_same_edit(edit):
     for number, how in enumerate(
-        (["--box", "40,40,80,80"], ["--mask", "mask.png"], ["--boxes", "boxes.json", "--box-class", "dog"])
+        (["--box", "40,40,80,80"], ["--mask", "mask.png"], ["--boxes", "boxes.json", "--object", "dog"])
     ):
         assert edit("wide.png", *how, "--out", f"{number}.png")[0] == 0
     first, *others = (load_picture(Path(f"{number}.png")) for number in range(3))
     assert first.shape == (80, 120, 3)
     assert all(np.array_equal(first, other) for other in others)
     assert (first[:, :20] == load_picture(Path("wide.png"))[:, :20]).all()
+
+
+@demo
+def test_an_outline_is_redrawn_and_not_its_box(edit):
+    """A diagonal half of the picture, as the outline of a segmentation has it and as YOLO's labels do."""
+    triangle = {"x": [0.0, 64.0, 0.0], "y": [0.0, 64.0, 64.0]}
+    found = {"name": "dog", "class": 16, "box": {"x1": 0, "y1": 0, "x2": 64, "y2": 64}, "segments": triangle}
+    Path("outline.json").write_text(json.dumps([{"path": "x/square.png", "boxes": [found]}]))
+    Path("square.txt").write_text("16 0 0 1 1 0 1.0\n")
+    for place in ("outline.json", "square.txt", "."):
+        code, _, err = edit("square.png", "--boxes", place, "--object", "16", "--out", "o.png", "--overwrite")
+        assert code == 0
+        assert "; 36 of 64 cells are redrawn" in err
+        assert (load_picture(Path("o.png")) == load_picture(Path("square.png")))[:28, 36:].all()
+
+
+@demo
+def test_what_is_redrawn_grows_by_pixels_or_by_a_fraction(edit):
+    for number, grow in enumerate((16, 0.25)):
+        said = edit("square.png", "--box", "0,0,16,16", "--grow", grow, "--out", f"{number}.png")[2]
+        assert "; 16 of 64 cells are redrawn" in said
+    assert (load_picture(Path("0.png")) == load_picture(Path("1.png"))).all()
 
 
 @demo
@@ -133,8 +155,8 @@ def test_variants_of_several_classes_with_all_that_goes_with_a_job(edit):
         ("wide.png --mask black.png --outpaint", "the area is empty"),
         ("wide.png --mask square-mask.png", "the mask has 80 x 80 pixels and the picture 120 x 80"),
         ("wide.png --mask none.png", "there is no such file"),
-        ("wide.png --boxes boxes.json --box-score 0.95", "no detection is left"),
-        ("wide.png --boxes boxes.json --box-class bird", "no detection is left"),
+        ("wide.png --boxes boxes.json --score 0.95", "no detection is left"),
+        ("wide.png --boxes boxes.json --object bird", "no detection is left"),
         ("wide.png --boxes mask.png", "no JSON file"),
         ("wide.png --box 0,0,1,.5 --class dragonfly", "no class is called"),
     ],
@@ -150,8 +172,8 @@ def test_a_mistake_is_one_line_and_makes_nothing(edit, args, says):
     [
         ("edit a.png", "--box X0,Y0,X1,Y1, --mask FILE or --boxes FILE"),
         ("edit a.png --outpaint", "--box X0,Y0,X1,Y1, --mask FILE or --boxes FILE"),
-        ("edit a.png --box 0,0,1,.5 --box-score 0.5", "--boxes FILE"),
-        ("edit a.png --boxes b.json --box-score 5", "--box-score"),
+        ("edit a.png --box 0,0,1,.5 --score 0.5", "--boxes FILE"),
+        ("edit a.png --boxes b.json --score 5", "--score"),
         ("edit --box 0,0,1,.5", "PICTURE"),
         ("edit a.png --box 0,0,1,.5 --fit sideways", "--fit"),
         ("edit a.png --box 0,0,1,.5 --form fused --preview", "--preview"),
