@@ -91,8 +91,9 @@ def _spelled(area: AreaOptions) -> str:
     words = [word for box in area.box for word in ("--box", box)]
     for flag, file in (("--mask", area.mask), ("--boxes", area.boxes)):
         words += [] if file is None else [flag, str(file)]
-    words += [word for name in area.box_class for word in ("--box-class", name)]
-    words += [] if area.box_score is None else ["--box-score", f"{area.box_score:g}"]
+    words += [word for name in area.objects for word in ("--object", name)]
+    words += [] if area.score is None else ["--score", f"{area.score:g}"]
+    words += ["--grow", f"{area.grow:g}"] if area.grow else []
     words += ["--outpaint"] if area.outpaint else []
     words += [] if area.fit == FITS[0] else ["--fit", area.fit]
     return printable(shlex.join([*words, *([] if area.composite else ["--no-composite"])]))
