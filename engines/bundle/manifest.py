@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.bundle.advice import what_else
 from engines.bundle.plans import FileEntry, PlanSet, parse_plans
 from engines.errors import BundleError, UsageError
 from engines.foreign import read_json, reading
@@ -277,10 +278,8 @@ def _document(folder: Path) -> dict[str, Any]:
     """The manifest of a folder as JSON, of any version. Raises `BundleError` where the folder is no bundle."""
     file = folder / MANIFEST
     with reading(folder, "bundle", error=BundleError):
-        if not folder.exists():
-            raise BundleError(f"there is no bundle at {folder}; make one with: var-export build --out {folder}")
-        if not folder.is_dir() or not file.is_file():
-            raise BundleError(f"{folder} is not a bundle: a bundle is a folder with a {MANIFEST}")
+        if not file.is_file():
+            raise BundleError(what_else(folder, MANIFEST))
     document = read_json(file, error=BundleError, remedy="build the bundle again")
     missing = [key for key in _IDENTITY if not isinstance(document, dict) or key not in document]
     if missing:

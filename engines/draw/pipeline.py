@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +20,17 @@ from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
 from engines.draw.refusal import require_finite
-from engines.draw.request import Classes, Forced, PreviewScales, Seeds, as_batch, as_tokens, make_request, preview_sets
+from engines.draw.request import (
+    Classes,
+    Forced,
+    PreviewScales,
+    Request,
+    Seeds,
+    as_batch,
+    as_tokens,
+    make_request,
+    preview_sets,
+)
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
 
@@ -111,7 +122,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         stop: Stop | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
-        """Draw one image per class.
+        """Draw one image per class, or one of one class per seed.
 
         Args:
             classes: class indices or labels; the number of classes stands for no class.
@@ -154,20 +165,25 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         stop: Stop | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Preview]:
-        """Draw one batch and yield the images after each scale.
+        """Draw and yield the images after each scale.
 
         Args: as `generate`; preview_scales: the scales to decode after (each costs a decode), or one such list per
         image, all by default; the last scale is always among them.
 
-        Raises `UsageError` for more than `max_batch` images, and for a bundle without the stepwise form.
+        More images than `max_batch` are drawn a batch after the other; `Preview.which` says which are shown. Raises
+        `UsageError` as `generate`, at once, and for a bundle without the stepwise form.
         """
         if self.form != "stepwise":
             raise UsageError("previews need the stepwise form; load with form='stepwise'")
         request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
-        if len(request) > self.max_batch:
-            raise UsageError(f"{len(request)} images to stream, but max_batch is {self.max_batch}")
         wanted = preview_sets(preview_scales, len(request), self.config.num_scales)
-        return self._loop.previews(request.batch(self.config, slice(None)), wanted, stop)
+        return self._stream(request, wanted, stop)
+
+    def _stream(self, request: Request, wanted: Sequence[set[int]], stop: Stop | None) -> Iterator[Preview]:
+        for start in range(0, len(request), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            for preview in self._loop.previews(request.batch(self.config, part), wanted[part], stop):
+                yield dataclasses.replace(preview, which=preview.which + start)
 
     def edit(
         self,

@@ -71,7 +71,8 @@ def make_request(
 ) -> Request:
     """Check and spread the arguments of `Pipeline.generate`; `bundle` need have no files.
 
-    Raises `UsageError` with the fix in it.
+    One class stands for as many as there are seeds, and one seed for the first of as many as there are classes. Raises
+    `UsageError` with the fix in it.
     """
     names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
     try:
@@ -79,10 +80,11 @@ def make_request(
         indices = [names.index(name if isinstance(name, str) else operator.index(name)) for name in asked]
     except TypeError as error:
         raise UsageError(f"classes must be indices or labels, got {quoted(classes)}") from error
-    B = len(indices)
-    if B == 0:
+    if not indices:
         raise UsageError("no class was given; name at least one")
-    request = Request(np.array(indices, np.int64), _seeds(seeds, B), _sampling(bundle, sampling, B))
+    seeded = _seeds(seeds, len(indices))
+    B = len(seeded)
+    request = Request(np.resize(np.array(indices, np.int64), B), seeded, _sampling(bundle, sampling, B))
     if forced is None:
         return request
     tokens, mask = _forced(forced, bundle.config, B)
@@ -109,16 +111,17 @@ def preview_sets(given: PreviewScales, images: int, scales: int) -> list[set[int
     return wanted
 
 
-def _seeds(seeds: Seeds, B: int) -> Array:
+def _seeds(seeds: Seeds, classes: int) -> Array:
+    """A seed for each of `classes` images; of one class, as many as there are."""
     try:
         if isinstance(seeds, (int, np.integer)):
-            values = [operator.index(seeds) + k for k in range(B)]
+            values = [operator.index(seeds) + k for k in range(classes)]
         else:
             values = [operator.index(seed) for seed in seeds]
     except TypeError as error:
         raise UsageError(f"seeds must be whole numbers, got {quoted(seeds)}") from error
-    if len(values) != B:
-        raise UsageError(f"{len(values)} seeds for {B} images; give one seed per image, or one for all")
+    if not values or (len(values) != classes and classes != 1):
+        raise UsageError(f"{len(values)} seeds for {classes} images; give one seed per image, or one for all")
     for value in values:
         if not 0 <= value <= MAX_SEED:
             raise UsageError(f"a seed must lie in 0 to 2^64 - 1, got {quoted(value)}")

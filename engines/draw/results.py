@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array, Buffer
+from engines.words import counted
 
 if TYPE_CHECKING:
+    from PIL import Image
     from typing_extensions import Unpack
 
     from engines.spec.sampling import SamplingOptions
@@ -70,7 +72,7 @@ Stop = Callable[[], bool]
 """Asked before each scale, in the thread that draws: whether the caller wants no more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Images of one call, in the order of its classes."""
 
@@ -85,8 +87,18 @@ class Result:
     timings: Timings
     """Seconds, summed over the batches."""
 
+    def __repr__(self) -> str:
+        of = f"classes {_few(self.classes)}, seeds {_few(self.seeds)}, {self.timings.total:.2f} s"
+        return f"<Result: {_sized(self.images)}, {of}>"
 
-@dataclass(frozen=True)
+    def pil(self) -> list[Image.Image]:
+        """The images as pictures of Pillow, in RGB."""
+        from PIL import Image
+
+        return [Image.fromarray(image) for image in self.images]
+
+
+@dataclass(frozen=True, repr=False)
 class Preview:
     """Images as they stand after one scale: P of the B that are drawn."""
 
@@ -99,7 +111,21 @@ class Preview:
     which: NDArray[np.int64]
     """(P,), the places of these images in the call; all of them unless each has preview scales of its own."""
     timings: Timings | None = None
-    """Seconds of the whole call without the decodes of earlier previews; given with the final images."""
+    """Seconds of the whole batch without the decodes of earlier previews; given with its final images."""
+
+    def __repr__(self) -> str:
+        return f"<Preview: {_sized(self.images)} after scale {self.scale}{', final' if self.final else ''}>"
+
+
+def _sized(images: NDArray[np.uint8]) -> str:
+    count, height, width = images.shape[:3]
+    return f"{counted(count, 'image')} of {width} x {height}"
+
+
+def _few(values: NDArray[Any], most: int = 4) -> str:
+    """The first of many numbers."""
+    shown = ", ".join(map(str, values[:most].tolist()))
+    return f"[{shown}{', ...' if len(values) > most else ''}]"
 
 
 class ImageSource(Protocol):

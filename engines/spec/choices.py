@@ -38,3 +38,5 @@ FITS = ("crop", "stretch", "pad")
 """How a picture becomes the model's square."""
 PREVIEWS = ("strip", "webp", "gif")
 """How the image after each scale is shown: side by side in one picture, or as an animation."""
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""Endings of the files of a checkpoint: of two that differ in their ending alone, the earlier one here is read."""

@@ -53,21 +53,22 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
 
     def generate(self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]) -> Result:
         """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them."""
-        given = full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling))
-        parts = []
-        for start in range(0, len(classes), self.max_batch):
+        request = make_request(self.manifest, classes, seeds=seeds, **sampling)
+        given, parts = full_inputs(request), []
+        for start in range(0, len(request), self.max_batch):
             inputs = self._tensors({name: array[start : start + self.max_batch] for name, array in given.items()})
             parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
         images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
-        return Result(images, tokens, tokens, np.array(classes, np.int64), np.array(seeds, np.uint64), Timings())
+        return Result(images, tokens, tokens, request.classes, request.seeds, Timings())
 
     def stream(
         self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]
     ) -> Iterator[Preview]:
         """The images after each scale. Raises as `generate`, and for more images than the server takes at once."""
-        if len(classes) > self.max_batch:
-            raise UsageError(f"{len(classes)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
-        inputs = self._tensors(full_inputs(make_request(self.manifest, classes, seeds=seeds, **sampling)))
+        request = make_request(self.manifest, classes, seeds=seeds, **sampling)
+        if len(request) > self.max_batch:
+            raise UsageError(f"{len(request)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
+        inputs = self._tensors(full_inputs(request))
         arrived: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         self._client.start_stream(lambda result, error: arrived.put((result, error)))
         finished = False
@@ -79,7 +80,7 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
                     finished = True
                     raise self._translated(error)
                 scale, finished = int(result.as_numpy("scale")[0, 0]), bool(result.as_numpy("final")[0, 0])
-                which = np.arange(len(classes), dtype=np.int64)
+                which = np.arange(len(request), dtype=np.int64)
                 yield Preview(scale, result.as_numpy("image"), result.as_numpy("tokens"), finished, which)
         finally:
             self._client.stop_stream(cancel_requests=not finished)

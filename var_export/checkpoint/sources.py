@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from engines.errors import CheckpointError
 from engines.foreign import read_bytes, read_json
+from engines.spec.choices import CHECKPOINT_SUFFIXES
 from var_export.checkpoint import hub
 
 OFFICIAL_VAE = "vae_ch160v4096z32.pth"
@@ -23,8 +24,6 @@ CONFIG_FILE = "config.json"
 LABELS_FILE = "labels.txt"
 # What PyTorchModelHubMixin writes, newest first. Its config.json stands beside it by convention.
 MIXIN_FILES = ("model.safetensors", "pytorch_model.bin")
-# Of two files that differ in their ending alone, the earlier one here is read.
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
@@ -188,9 +187,12 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     """Files that may hold weights, one for each stem; of a checkpoint in shards its index or the first of them."""
     with reading(folder):
         named = {path: Path(_whole_name(path.name)) for path in sorted(folder.iterdir()) if path.is_file()}
-    files = {path: whole for path, whole in named.items() if whole.suffix.lower() in SUFFIXES}
+    files = {path: whole for path, whole in named.items() if whole.suffix.lower() in CHECKPOINT_SUFFIXES}
     chosen: dict[str, Path] = {}
-    order = {path: (SUFFIXES.index(whole.suffix.lower()), path.name != whole.name) for path, whole in files.items()}
+    order = {
+        path: (CHECKPOINT_SUFFIXES.index(whole.suffix.lower()), path.name != whole.name)
+        for path, whole in files.items()
+    }
     for path in sorted(files, key=order.__getitem__):
         whole = files[path]
         chosen.setdefault("model" if whole.stem in _MIXIN_STEMS else whole.stem, path)

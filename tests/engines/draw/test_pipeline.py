@@ -257,10 +257,36 @@ def test_preview_scales_out_of_range_are_refused(scales, pipeline):
 
 def test_a_stream_is_refused_when_it_is_asked_for(pipeline):
     """Not when its first image is."""
-    with pytest.raises(UsageError, match="max_batch is 8"):
-        pipeline.stream([3] * 9)
     with pytest.raises(UsageError, match="top_p"):
         pipeline.stream(3, top_p=2)
+
+
+@pytest.mark.slow
+def test_a_stream_of_more_than_a_batch_is_drawn_batch_after_batch(pipeline):
+    wanted = pipeline.generate([88, 3, 171] * 3, seeds=5)
+    previews = list(pipeline.stream([88, 3, 171] * 3, seeds=5, preview_scales=[2]))
+    assert [(preview.scale, preview.final, preview.which.tolist()) for preview in previews] == [
+        (2, False, list(range(8))),
+        (6, True, list(range(8))),
+        (2, False, [8]),
+        (6, True, [8]),
+    ]
+    finals = [preview for preview in previews if preview.final]
+    np.testing.assert_array_equal(np.concatenate([preview.tokens for preview in finals]), wanted.tokens)
+    assert all(preview.timings is not None for preview in finals)
+
+
+@pytest.mark.slow
+def test_one_class_stands_for_as_many_as_there_are_seeds(pipeline):
+    wanted = pipeline.generate(["parrot"] * 3, seeds=[1, 9, 2], cfg=[0, 1, 2])
+    same(pipeline.generate("parrot", seeds=[1, 9, 2], cfg=[0, 1, 2]), wanted)
+    same(pipeline.generate(["parrot"], seeds=np.array([1, 9, 2]), cfg=[0, 1, 2]), wanted)
+    assert repr(wanted).startswith("<Result: 3 images of 64 x 64, classes [88, 88, 88], seeds [1, 9, 2], ")
+    pictures = wanted.pil()
+    assert [picture.size for picture in pictures] == [(64, 64)] * 3
+    np.testing.assert_array_equal(np.asarray(pictures[2]), wanted.images[2])
+    *_, last = pipeline.stream("parrot", seeds=range(9))
+    assert repr(last) == "<Preview: 1 image of 64 x 64 after scale 6, final>"
 
 
 @pytest.mark.slow
@@ -499,7 +525,8 @@ REFUSED = [
     ({"classes": "a dragon that nobody drew"}, "var-run classes"),
     ({"classes": "0-3"}, "4 classes where one is needed"),
     ({"classes": [1.5]}, "class"),
-    ({"seeds": [1, 2]}, "one seed per image"),
+    ({"classes": [1, 2, 3], "seeds": [1, 2]}, "one seed per image"),
+    ({"seeds": []}, "one seed per image"),
     ({"seeds": []}, "one seed per image"),
     ({"seeds": -1}, r"0 to 2\^64 - 1"),
     ({"seeds": 2**64}, r"0 to 2\^64 - 1"),

@@ -144,7 +144,7 @@ def completions(words):
         ("var-export build --vae ", ["file,"]),
         ("var-export build --out ", ["dir,"]),
         ("var-export verify bun", ["dir,bun"]),
-        ("var-export inspect ", ["dir,"]),
+        ("var-export inspect ", ["file,"]),
     ],
 )
 def test_shell_completion(words, expected):
