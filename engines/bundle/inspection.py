@@ -76,7 +76,7 @@ def describe(bundle: Bundle, states: dict[str, str]) -> dict[str, Any]:
         "path": str(bundle.path),
         "verified": all(state == OK for state in states.values()),
         "classes": config.transformer.num_classes,
-        "labels": None if bundle.labels is None else len(bundle.labels),
+        "labels": None if bundle.labels is None else sum(map(bool, bundle.labels)),
         "model": facts["model"]
         | {"image_size": config.image_size, "num_tokens": config.num_tokens, "num_scales": config.num_scales},
         "bytes": bundle.total_bytes,

@@ -37,7 +37,8 @@ _ANCHORS = {
 _VAE_PARTS = {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
 # torch.compile, data-parallel training, FSDP, activation checkpointing: no official name has a part of these.
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_BESIDE = {"loss", "lpips", "discriminator"}  # what a VQ-VAE is trained against, in one state dict with it
+# Beside a model in one state dict: what a VQ-VAE is trained against, the counter of PyTorch's AveragedModel.
+_BESIDE = {"loss", "lpips", "discriminator", "n_averaged"}
 _FLATTENED = "_flat_param"
 _MAX_DEPTH = 8
 _MOST_GROWTH = 4  # of the tensors over the file, in bytes: no format compresses, and some weights are tied
@@ -144,8 +145,9 @@ def _parts(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Part]:
                 found[kind, match[1]] = []
     for key, tensor in value.items() if found else ():
         name = names.get(key, "")
-        if name.split(".")[0] not in _BESIDE and (owner := _owner(name, found)):
-            found[owner].append((key, name.removeprefix(owner[1]), tensor))
+        owner = _owner(name, found)
+        if owner and (official := name.removeprefix(owner[1])).split(".")[0] not in _BESIDE:
+            found[owner].append((key, official, tensor))
     for (kind, prefix), entries in found.items():
         yield Part(kind, ".".join((*path, *prefix.split(".")[:-1])), tuple(entries))
     for key, inner in value.items():

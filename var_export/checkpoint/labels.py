@@ -33,7 +33,6 @@ IMAGENET = "imagenet"
 IMAGENET_CLASSES = 1000
 
 _IMAGENET_FILE = Path(__file__).parents[1] / "data" / "imagenet_labels.txt"
-_OFFICIAL_REPO = "FoundationVision/var"
 _FORMS = "write one label per line, CSV, or a JSON list or map of indexes"
 _ODD_STARTS, _ODD_ENDS = tuple("{[(<\"'-"), ("{", "}", "[", "]", "',", '",')  # of a form that is none of ours
 _WORDNET = re.compile(r"n\d{8}")
@@ -80,9 +79,7 @@ def is_official(files: tuple[NamedFile, NamedFile], config: ModelConfig) -> bool
     name = f"d{config.transformer.depth}"
     if name not in models.NAMES or dataclasses.replace(config, name=name) != models.official(name):
         return False
-    if model.hub_file and model.hub_file.repo == _OFFICIAL_REPO:
-        return True
-    return Path(model.file_name).stem == f"var_{name}" and Path(vae.file_name).stem == Path(OFFICIAL_VAE).stem
+    return Path(model.whole_name).stem == f"var_{name}" and Path(vae.whole_name).stem == Path(OFFICIAL_VAE).stem
 
 
 def _file(wanted: str | Path | None, described: ConfigFile, model: NamedFile) -> NamedFile | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engines.cli.common import NamedPath, json_option, json_out, print_facts, print_table, show
-from engines.words import mebibytes
+from engines.words import counted, mebibytes
 from var_export.cli.common import open_bundle
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def _print(bundle: Bundle, states: dict[str, str]) -> None:
     recorded = bundle.provenance.get("checkpoint") or {}
     versions = bundle.provenance.get("versions") or {}
     quantised = bundle.provenance.get("quantisation") or {}
-    labels = "no labels" if bundle.labels is None else f"{len(bundle.labels)} labels"
+    named = sum(map(bool, bundle.labels or ()))  # a class may have no name
     lines = {
         "bundle": f"{bundle.path} ({mebibytes(bundle.total_bytes)})",
         "model": f"{bundle.name}, {c.image_size}x{c.image_size} pixels",
         "transformer": f"depth {t.depth}, width {t.width}, {t.heads} heads of {t.head_dim}, MLP {t.mlp_hidden}",
         "VQ-VAE": f"{v.vocab_size} codes of {v.z_channels} channels, width {v.ch} x {', '.join(map(str, v.ch_mult))}",
         "scales": f"{', '.join(map(str, c.patch_nums))} ({c.num_tokens} tokens)",
-        "classes": f"{t.num_classes}, {labels}",
+        "classes": f"{t.num_classes}, {counted(named, 'label') if named else 'no labels'}",
         "precision": bundle.precision,
         **({"quantised": _quantised(quantised)} if quantised else {}),
         "form": bundle.form,

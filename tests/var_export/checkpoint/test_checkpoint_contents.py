@@ -41,6 +41,8 @@ class TestNested:
             lambda state: {"trainer": {"model": {"state_dict": state}}},
             lambda state: {"state_dict": prefixed(state, "model.") | {"criterion.weight": torch.ones(3)}},
             lambda state: {"model": state, "ema": state},  # one and the same
+            lambda state: {"ema": {"n_averaged": torch.tensor(3)} | prefixed(state, "module.")},
+            lambda state: {"ema.n_averaged": torch.tensor(3)} | prefixed(state, "ema.module."),
         ],
     )
     def test_the_only_one_that_fits(self, tmp_path: Path, wrap: Any) -> None:

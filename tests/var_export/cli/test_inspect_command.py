@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from support import copy_bundle, write_manifest
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, WEIGHTS
@@ -44,6 +45,14 @@ def test_graphs_lists_every_tensor(call, tiny_build, graph):
         line = next(line for line in block.splitlines() if line.split()[1:2] == [info.name])
         assert info.dtype in line
         assert info.meaning in line
+
+
+def test_only_classes_with_a_name_are_counted(call, tiny_build, tmp_path):
+    folder = copy_bundle(tiny_build.path, tmp_path / "b")
+    document = json.loads((folder / "manifest.json").read_text())
+    write_manifest(folder, document | {"labels": ["tench", "", "goldfish", "", ""]})
+    assert "5, 2 labels" in call("inspect", folder)[1]
+    assert json.loads(call("inspect", folder, "--json")[1])["labels"] == 2
 
 
 def test_json(call, tiny_build):
