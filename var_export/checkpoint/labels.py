@@ -163,7 +163,7 @@ def _of_table(lines: list[str]) -> dict[int, str]:
     ids = [column for column in columns if all(map(_WORDNET.fullmatch, column))]
     texts = [k for k, column in enumerate(columns) if column not in indexes and column not in ids]
     if len(texts) > 1:
-        texts = [k for k in texts if header and header[k] in _HEADERS]
+        texts = [k for k in texts if len(header) == len(columns) and header[k] in _HEADERS]
     if len(texts) != 1:
         raise ValueError(f"{len(columns)} columns do not say which one holds the labels")
     labels = columns[texts[0]]

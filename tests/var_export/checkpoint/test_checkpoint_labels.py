@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_samples import TINY, error_of, save_pair, tiny, var_state
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.bundle.labels import ClassNames
-from engines.errors import UsageError
+from engines.errors import CheckpointError, UsageError
 from engines.sizing import models
+from var_export.checkpoint.labels import labels_of
 from var_export.checkpoint.load import load_checkpoint
+from var_export.checkpoint.settings import ConfigFile
+from var_export.checkpoint.sources import NamedFile
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "crane", "stingray")
 IDS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")
@@ -106,6 +112,7 @@ class TestForms:
             ("[" * 5000, "it begins as JSON or Python does, and is neither"),
             ("a\nb\x1b[2J", "the label of class 1 holds a control character"),
             ("a,b,c\nx,y,z\n", ""),
+            ("index,label\n,,\n", ""),
         ],
     )
     def test_not_understood(self, path: Path, tmp_path: Path, text: str, problem: str) -> None:
@@ -114,6 +121,24 @@ class TestForms:
         message = error_of(path, labels=tmp_path / name)
         assert str(tmp_path / name) in message
         assert (problem or "3 columns do not say which one holds the labels") in message
+
+
+PIECES = st.text("{}[]()'\":,;\t\n 0123n4ab-<=\x00é", max_size=60)
+STARTS = st.sampled_from(["", "{", "[", "index,label\n", "n01440764 a\n", "0: a\n"])
+
+
+@given(st.builds(str.__add__, STARTS, PIECES), st.booleans())
+def test_any_text_is_labels_or_one_error(text: str, is_table: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"names.{'csv' if is_table else 'txt'}"
+        path.write_text(text, encoding="utf-8")
+        try:
+            labels = labels_of(path, ConfigFile(), (NamedFile(path, ""), NamedFile(path, "")), TINY)
+        except CheckpointError:
+            return
+    assert labels is not None
+    assert len(labels) == 5
+    assert any(labels)
 
 
 class TestImageNet:
