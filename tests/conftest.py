@@ -9,6 +9,7 @@ import pytest
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
 from tests.bundles import shared_bundle
+from tests.hub_server import hub as hub  # a fixture
 from tests.kept import KEPT, changed
 
 # Fixtures that start another program for seconds: a Triton server, a browser, NVIDIA's builder.

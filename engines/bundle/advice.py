@@ -42,4 +42,5 @@ def what_else(place: Path, manifest: str) -> str:
             f"; of the Hugging Face Hub, name a checkpoint to build from, as hf://{place.as_posix()}/FILE, "
             "or a folder with a bundle, as hf://OWNER/NAME/FOLDER"
         )
-    return f"there is no bundle at {place}{meant or '; var-export list shows those that are here, var-export build makes one'}"
+    listed = "; var-export list shows those that are here, var-export build makes one"
+    return f"there is no bundle at {place}{meant or listed}"

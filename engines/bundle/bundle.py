@@ -7,11 +7,12 @@ SHA-256 match the manifest. docs/bundles.md has the format.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, graph_f
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
 from engines.errors import BundleError
 from engines.foreign import read_arrays, reading
+from engines.hub import download, is_hub_name, parse_hub_folder
 from engines.spec import golden_run
 from engines.storage import sha256_of
 
@@ -54,7 +56,7 @@ class Bundle(Manifest):
         """
         if not str(path):
             raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
-        path = Path(path)
+        path = _downloaded(path) if is_hub_name(path) else Path(path).expanduser()
         while True:  # until no other bundle takes its place meanwhile
             place, problem = place_of(path), None
             before = _identity(place)
@@ -151,6 +153,19 @@ def _check(file: Path, entry: FileEntry, size: int, sha256: Callable[[], str]) -
         raise BundleError(f"{file} has {size} bytes instead of {entry.size}; copy it again, or build again")
     if sha256() != entry.sha256:
         raise BundleError(f"{file} is not the file that was built (SHA-256 differs); copy it again, or build again")
+
+
+def _downloaded(name: str | Path) -> Path:
+    """The local folder of a bundle of the Hub, all files of one commit. Raises `BundleError`."""
+    folder = parse_hub_folder(name)
+    manifest = cast("Path", download(folder.inside(MANIFEST), error=BundleError))
+    # The cache keeps a folder for each commit: the others come from the one that the manifest is of.
+    commit = manifest.parents[len(Path(folder.file).parts)].name
+    of_commit = dataclasses.replace(folder, revision=commit)
+    facts = Manifest.read(manifest.parent)
+    for file in (*facts.files, *(plan.file for plans in facts.plans for plan in plans.graphs.values())):
+        download(of_commit.inside(file), error=BundleError)
+    return manifest.parent
 
 
 def place_of(path: Path) -> Path:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import backends
-from engines.backends.base import Array
 from engines.bundle.bundle import Bundle, default_bundle
-from engines.draw.device_check import DRAWING, ENCODING, DeviceCheck
+from engines.draw.converting import Converter
+from engines.draw.device_check import DRAWING, DeviceCheck
 from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
 from engines.draw.mask import prepare
@@ -26,8 +26,6 @@ from engines.draw.request import (
     PreviewScales,
     Request,
     Seeds,
-    as_batch,
-    as_tokens,
     make_request,
     preview_sets,
 )
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
     from engines.spec.sampling import SamplingOptions
 
 
-class Pipeline(AbstractContextManager["Pipeline"]):
+class Pipeline(Converter, AbstractContextManager["Pipeline"]):
     """A bundle, loaded: draws images and converts between images and tokens.
 
     Safe to use from several threads: engines are shared, and every running batch has buffers of its own.
@@ -88,7 +86,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         """Open a bundle and its engines.
 
         Args:
-            path: bundle folder; the newest under `bundles/`, else the embedded demo, by default.
+            path: bundle folder, or `hf://` as of `from_pretrained`; the newest under `bundles/`, else the embedded
+                demo, by default.
             backend: one of `engines.spec.choices.BACKENDS`; the one of the bundle's plans that fit this machine,
                 else ONNX Runtime, by default.
             provider: what ONNX Runtime computes on; never anything else than asked.
@@ -111,6 +110,14 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         except BaseException:
             runtime.close()
             raise
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Pipeline:
+        """`load` with the bundle named, as in other libraries: a folder, or `hf://OWNER/REPO[@REVISION][/FOLDER]`.
+
+        Of the Hugging Face Hub, the files are downloaded to its cache unless they are there; it needs the extra `hub`.
+        """
+        return cls.load(name, **options)
 
     def generate(
         self,
@@ -213,31 +220,6 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         names, forced = prepare(self.config, self.encode, images, mask, classes, seeds)
         return self.generate(names, seeds=seeds, forced=forced, on_scale=on_scale, stop=stop, **sampling)
 
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
-        size = self.config.image_size
-        images = as_batch(images, "images", "uint8", (size, size, 3))
-        self._check.require(self, ENCODING)
-        return self._map("encode", "image", images, "tokens")
-
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Tokens int (B, T) -> images uint8 (B, h, w, 3)."""
-        return self.decode_features(self.accumulate(tokens))
-
-    def accumulate(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Tokens int (B, T) -> accumulated feature maps float32 (B, Z, S, S), which the decoder takes."""
-        return self._map("accumulate", "tokens", as_tokens(tokens, self.config), "f_hat")
-
-    def decode_features(self, f_hat: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Accumulated feature maps float32 (B, Z, S, S) -> images uint8 (B, h, w, 3)."""
-        Z, S = self.config.vae.z_channels, self.config.latent_size
-        f_hat = as_batch(f_hat, "feature maps", "float32", (Z, S, S))
-        return self._map("decode", "f_hat", f_hat, "image")
-
-    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Images through the tokens and back, uint8 (B, h, w, 3)."""
-        return self.decode(self.encode(images))
-
     def describe_runtime(self) -> dict[str, Any]:
         """Versions, provider and threads, for reports."""
         return {"numpy": np.__version__, "form": self.form, **self.backend.describe()}
@@ -249,14 +231,3 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-    def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
-        """Run a graph with one input and one output over all of `values`, in batches."""
-        if len(values) == 0:
-            raise UsageError("nothing to do: the array holds no image")
-        parts = []
-        for start in range(0, len(values), self.max_batch):
-            part = values[start : start + self.max_batch]
-            parts.append(self._engines.call(graph, {given: part}, len(part))[result])
-            require_finite(self.config, {result: parts[-1]})
-        return np.concatenate(parts)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from engines import hub
 from engines.errors import CheckpointError
 from engines.foreign import read_bytes, read_json
 from engines.spec.choices import CHECKPOINT_SUFFIXES
-from var_export.checkpoint import hub
 
 OFFICIAL_VAE = "vae_ch160v4096z32.pth"
 CONFIG_FILE = "config.json"
