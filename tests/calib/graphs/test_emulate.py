@@ -23,9 +23,6 @@ from engines.fidelity.checks import verify
 from engines.judging.similarity import psnr
 from engines.judging.thresholds import THRESHOLDS, Thresholds
 from tests.bundles import shared_bundle
-from var_export.build import make_graph
-from var_export.graphs.precision import PRECISIONS
-from var_export.graphs.quantize import Quantizer
 
 pytestmark = pytest.mark.slow
 
@@ -227,6 +224,11 @@ def test_both_forms_round_alike(bf16, tmp_path):
 @pytest.mark.parametrize("precision", HALVES)
 def test_it_errs_as_pytorch_does_in_half_precision(precision, request, tmp_path):
     """The same modules, run eagerly with real half-precision rounding, lose as much against FP32."""
+    pytest.importorskip("torch")
+    from var_export.build import make_graph
+    from var_export.graphs.precision import PRECISIONS
+    from var_export.graphs.quantize import Quantizer
+
     reference = demo_reference()
     module = make_graph("decode", reference, Quantizer(reference.vae.quantize), PRECISIONS[precision], 900)
     bundle = Bundle.open(request.getfixturevalue(f"demo_{precision}_bundle"))

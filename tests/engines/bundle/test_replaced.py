@@ -4,6 +4,7 @@ import threading
 import time
 
 import numpy as np
+import onnxruntime
 import pytest
 from support import as_links, copy_bundle, refused, reseal
 
@@ -12,8 +13,12 @@ from engines.bundle.bundle import Bundle, default_bundle
 from engines.bundle.manifest import Manifest
 from engines.bundle.writer import BundleWriter
 from engines.draw.pipeline import Pipeline
-from engines.errors import BundleError
+from engines.errors import BackendError, BundleError
 from tests.bundles import shared_bundle
+
+IN_MEMORY = hasattr(onnxruntime.SessionOptions, "add_external_initializers_from_files_in_memory")
+"""Whether this ONNX Runtime (from 1.24 on) can read what a name does not lead to any more."""
+OPEN_AGAIN = "was replaced since it was opened, and ONNX Runtime"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,10 @@ def wanted(first, second):
 def test_what_is_opened_late_is_of_the_bundle_that_was_opened(first, second, wanted, tmp_path, verify):
     place = copy_bundle(first, tmp_path / "bundle")
     bundle = Bundle.open(place, verify=verify)
+    if not IN_MEMORY:
+        publish(second, place)
+        refused(lambda: Pipeline(bundle, OnnxRuntimeBackend(threads=1)), OPEN_AGAIN, "1.24", kind=BackendError)
+        return
     with Pipeline(bundle, OnnxRuntimeBackend(threads=1)) as pipeline:  # constants, encode and accumulate come later
         publish(second, place)
         assert np.array_equal(drawn(pipeline), wanted["first"])
@@ -95,7 +104,8 @@ def test_drawing_while_bundles_are_published(first, second, wanted, tmp_path):
                 found = of(place)
                 seen.append(next(name for name, values in wanted.items() if np.array_equal(found, values)))
             except Exception as error:
-                problems.append(error)
+                if IN_MEMORY or OPEN_AGAIN not in str(error):
+                    problems.append(error)
 
     threads = [threading.Thread(target=draw) for _ in range(8)]
     for thread in threads:

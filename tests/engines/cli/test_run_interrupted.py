@@ -87,12 +87,12 @@ def test_kill_9_loses_nothing_and_leaves_nothing_half(tmp_path, route):
 
 
 def test_a_real_ctrl_c(tmp_path):
-    process = start(tmp_path, "--class", "all", "--count", "10", "--batch", "1")
+    process = start(tmp_path, "--class", "all", "--count", "100", "--batch", "1")
     wait_until(lambda: (tmp_path / "out" / "00000-parrot-0.png").exists(), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "of 60 images are done, the same command continues" in err.splitlines()[-1]
+    assert "of 600 images are done, the same command continues" in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
