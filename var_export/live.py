@@ -15,6 +15,7 @@ from engines.fidelity.speed import Draw
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
 from engines.spec.uniforms import uniforms
+from var_export.checkpoint.labels import NONE
 from var_export.checkpoint.load import Checkpoint, load_checkpoint
 from var_export.golden import run_reference
 from var_export.model.reference import Reference
@@ -28,7 +29,7 @@ def checkpoint_for(bundle: Bundle, model: str, **parts: Any) -> Checkpoint:
 
     Raises `CheckpointError` where it has another architecture.
     """
-    checkpoint = load_checkpoint(model, **parts, name=bundle.config.name)
+    checkpoint = load_checkpoint(model, **parts, labels=NONE, name=bundle.config.name)
     differing = _differences(checkpoint.config, bundle.config)
     if differing:
         raise CheckpointError(

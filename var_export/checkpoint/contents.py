@@ -76,8 +76,10 @@ class Content:
         if key is not None:
             found = [part for part in found if part.named(key)] or found
         if len(found) > 1:
-            names = ", ".join(f"--key {shlex.quote(part.name)}" for part in found[:8])
-            raise CheckpointError(f"{self.file.shown} holds {len(found)} of a {kind}: say which with one of {names}")
+            names = " or ".join(f"--key {shlex.quote(part.name)}" for part in found[:8])
+            raise CheckpointError(
+                f"{self.file.shown} holds {len(found)} state dicts of a {kind}: say which with {names}"
+            )
         return found[0] if found else None
 
     def state(self, part: Part) -> State:

@@ -180,8 +180,9 @@ def _read_checkpoint(name: str, parts: CheckpointParts) -> tuple[Any, Any]:
     if "://" not in name and not Path(name).exists():
         raise UsageError(f"there is no model or file {name!r}; known names are {', '.join(models.NAMES)}")
     with needs_export_packages("a checkpoint"):
+        from var_export.checkpoint.labels import NONE
         from var_export.checkpoint.load import load_checkpoint
-    checkpoint = load_checkpoint(name, **vars(parts))
+    checkpoint = load_checkpoint(name, **vars(parts), labels=NONE)
     return checkpoint.config, checkpoint.sampling
 
 

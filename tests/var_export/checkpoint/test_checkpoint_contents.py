@@ -118,26 +118,28 @@ def average() -> State:
 class TestKey:
     def test_two_that_fit(self, tmp_path: Path) -> None:
         path = saved(tmp_path, {"model": var_state(), "ema": {"model": average(), "decay": 0.99}})
-        assert "holds 2 of a VAR transformer: say which with one of --key model, --key ema.model" in error_of(path)
+        assert "holds 2 state dicts of a VAR transformer: say which with --key model or --key ema.model" in error_of(
+            path
+        )
         for key in ("ema", "ema.model"):
             assert torch.equal(load_checkpoint(path, key=key).var_state["head.bias"], average()["head.bias"])
 
     def test_each_by_its_name(self, tmp_path: Path) -> None:
         path = saved(tmp_path, {"state_dict": prefixed(var_state(), "net.") | prefixed(average(), "ema.")})
-        assert "--key state_dict.net, --key state_dict.ema" in error_of(path)
+        assert "--key state_dict.net or --key state_dict.ema" in error_of(path)
         same_weights(load_checkpoint(path, key="net"))
         assert torch.equal(load_checkpoint(path, key="ema").var_state["head.bias"], average()["head.bias"])
 
     def test_beside_one_without_a_name(self, tmp_path: Path) -> None:
         path = saved(tmp_path, var_state() | prefixed(average(), "ema."))
-        assert "one of --key '', --key ema" in error_of(path)
+        assert "with --key '' or --key ema" in error_of(path)
         same_weights(load_checkpoint(path, key=""))
 
     def test_of_the_vae(self, tmp_path: Path) -> None:
         path = save_pair(tmp_path)
         other = vae_state() | {"quant_conv.bias": torch.ones(4)}
         torch.save({"model": vae_state(), "ema": other}, tmp_path / "vae_tiny.pth")
-        assert "vae_tiny.pth holds 2 of a VQ-VAE: say which" in error_of(path)
+        assert "vae_tiny.pth holds 2 state dicts of a VQ-VAE: say which" in error_of(path)
         assert load_checkpoint(path, key="ema").vae_state["quant_conv.bias"].tolist() == [1] * 4
 
     def test_both_models_by_one_key(self, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_state_dict_of_a_key_is_built(call, fake_build, tiny_checkpoint, tmp
     code, _, err = call("build", tmp_path / "last.pt", *options)
     assert (code, err.splitlines()[-1]) == (
         2,
-        f"Error: {tmp_path}/last.pt holds 2 of a VAR transformer: say which with one of --key model, --key ema",
+        f"Error: {tmp_path}/last.pt holds 2 state dicts of a VAR transformer: say which with --key model or --key ema",
     )
     assert call("build", tmp_path / "last.pt", *options, "--key", "ema", "--labels", "none")[0] == 0
     assert fake_build.seen[0].checkpoint.var_state["head.bias"].tolist() == [1] * 64

@@ -13,7 +13,7 @@ from engines.bundle.bundle import DEMO_BUNDLE
 from engines.sizing import models
 from engines.sizing.devices import devices
 from engines.spec.config import ModelConfig
-from tests.support import quickest
+from tests.support import copy_bundle, quickest
 from var_export.cli import estimate as estimate_module
 from var_export.cli.main import group
 
@@ -177,6 +177,13 @@ def test_a_bundle_brings_its_precision_and_form(document, tiny_build):
     assert found == ("tiny", "fp32", "stepwise", 64)
     other = document("--model", tiny_build.path, "--device", "l4", "--precision", "bf16", "--form", "fused")
     assert (other["precision"], other["form"]) == ("bf16", "fused")
+
+
+def test_labels_of_a_checkpoint_do_not_matter(document, tiny_checkpoint, tmp_path):
+    folder = copy_bundle(tiny_checkpoint, tmp_path / "c")
+    (folder / "labels.txt").write_text("{0: tench")
+    here, there = (document("--model", each, "--device", "l4") for each in (tiny_checkpoint, folder))
+    assert here == there
 
 
 def test_a_checkpoint_is_the_same_as_its_bundle(document, tiny_checkpoint, tiny_build):
