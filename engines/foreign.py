@@ -210,6 +210,23 @@ def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image
             ) from None
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The files in a folder that are pictures by their names' endings, in the order of their names.
+
+    Raises `UsageError` where there are none, or the folder cannot be read.
+    """
+    from PIL import Image
+
+    Image.init()
+    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
+    with reading(folder, "folder"):
+        found = sorted(file for file in folder.iterdir() if file.suffix.lower() in endings and file.is_file())
+    found = [file for file in found if not file.name.startswith(".")]
+    if not found:
+        raise UsageError(f"{folder} has no pictures")
+    return found
+
+
 def _npy_header(stream: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Type and shape of a plain array; `stream` is behind its header then."""
     from numpy.lib import format as npy

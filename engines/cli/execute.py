@@ -36,6 +36,8 @@ class Opened(Generic[Source]):
     place: str
     """The bundle's folder, or the address of the server that has it."""
     load: Callable[[], Source]
+    kept: bool = False
+    """Whether what draws stays open after a job, since more jobs come."""
 
 
 class ImageRun(Generic[Source]):
@@ -59,6 +61,12 @@ class ImageRun(Generic[Source]):
 
     def run(self, *remarks: str | None) -> None:
         """Make what is missing, then report on stdout. `remarks`: to tell before, once the files can be written."""
+        document = self.make(*remarks)
+        if document is not None:
+            json_out(document)
+
+    def make(self, *remarks: str | None) -> dict[str, Any] | None:
+        """As `run`, but give what --json prints, where that was asked for."""
         sinks, files = self._sinks.open()
         for remark in filter(None, remarks):
             tell(remark)
@@ -67,14 +75,14 @@ class ImageRun(Generic[Source]):
             with _progress(total, self._options.batch) as progress:
                 made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=progress)
         finally:
-            if self._source is not None:
+            if self._source is not None and not self._opened.kept:
                 self._source.close()
         if self._options.as_json:
-            json_out(self._document([file for group in files for file in group], made))
-            return
+            return self._document([file for group in files for file in group], made)
         self._summary(made, sum(sink.replaced for sink in sinks))
         for group in files:
             _list(group)
+        return None
 
     def _timed(self, items: Sequence[Item]) -> Made:
         start = time.perf_counter()

@@ -167,17 +167,24 @@ class AreaOptions:
     box: tuple[str, ...] = option(
         multiple=True, metavar="X0,Y0,X1,Y1", help="Redraw this part; pixels, or fractions to 1. Repeatable."
     )
-    mask: Path | None = option(type=PATH, metavar="FILE", help="Redraw where this picture is white.")
+    mask: Path | None = option(
+        type=PATH, metavar="PATH", help="Redraw where this picture is white; or a folder with one for each picture."
+    )
     boxes: Path | None = option(
         type=PATH,
         metavar="PATH",
         help="Redraw what a detector found: a file of COCO, Ultralytics or YOLO, or a folder of them.",
     )
+    detect: Path | None = option(
+        type=PATH, metavar="MODEL.onnx", help="Redraw what this detector finds: one that Ultralytics exported."
+    )
     objects: tuple[str, ...] = option(
         "--object", multiple=True, metavar="NAME", help="Of what was found, only this class. Repeatable."
     )
     score: float | None = option(
-        type=click.FloatRange(0, 1), metavar="SCORE", help="Of what was found, only from this score on."
+        type=click.FloatRange(0, 1),
+        metavar="SCORE",
+        help="Of what was found, only from this score on. [default: 0.25 for --detect]",
     )
     grow: float = option(
         type=click.FloatRange(min=0),

@@ -14,7 +14,7 @@ import click
 from engines.cli.common import given, guarded, option_group, version_option
 from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, SourceOptions
 
-_AREA = ("box", "mask", "boxes")
+_AREA = ("box", "mask", "boxes", "detect")
 _PREVIEW = ("preview", "preview_as")
 _HERE = ("engine", "form", "threads", "provider", "backend", "device", "check")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (("npz", ("out", "grid", *_PREVIEW)), ("url", _HERE))
@@ -97,24 +97,27 @@ def draw(
 
 
 @run.command("edit")
-@click.argument("picture", type=PATH)
+@click.argument("pictures", type=PATH, nargs=-1, required=True, metavar="PICTURE...")
 @option_group("area", AreaOptions)
 @option_group("request", DrawOptions, classes="What to draw there, as for drawing. [default: no class]")
 @option_group("output", OutputOptions, without=("npz",))
 @option_group("source", SourceOptions, without=("url",))
 @click.pass_context
 def edit(context: click.Context, /, **values: Any) -> None:
-    """Redraw a part of a picture, of any size.
+    """Redraw a part of a picture, of any size; of several pictures, or of those in a folder.
 
-    The part is given by boxes, masks or what a detector found; the rest of the picture stays.
+    The part is given by boxes, masks or what a detector found; the rest of the picture stays. Of several pictures,
+    the results go to a folder, edited/ or --out, where {name} stands for the picture's.
     """
     _check_conflicts(context)
     flags = given(context)
     if not flags.keys() & set(_AREA):
-        raise click.UsageError("which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE")
-    stray = [flags[name] for name in ("objects", "score") if name in flags and "boxes" not in flags]
+        raise click.UsageError(
+            "which part of the picture? give --box X0,Y0,X1,Y1, --mask FILE or --boxes FILE, or --detect MODEL.onnx"
+        )
+    stray = [flags[name] for name in ("objects", "score") if name in flags and not flags.keys() & {"boxes", "detect"}]
     if stray:
-        raise click.UsageError(f"{stray[0]} chooses from what a detector found: name its file with --boxes FILE")
+        raise click.UsageError(f"{stray[0]} chooses from what was found: add --boxes FILE or --detect MODEL.onnx")
     from engines.cli.edit import edit
 
     edit(**values)

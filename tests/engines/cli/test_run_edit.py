@@ -12,6 +12,7 @@ from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
 from engines.draw.pipeline import Pipeline
 from engines.files.images import load_picture, read_picture_text
+from tests.detectors import save_detector
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"
@@ -93,7 +94,7 @@ def test_an_outline_is_redrawn_and_not_its_box(edit):
     for place in ("outline.json", "square.txt", "."):
         code, _, err = edit("square.png", "--boxes", place, "--object", "16", "--out", "o.png", "--overwrite")
         assert code == 0
-        assert "; 36 of 64 cells are redrawn" in err
+        assert "; 1 object, 36 of 64 cells are redrawn" in err
         assert (load_picture(Path("o.png")) == load_picture(Path("square.png")))[:28, 36:].all()
 
 
@@ -103,6 +104,105 @@ def test_what_is_redrawn_grows_by_pixels_or_by_a_fraction(edit):
         said = edit("square.png", "--box", "0,0,16,16", "--grow", grow, "--out", f"{number}.png")[2]
         assert "; 16 of 64 cells are redrawn" in said
     assert (load_picture(Path("0.png")) == load_picture(Path("1.png"))).all()
+
+
+def white(width, height, *box):
+    """A smooth picture, dark but for a white box."""
+    picture = smooth(width, height) // 4
+    for x0, y0, x1, y1 in box:
+        picture[y0:y1, x0:x1] = 255
+    return Image.fromarray(picture)
+
+
+@demo
+@pytest.mark.parametrize("form", ["end to end", "raw"])
+def test_what_a_detector_finds_is_redrawn(edit, form):
+    white(120, 80, (40, 40, 80, 80)).save("white.png")
+    save_detector("found.onnx", form)
+    code, out, err = edit("white.png", "--detect", "found.onnx", "--object", "CAT", "--class", "fox", "--json")
+    assert code == 0
+    assert "; 1 object, 16 of 64 cells are redrawn" in err
+    document = json.loads(out)
+    (found,) = document["objects"]
+    assert (found["name"], found["score"]) == ("cat", pytest.approx(0.7))
+    assert found["box"] == pytest.approx([40, 40, 80, 80], abs=1.3)
+    assert edit("white.png", "--box", "40,40,80,80", "--class", "fox", "--out", "box.png")[0] == 0
+    np.testing.assert_array_equal(load_picture(Path("white-edited.png")), load_picture(Path("box.png")))
+    assert "--detect found.onnx --object CAT" in read_picture_text(Path("white-edited.png"))["area"]
+
+
+@demo
+def test_several_pictures_go_to_a_folder_under_their_names(edit):
+    Path("in").mkdir()
+    Path("in/notes.md").write_text("no picture")
+    Path("in/.hidden.png").write_text("no picture")
+    white(120, 80, (40, 40, 80, 80)).save("in/b.jpg", quality=95)
+    white(64, 64, (0, 0, 32, 32)).save("in/a.png")
+    white(64, 64).save("in/none.png")
+    save_detector("found.onnx", "end to end", masks=True)
+    args = ("in", "--detect", "found.onnx", "--object", "dog", "--class", "fox")
+    code, out, err = edit(*args)
+    assert (code, out.splitlines()) == (0, ["edited/a.png", "edited/b.png"])
+    assert "none.png is left out: no detection is left of found.onnx: it has 0 of none.png" in err
+    assert err.count("seed 0, as always") == 1
+    before = {path: path.stat().st_mtime_ns for path in Path("edited").iterdir()}
+    assert before.keys() == {Path("edited/a.png"), Path("edited/b.png")}
+    assert edit("in/a.png", *args[1:], "--out", "one.png")[0] == 0
+    np.testing.assert_array_equal(load_picture(Path("edited/a.png")), load_picture(Path("one.png")))
+
+    white(64, 64, (32, 32, 64, 64)).save("in/c.png")  # a picture more: what was made stays
+    code, out, err = edit(*args)
+    assert (code, out.splitlines()) == (0, ["edited/a.png", "edited/b.png", "edited/c.png"])
+    assert err.count("nothing to make") == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@demo
+def test_places_for_several_pictures(edit):
+    args = ("square.png", "wide.png", "--box", "0.4,0.4,0.6,0.9")
+    assert edit(*args, "--out", "to/{name}.webp", "--save-tokens", "{name}.npz")[0] == 0
+    assert names("to") == ["square.webp", "wide.webp"]
+    assert {"square.npz", "wide.npz"} <= set(names())
+    code, out, _ = edit(*args, "--out", "both", "-n", 2, "--json")
+    assert code == 0
+    assert [each["settings"]["edited"] for each in json.loads(out)["pictures"]] == ["square.png", "wide.png"]
+    assert names("both/wide") == ["00000-none-0.png", "00001-none-1.png", "job.json"]
+    assert edit(*args, "--out", "{name}/{seed}.png", "-n", 2)[0] == 0
+    assert names("wide") == ["0.png", "1.png"]
+    for option in (["--out", "a.png"], ["--out", "{seed}.png"], ["--save-tokens", "t.npz"]):
+        assert "is for 2 pictures: put {name} into it" in error_of(edit(*args, *option))
+
+
+@demo
+def test_boxes_and_masks_for_several_pictures(edit):
+    Path("masks").mkdir()
+    for name in ("square", "wide"):
+        picture = Image.open(f"{name}.png")
+        mask = Image.new("L", picture.size)
+        mask.paste(255, (0, 0, picture.width // 2, picture.height // 2))
+        mask.save(f"masks/{name}.png")
+    found = {"name": "dog", "class": 16, "box": {"x1": 0, "y1": 0, "x2": 32, "y2": 32}}
+    Path("nested.json").write_text(json.dumps([[found], [{**found, "box": {"x1": 0, "y1": 0, "x2": 60, "y2": 40}}]]))
+    for number, how in enumerate((["--mask", "masks"], ["--boxes", "nested.json"])):
+        code, _, err = edit("square.png", "wide.png", *how, "--fit", "stretch", "--out", f"{number}/")
+        assert (code, err.count("16 of 64 cells are redrawn")) == (0, 2)
+    for name in ("square.png", "wide.png"):
+        np.testing.assert_array_equal(load_picture(Path("0", name)), load_picture(Path("1", name)))
+    code, _, err = edit("square.png", "mask.png", "--mask", "masks", "--out", "2")
+    assert (code, names("2")) == (2, ["square.png"])
+    assert "mask.png is left out: masks has no mask that is called as mask.png" in err
+
+
+@demo
+def test_a_picture_that_cannot_be_edited_keeps_no_other_from_it(edit):
+    Path("bad.png").write_text("no picture")
+    code, out, err = edit("bad.png", "square.png", "--box", "0,0,.5,.5")
+    assert (code, out) == (2, "edited/square.png\n")
+    assert err.splitlines()[-1].startswith("Error: 1 of the 2 pictures could not be edited; the first: cannot read bad")
+    code, out, err = edit("bad.png", "none.png", "--box", "0,0,.5,.5")
+    assert (code, out) == (2, "")
+    assert "Error: none of the 2 pictures could be edited" in err.splitlines()[-1]
+    assert "no class is called" in error_of(edit("bad.png", "square.png", "--box", "0,0,.5,.5", "--class", "dragonfly"))
 
 
 @demo
@@ -158,6 +258,8 @@ def test_variants_of_several_classes_with_all_that_goes_with_a_job(edit):
         ("wide.png --boxes boxes.json --score 0.95", "no detection is left"),
         ("wide.png --boxes boxes.json --object bird", "no detection is left"),
         ("wide.png --boxes mask.png", "no JSON file"),
+        ("wide.png --detect none.onnx", "there is no such file"),
+        ("wide.png --detect yolo.pt", "export it with yolo export format=onnx"),
         ("wide.png --box 0,0,1,.5 --class dragonfly", "no class is called"),
     ],
 )
@@ -174,6 +276,8 @@ def test_a_mistake_is_one_line_and_makes_nothing(edit, args, says):
         ("edit a.png --outpaint", "--box X0,Y0,X1,Y1, --mask FILE or --boxes FILE"),
         ("edit a.png --box 0,0,1,.5 --score 0.5", "--boxes FILE"),
         ("edit a.png --boxes b.json --score 5", "--score"),
+        ("edit a.png --box 0,0,1,.5 --object dog", "--detect MODEL.onnx"),
+        ("edit a.png --box 0,0,1,.5 --grow -1", "--grow"),
         ("edit --box 0,0,1,.5", "PICTURE"),
         ("edit a.png --box 0,0,1,.5 --fit sideways", "--fit"),
         ("edit a.png --box 0,0,1,.5 --form fused --preview", "--preview"),
