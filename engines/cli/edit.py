@@ -39,7 +39,7 @@ _NAME = "{name}"
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Edits:
     """What all pictures of one command share."""
 
     area: AreaOptions
@@ -70,7 +70,7 @@ def edit(
     names = names_of(opened.manifest)
     classes = names.parse(request.classes) if request.classes else (names.unconditional,)
     settings = job_settings(request, source, opened.manifest)
-    shared = _Request(area, request, output, source, opened, names, classes, settings, detector)
+    shared = _Edits(area, request, output, source, opened, names, classes, settings, detector)
     if several:
         _edit_several(files, shared)
         return
@@ -78,7 +78,7 @@ def edit(
     execution.run(remark, seed_remark(request.seed))
 
 
-def _edit_several(files: Sequence[Path], shared: _Request) -> None:
+def _edit_several(files: Sequence[Path], shared: _Edits) -> None:
     """A job for each picture. One that cannot be edited is told of, and keeps no other from it."""
     documents: list[dict[str, Any]] = []
     refused: list[UsageError] = []
@@ -124,7 +124,7 @@ def _check_places(output: OutputOptions, count: int) -> None:
             raise UsageError(f"{flag} {place} is for {count} pictures: put {_NAME} into it{folder}")
 
 
-def _prepared(file: Path, shared: _Request, place: tuple[int, int] | None = None) -> tuple[ImageRun[Pipeline], str]:
+def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) -> tuple[ImageRun[Pipeline], str]:
     """The job for one picture, and what is done to it. `place`: which of how many it is, where there are several."""
     area, request, opened, names = shared.area, shared.request, shared.opened, shared.names
     config = opened.manifest.config
@@ -185,7 +185,7 @@ def _places(output: OutputOptions, stem: str, many: str, *, several: bool) -> tu
 
 
 def _redrawn(
-    shared: _Request, file: Path, pixels: NDArray[np.uint8], canvas: Canvas, place: tuple[int, int]
+    shared: _Edits, file: Path, pixels: NDArray[np.uint8], canvas: Canvas, place: tuple[int, int]
 ) -> tuple[Mask, list[Found]]:
     """The cells (S, S) that the options name, together; the others for --outpaint. And the objects among them."""
     area, (height, width) = shared.area, pixels.shape[:2]
