@@ -25,7 +25,7 @@ from engines.draw.mask import Mask, check_area, kept_tokens
 from engines.draw.pipeline import Pipeline
 from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
-from engines.editing.detections import read_found
+from engines.editing.detections import Detections
 from engines.editing.detectors import Detector
 from engines.editing.found import Found, NothingFoundError, cells_of
 from engines.errors import UsageError
@@ -50,6 +50,7 @@ class _Edits:
     names: ClassNames
     classes: Sequence[int]
     settings: dict[str, Any]
+    detections: Detections | None
     detector: Detector | None
 
 
@@ -61,6 +62,7 @@ def edit(
     several = len(files) > 1 or pictures[0].is_dir()
     if several:
         _check_places(output, len(files))
+    detections = None if area.boxes is None else Detections(area.boxes)
     detector = None
     if area.detect is not None:
         detector = Detector(area.detect, source.runtime.threads)
@@ -70,7 +72,7 @@ def edit(
     names = names_of(opened.manifest)
     classes = names.parse(request.classes) if request.classes else (names.unconditional,)
     settings = job_settings(request, source, opened.manifest)
-    shared = _Edits(area, request, output, source, opened, names, classes, settings, detector)
+    shared = _Edits(area, request, output, source, opened, names, classes, settings, detections, detector)
     if several:
         _edit_several(files, shared)
         return
@@ -191,8 +193,8 @@ def _redrawn(
     area, (height, width) = shared.area, pixels.shape[:2]
     boxes = [parse_box(text, width, height) for text in area.box]
     found: list[Found] = []
-    if area.boxes is not None:
-        found = read_found(area.boxes, file, width, height, objects=area.objects, score=area.score, place=place)
+    if shared.detections is not None:
+        found = shared.detections.find(file, width, height, objects=area.objects, score=area.score, place=place)
     if shared.detector is not None:
         found += shared.detector.find(pixels, file.name, objects=area.objects, score=area.score)
     mask = None if area.mask is None else load_mask(_mask_of(area.mask, file))

@@ -58,52 +58,65 @@ class _Picture:
     """Whether the numbers are fractions for sure; where not, they are if none exceeds 1."""
 
 
-def read_found(
-    path: Path,
-    picture: Path,
-    width: int,
-    height: int,
-    *,
-    objects: Sequence[str] = (),
-    score: float | None = None,
-    place: tuple[int, int] = (0, 1),
-) -> list[Found]:
-    """Read what was found in one picture.
+class Detections:
+    """A file of detections, read once; or a folder with a .txt or .json file of each picture's name."""
 
-    Args:
-        path: a file of one of the formats, or a folder with a .txt or .json file of each picture's name.
-        picture: the picture whose objects are wanted; its name tells them apart from those of others in the file.
-        width: of the picture in pixels, as it is seen.
-        height: of the picture in pixels, as it is seen.
-        objects: names or numbers of the classes wanted, any case; all where empty.
-        score: the least confidence wanted; what has none counts as certain.
-        place: which of how many pictures this is, for files that have as many and name none.
+    def __init__(self, path: Path) -> None:
+        """Raises `UsageError` where the file is in no known format."""
+        self._path = path
+        self._pictures = None if path.is_dir() else _pictures(path)
 
-    Raises:
-        NothingFoundError: no detection is left.
-        UsageError: the file is in no such format, or has no such picture.
-    """
-    if path.is_dir():
-        files = [path / f"{picture.stem}{ending}" for ending in (".txt", ".json")]
-        there = [file for file in files if file.exists()]
-        if not there:
-            raise NothingFoundError(f"{path} has no {files[0].name} and no {files[1].name} for {picture.name}")
-        path = there[0]
-    mine = _of_picture(_pictures(path), path, picture, place)
-    if mine.size is not None and mine.size != (width, height):
-        w, h = mine.size
-        raise UsageError(f"{path} is about a picture of {w} x {h} pixels, and {picture} has {width} x {height}")
-    fractions = mine.fractions or all(max(item.box) <= 1 for item in mine.objects)
-    scale = (width, height) if fractions else (1, 1)
-    found = []
-    for item in chosen(mine.objects, f"{path}", picture.name, objects=objects, score=score):
-        box = inside(item.box, f"of {item.name} in {path}", width, height, fractions=fractions)
-        paint = painter([outline * scale for outline in item.outlines]) if item.outlines else None
-        if item.runs is not None:
-            with reading(path, "file of detections"):
-                paint = _painter_of_runs(item.runs[0], item.runs[1], (height, width))
-        found.append(Found(box, item.name, item.number, item.score, paint))
-    return found
+    def find(
+        self,
+        picture: Path,
+        width: int,
+        height: int,
+        *,
+        objects: Sequence[str] = (),
+        score: float | None = None,
+        place: tuple[int, int] = (0, 1),
+    ) -> list[Found]:
+        """What was found in one picture.
+
+        Args:
+            picture: the picture; its name tells its objects from those of others in the file.
+            width: of the picture in pixels, as it is seen.
+            height: of the picture in pixels, as it is seen.
+            objects: names or numbers of the classes wanted, any case; all where empty.
+            score: the least confidence wanted; what has none counts as certain.
+            place: which of how many pictures this is, for files that have as many and name none.
+
+        Raises:
+            NothingFoundError: no detection is left, or the file has nothing about the picture.
+            UsageError: the file is about a picture of another size, or two of that name, or a box is not in it.
+        """
+        path, pictures = self._path, self._pictures
+        if pictures is None:
+            path = _file_of(path, picture)
+            pictures = _pictures(path)
+        mine = _of_picture(pictures, path, picture, place)
+        if mine.size is not None and mine.size != (width, height):
+            w, h = mine.size
+            raise UsageError(f"{path} is about a picture of {w} x {h} pixels, and {picture} has {width} x {height}")
+        fractions = mine.fractions or all(max(item.box) <= 1 for item in mine.objects)
+        scale = (width, height) if fractions else (1, 1)
+        found = []
+        for item in chosen(mine.objects, f"{path}", picture.name, objects=objects, score=score):
+            box = inside(item.box, f"of {item.name} in {path}", width, height, fractions=fractions)
+            paint = painter([outline * scale for outline in item.outlines]) if item.outlines else None
+            if item.runs is not None:
+                with reading(path, "file of detections"):
+                    paint = _painter_of_runs(item.runs[0], item.runs[1], (height, width))
+            found.append(Found(box, item.name, item.number, item.score, paint))
+        return found
+
+
+def _file_of(folder: Path, picture: Path) -> Path:
+    files = [folder / f"{picture.stem}{ending}" for ending in (".txt", ".json")]
+    for file in files:
+        if file.exists():
+            return file
+    raise NothingFoundError(f"{folder} has no {files[0].name} and no {files[1].name} for {picture.name}")
 
 
 def _pictures(path: Path) -> list[_Picture]:
@@ -131,13 +144,18 @@ def _ultralytics(value: Any) -> Iterator[_Picture]:
         if isinstance(item, list):
             yield _Picture([_object(each) for each in item])
             continue
-        path = next((str(item[name]) for name in _NAMES if isinstance(item.get(name), str)), None)
+        path = _path_of(item)
         found, names = _list_of(item), item.get("names", {})
         if isinstance(found, dict):  # columns
             found = list(zip(*(found[name] for name in ("xyxy", "conf", "cls") if name in found), strict=True))
             found = [[*box, *rest] for box, *rest in found]
         size = (int(item["shape"][1]), int(item["shape"][0])) if "shape" in item else None
         yield _Picture([_object(each, names) for each in found], path, size=size)
+
+
+def _path_of(item: dict[str, Any]) -> str | None:
+    """What an object about a picture calls it."""
+    return next((item[name] for name in _NAMES if isinstance(item.get(name), str)), None)
 
 
 def _list_of(item: dict[str, Any]) -> Any:
@@ -196,7 +214,7 @@ def _coco_data_set(value: dict[str, Any]) -> list[_Picture]:
     pictures = {}
     for picture in value.get("images", ()):
         size = (int(picture["width"]), int(picture["height"])) if {"width", "height"} <= picture.keys() else None
-        pictures[picture["id"]] = _Picture([], picture.get("file_name"), str(picture["id"]), size)
+        pictures[picture["id"]] = _Picture([], _path_of(picture), str(picture["id"]), size)
     for item in value["annotations"]:
         number = item["image_id"]
         pictures.setdefault(number, _Picture([], None, str(number))).objects.append(_coco(item, names))
@@ -302,4 +320,4 @@ def _of_picture(pictures: list[_Picture], path: Path, picture: Path, place: tupl
     if not pictures:
         return _Picture()
     other = "several pictures" if len(pictures) > 1 else "another picture"
-    raise UsageError(f"{path} has boxes of {other}, and none of {picture.name}")
+    raise NothingFoundError(f"{path} has boxes of {other}, and none of {picture.name}")

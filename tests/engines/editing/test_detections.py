@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.editing.detections import read_found
+from engines.editing.detections import Detections
 from engines.editing.found import NothingFoundError
 from engines.errors import UsageError
 
@@ -47,7 +47,7 @@ def read_all(tmp_path):
     def run(value, picture="a.jpg", size=(100, 80), name="boxes.json", **wanted):
         path = tmp_path / name
         path.write_text(value if isinstance(value, str) else json.dumps(value))
-        return read_found(path, Path("photos") / picture, *size, **wanted)
+        return Detections(path).find(Path("photos") / picture, *size, **wanted)
 
     return run
 
@@ -146,7 +146,7 @@ def test_lists_without_names_go_to_the_pictures_in_order(read):
     with pytest.raises(NothingFoundError, match=r"it has 0 of a\.jpg"):
         read(nested, place=(1, 3))
     for place in ((0, 1), (0, 2)):
-        with pytest.raises(UsageError, match=r"several pictures, and none of a\.jpg"):
+        with pytest.raises(NothingFoundError, match=r"several pictures, and none of a\.jpg"):
             read(nested, place=place)
 
 
@@ -311,11 +311,11 @@ def test_a_folder_of_labels(tmp_path, read_all):
     (labels / "a.txt").write_text("1 0.3 0.5 0.4 0.5\n")
     (labels / "b.json").write_text(json.dumps(ULTRALYTICS))
     (labels / "classes.txt").write_text("cat\ndog\n")
-    (item,) = read_found(labels, Path("photos/a.jpg"), 100, 80, objects=["dog"])
+    (item,) = Detections(labels).find(Path("photos/a.jpg"), 100, 80, objects=["dog"])
     assert item.box == pytest.approx(DOG)
-    assert len(read_found(labels, Path("b.jpg"), 100, 80)) == 2
+    assert len(Detections(labels).find(Path("b.jpg"), 100, 80)) == 2
     with pytest.raises(NothingFoundError, match=r"labels has no c\.txt and no c\.json for c\.jpg"):
-        read_found(labels, Path("c.jpg"), 100, 80)
+        Detections(labels).find(Path("c.jpg"), 100, 80)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,44 @@ def test_what_is_no_label_of_yolo_is_one_line(read_all, text):
         read_all(text, name="a.txt")
 
 
+ODD = (None, True, -1, 1e308, float("nan"), float("inf"), "", "336", [], {}, [[]], 10**400, [1, 2], {"x": [1]}, "\0")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_odd_documents_are_read_or_refused(read_all, seed):
+    """Whatever stands where something else should: one error of ours, or objects that can be painted."""
+    outlined = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4]}
+    honest = [
+        [
+            {"path": "a.jpg", "boxes": ULTRALYTICS},
+            {"path": "b.jpg", "boxes": [[1, 2, 3, 4, 0.5, 1]], "names": ["x", "y"]},
+        ],
+        {"path": "a.jpg", "boxes": {"xyxy": [[1, 2, 3, 4]], "conf": [0.5], "cls": [1]}},
+        {"images": [{"shape": [80, 100], "results": [{**BOXED, "segments": SQUARE}]}]},
+        [{**outlined, "segmentation": {"counts": "336", "size": [3, 4]}}],
+        {**DATA_SET, "annotations": [{**outlined, "segmentation": [[1, 2, 3, 4, 5, 6]]}]},
+        [TURNED, COCO],
+    ]
+    random = np.random.default_rng(seed)
+    for document in honest * 5:
+        document = json.loads(json.dumps(document))
+        node, place = document, None
+        while isinstance(node, list | dict) and node and random.random() < 0.85:
+            place = (
+                node,
+                list(node)[random.integers(len(node))] if isinstance(node, dict) else random.integers(len(node)),
+            )
+            node = node[place[1]]
+        if place is not None:
+            place[0][place[1]] = ODD[random.integers(len(ODD))]
+        try:
+            for item in read_all(document):
+                if item.paint is not None:
+                    painted(item)
+        except UsageError:
+            continue
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
-        read_found(tmp_path / "none.json", Path("a.jpg"), 10, 10)
+        Detections(tmp_path / "none.json")
