@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from engines.foreign import parse_python, reading
 
 SCORE = 0.25
 """The least score of what is found, where none was asked for; Ultralytics' own."""
+_LEAST = 0.01  # of what messages tell of
 _OVERLAP = 0.7  # of two boxes, intersection over union, from which on they are one object
 _MOST = 300  # objects in a picture
 _MOST_OVERLAPPING = 30_000
@@ -106,20 +107,19 @@ class Detector:
         with reading(self.path, "detector of Ultralytics", remedy=_EXPORT):
             planes = np.asarray(outputs[1][0], np.float32) if len(outputs) > 1 and outputs[1].ndim == 4 else None
             masks = 0 if planes is None else len(planes)
-            rows = _rows(np.asarray(outputs[0], np.float32), len(self.names), masks, SCORE if score is None else score)
-        found = []
-        for row in rows:
-            box, paint = fit.in_picture(row[:4]), None
-            if box[0] >= box[2] or box[1] >= box[3]:
-                continue  # it lies in the grey
-            if planes is not None:
-                part, plane = fit.part_of(box, planes.shape[1:]), np.tensordot(row[6:], planes, 1)
-                if not (plane[_cells(part[1], part[3]), _cells(part[0], part[2])] > 0).any():
-                    continue
-                paint = _painter(box, plane, part)
-            number = int(row[5])
-            found.append(Found(box, self.names.get(number, f"class {number}"), str(number), float(row[4]), paint))
-        return chosen(found, str(self.path), name, objects=objects)
+            least = SCORE if score is None else score
+            rows = _rows(np.asarray(outputs[0], np.float32), len(self.names), masks, min(least, _LEAST))
+        items = [(self._found(fit.in_picture(row[:4]), row), row) for row in rows]
+        items = [(item, row) for item, row in items if item.box[0] < item.box[2] and item.box[1] < item.box[3]]
+        left = chosen([item for item, _ in items], str(self.path), name, objects=objects, score=least)
+        if planes is None:
+            return left
+        painted = [fit.painted(item, np.tensordot(row[6:], planes, 1)) for item, row in items if item in left]
+        return chosen([item for item in painted if item is not None], str(self.path), name)
+
+    def _found(self, box: Box, row: NDArray[np.float32]) -> Found:
+        number = int(row[5])
+        return Found(box, self.names.get(number, f"class {number}"), str(number), float(row[4]))
 
 
 @dataclass(frozen=True)
@@ -170,27 +170,23 @@ class _Fit:
         y0, y1 = (min(max((y - self.corner[1]) / down, 0.0), float(self.height)) for y in (y0, y1))
         return x0, y0, x1, y1
 
-    def part_of(self, box: Box, shape: Sequence[int]) -> tuple[float, float, float, float]:
-        """Where the whole pixels that a box touches lie in a plane, (h, w), that covers the input."""
-        across, down = shape[1] / self.size[0], shape[0] / self.size[1]
+    def painted(self, item: Found, plane: NDArray[np.float32]) -> Found | None:
+        """An object with the outline that it has where a plane, (h, w) over all of the input, is above zero.
+
+        None where that is nowhere in its box.
+        """
+        (x0, y0), (x1, y1) = map(math.floor, item.box[:2]), map(math.ceil, item.box[2:])
+        across, down = plane.shape[1] / self.size[0], plane.shape[0] / self.size[1]
         left, top, wide, high = *self.corner, self.copy[0] / self.width, self.copy[1] / self.height
-        x0, x1 = (min((left + x * wide) * across, float(shape[1])) for x in (math.floor(box[0]), math.ceil(box[2])))
-        y0, y1 = (min((top + y * high) * down, float(shape[0])) for y in (math.floor(box[1]), math.ceil(box[3])))
-        return x0, y0, x1, y1
+        u0, u1 = (min((left + x * wide) * across, float(plane.shape[1])) for x in (x0, x1))
+        v0, v1 = (min((top + y * high) * down, float(plane.shape[0])) for y in (y0, y1))
+        if not (plane[math.floor(v0) : math.ceil(v1), math.floor(u0) : math.ceil(u1)] > 0).any():
+            return None
 
+        def paint(mask: Mask) -> None:
+            mask[y0:y1, x0:x1] |= resized(plane, x1 - x0, y1 - y0, (u0, v0, u1, v1)) > 0
 
-def _painter(box: Box, plane: NDArray[np.float32], part: tuple[float, float, float, float]) -> Callable[[Mask], None]:
-    """A `Found.paint` of where the part of a plane in the pixels of a box is above zero."""
-    x0, y0, x1, y1 = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-
-    def paint(mask: Mask) -> None:
-        mask[y0:y1, x0:x1] |= resized(plane, x1 - x0, y1 - y0, part) > 0
-
-    return paint
-
-
-def _cells(start: float, end: float) -> slice:
-    return slice(math.floor(start), math.ceil(end))
+        return replace(item, paint=paint)
 
 
 def _between(length: int, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:

@@ -42,9 +42,9 @@ def test_of_what_is_found_only_what_is_wanted(detector, form):
     assert [item.number for item in model.find(photo(), "a.jpg", objects=["1"], score=0.6)] == ["1"]
     low = model.find(photo(), "a.jpg", score=0.05)
     assert [item.name for item in low] == ["dog", "cat", "dog", "cat"]
-    with pytest.raises(NothingFoundError, match=r"white\.onnx: it has 3 of a\.jpg \(cat, dog; scores up to 0\.9\)"):
+    with pytest.raises(NothingFoundError, match=r"white\.onnx: it has 4 of a\.jpg \(cat, dog; scores up to 0\.9\)"):
         model.find(photo(), "a.jpg", objects=["it's"])
-    with pytest.raises(NothingFoundError, match=r"it has 0 of a\.jpg"):
+    with pytest.raises(NothingFoundError, match=r"it has 4 of a\.jpg .*scores up to 0\.9\)"):
         model.find(photo(), "a.jpg", score=0.95)
 
 
@@ -79,6 +79,8 @@ def test_a_model_that_segments_gives_outlines(detector, form):
     found[0].paint(mask)
     assert (mask == (picture[..., 0] == 255)).mean() > 0.985
     assert not mask[20:30, 96:].any()
+    with pytest.raises(NothingFoundError, match=r"it has 0 of a\.jpg"):
+        detector(form, masks=True).find(photo(box=(0, 0, 0, 0)), "a.jpg")
 
 
 @pytest.mark.parametrize(
