@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.errors import CheckpointError, UsageError
+from engines.packages import install_command
 
 # One slash is enough: `pathlib` folds the two into one.
 _PREFIX = re.compile(r"hf:/{1,2}(?!/)")
@@ -97,7 +98,7 @@ def download(
     try:
         from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
     except ImportError as missing:
-        raise error(f'{file.url} needs huggingface_hub: pip install "var-export[hub]"') from missing
+        raise error(f"{file.url} needs huggingface_hub: {install_command('hub')}") from missing
     try:
         # Asked of this commit before: without network, asking again would take 20 seconds of retries.
         if missing_ok and try_to_load_from_cache(file.repo, file.file, revision=file.revision) is _CACHED_NO_EXIST:

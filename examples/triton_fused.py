@@ -1,7 +1,7 @@
 """The fused graph on a stock backend (`var-export triton --stock`): python triton_fused.py BUNDLE [HOST:8001].
 
 The server holds a graph and nothing else, so what decides a draw is made here: rows, settings and uniform numbers.
-Needs `pip install "var-export[triton]"`; of BUNDLE only its manifest is read.
+Needs `pip install ".[triton]"`; of BUNDLE only its manifest is read.
 """
 
 import sys

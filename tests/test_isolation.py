@@ -13,6 +13,7 @@ from support import need_torch
 
 from engines import backends
 from engines.errors import BackendError
+from engines.packages import install_command
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub")
@@ -123,7 +124,7 @@ def test_a_missing_runtime_is_an_error_with_the_remedy():
         """,
         blocked=("onnxruntime",),
     )
-    assert 'pip install "var-export[cpu]"' in message
+    assert install_command("cpu") in message
 
 
 def test_without_plans_and_runtime_the_error_names_both_ways():
@@ -139,7 +140,7 @@ def test_without_plans_and_runtime_the_error_names_both_ways():
         """,
         blocked=("onnxruntime",),
     )
-    assert 'pip install "var-export[cpu]"; or, for a GPU: var-export build ' in message
+    assert f"{install_command('cpu')}; or, for a GPU: var-export build " in message
     assert message.endswith(" --target tensorrt")
 
 

@@ -86,15 +86,15 @@ def test_what_needs_no_backend_works(bare, command):
 @pytest.mark.parametrize(
     ("command", "add"),
     [
-        ("var-run --class 88", 'pip install "var-export[cpu]"; or, for a GPU: var-export build '),
-        ("var-run --class 88 --backend onnxruntime", 'pip install "var-export[cpu]"'),
+        ("var-run --class 88", '.whl"; or, for a GPU: var-export build '),
+        ("var-run --class 88 --backend onnxruntime", "[cpu]"),
         ("var-run --class 88 --backend tensorrt", "it is part of JetPack (make the venv with --system-site-packages)"),
-        ("var-run --class 88 --backend tensorrt-rtx", 'pip install "var-export[rtx]"'),
-        ("var-export verify", 'pip install "var-export[cpu]"'),
-        ("var-export bench", 'pip install "var-export[cpu]"'),
-        ("var-export build", 'pip install "var-export[cpu,export]"'),
-        ("var-export build --precision int8", 'pip install "var-export[cpu,export]"'),
-        ("var-export build BUNDLE --precision int8", 'pip install "var-export[cpu,int8]"'),
+        ("var-run --class 88 --backend tensorrt-rtx", "[rtx]"),
+        ("var-export verify", "[cpu]"),
+        ("var-export bench", "[cpu]"),
+        ("var-export build", "[cpu,export]"),
+        ("var-export build --precision int8", "[cpu,export]"),
+        ("var-export build BUNDLE --precision int8", "[cpu,int8]"),
         ("var-export build BUNDLE --target tensorrt", "make the venv with --system-site-packages"),
         ("var-export gpu-check", 'pip install "cuda-bindings>=12.8"'),
     ],
@@ -107,6 +107,8 @@ def test_what_needs_more_says_what_in_one_line(bare, command, add):
     assert len(errors) == 1
     assert errors[0] == done.stderr.splitlines()[-1]
     assert add in errors[0]
+    if add.startswith("["):  # of the very file that it was installed from: no index has it
+        assert Path(re.search(r'pip install "var-export\[.*\] @ file://(.+?)"', errors[0])[1]).is_file()
 
 
 def test_every_extra_that_is_named_exists(bare):

@@ -71,8 +71,7 @@ def make_request(
 ) -> Request:
     """Check and spread the arguments of `Pipeline.generate`; `bundle` need have no files.
 
-    One class stands for as many as there are seeds, and one seed for the first of as many as there are classes. Raises
-    `UsageError` with the fix in it.
+    One class stands for as many as there are seeds. Raises `UsageError` with the fix in it.
     """
     names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
     try:

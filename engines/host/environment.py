@@ -14,6 +14,7 @@ from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import BackendError, BundleError, VarExportError
 from engines.machine import Machine, machine
+from engines.packages import install_command
 
 PROJECT = "var-export"
 PACKAGES = (
@@ -111,14 +112,16 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
     on_cpu = PROVIDERS["cpu"] in available
     runtime = next((f"{name} {versions[name]}" for name in RUNTIMES if versions.get(name)), "ONNX Runtime")
     device = (
-        _Gpu(*gpu()) if versions.get("cuda-bindings") else _Gpu(None, "cuda-bindings is not installed", _pip("gpu"))
+        _Gpu(*gpu())
+        if versions.get("cuda-bindings")
+        else _Gpu(None, "cuda-bindings is not installed", install_command("gpu"))
     )
     return [
         Capability(
             RUN_ON_CPU,
             on_cpu,
             runtime if on_cpu else problem or f"{runtime} has no {PROVIDERS['cpu']}",
-            None if on_cpu else _pip("cpu"),
+            None if on_cpu else install_command("cpu"),
         ),
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
@@ -241,7 +244,7 @@ def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | No
     missing = [] if device.name else [(device.problem, device.fix)]
     if not usable:
         reason = problem or f"{runtime} has no provider for a GPU"
-        missing.append((reason, _pip("gpu") if problem else INSTALL_GPU))
+        missing.append((reason, install_command("gpu") if problem else INSTALL_GPU))
     else:
         try:
             load_cuda_libraries(import_onnxruntime())
@@ -286,7 +289,7 @@ def _extra(what: str, extra: str, versions: dict[str, str | None], *, fallback: 
         elif _numbers(version) < _numbers(lowest):
             missing.append(f"{name} {version} is older than {lowest}")
     reason = ", ".join(missing or [f"{name} {versions.get(name) or _version(name)}" for name in needed])
-    return Capability(what, not missing, reason, _pip(extra) if missing else None)
+    return Capability(what, not missing, reason, install_command(extra) if missing else None)
 
 
 def _requirements(extra: str) -> dict[str, str]:
@@ -314,7 +317,3 @@ def _numbers(version: str) -> tuple[int, ...]:
     """The numbers of a version: `2.13.0+cpu` gives (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
-
-
-def _pip(extra: str) -> str:
-    return f'pip install "{PROJECT}[{extra}]"'

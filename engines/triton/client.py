@@ -14,6 +14,7 @@ from engines.backends.base import Array
 from engines.draw.request import make_request
 from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
+from engines.packages import install_command
 from engines.triton.wire import FACTS, INPUTS, full_inputs, unpack_facts
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
         try:
             import tritonclient.grpc as grpc
         except ImportError as error:
-            raise BackendError(f'--url needs a package ({error}): pip install "var-export[triton]"') from error
+            raise BackendError(f"--url needs a package ({error}): {install_command('triton')}") from error
         self._grpc, self.url = grpc, url
         self._client = grpc.InferenceServerClient(host)
         try:

@@ -17,6 +17,7 @@ import click
 
 from engines.cli.common import Command, NamedPath, option, tell
 from engines.errors import BackendError, UsageError
+from engines.packages import install_command
 from engines.spec.choices import LEVELS
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def needs_export_packages(what: str, extra: str = "export") -> Iterator[None]:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXPORT_PACKAGES:
             raise
-        extras = extra if importlib.util.find_spec("onnxruntime") else f"cpu,{extra}"
-        raise BackendError(f'{what} needs more packages ({error}): pip install "var-export[{extras}]"') from error
+        extras = (extra,) if importlib.util.find_spec("onnxruntime") else ("cpu", extra)
+        raise BackendError(f"{what} needs more packages ({error}): {install_command(*extras)}") from error
 
 
 def report_option(flag: str, suffixes: Sequence[str], help_text: str) -> Callable[[Command], Command]:
@@ -126,7 +127,7 @@ def _check_report(flag: str, file: Path, suffixes: Sequence[str]) -> None:
         raise UsageError(f"cannot write {file}: {place} {why}")
     for package in REPORT_PACKAGES:  # found, not loaded: a measurement that follows must not count their memory
         if importlib.util.find_spec(package) is None:
-            raise BackendError(f'{flag} needs {package}: pip install "var-export[report]"')
+            raise BackendError(f"{flag} needs {package}: {install_command('report')}")
 
 
 def tell_page(file: Path, size: int) -> None:

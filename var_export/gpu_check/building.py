@@ -15,6 +15,7 @@ from engines.bundle.manifest import Manifest, needed_files
 from engines.bundle.writer import BundleWriter
 from engines.cli.common import peak_memory
 from engines.errors import BackendError, BundleError
+from engines.packages import install_command
 from engines.progress import Progress
 from engines.spec.choices import BOTH
 from engines.spec.config import ModelConfig
@@ -44,7 +45,7 @@ def bundle(job: StepJob, tell: Progress) -> dict[str, Any]:
             found = _of_step(Bundle.open(folder), job)
         except BundleError as problem:
             raise BackendError(
-                f'building needs PyTorch and its exporter ({error}): pip install "var-export[export]", '
+                f"building needs PyTorch and its exporter ({error}): {install_command('export')}, "
                 f"or copy {folder} from another machine's check ({problem})"
             ) from error
         return _document(found) | {"reused": True, "checks": {}, "peak_memory": peak_memory()}

@@ -13,9 +13,10 @@ from typing import Any
 
 from engines.backends.onnxruntime.arithmetic import exact_products
 from engines.errors import BackendError, OutOfMemoryError
+from engines.packages import install_command
 
-INSTALL = 'install one with: pip install "var-export[cpu]"'
-INSTALL_GPU = 'pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "var-export[gpu]"'
+INSTALL = f"install one with: {install_command('cpu')}"
+INSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_command('gpu')}"
 # Of opset 20, 1.24 has no CUDA kernel for Equal, Pad, ReduceMax and Resize, 1.26 none for Equal and ReduceMax.
 INSTALL_NEWER = 'pip install "onnxruntime-gpu>=1.27"'
 INSTALL_CUDA = 'pip install "onnxruntime-gpu[cuda,cudnn]"'

@@ -14,6 +14,7 @@ from engines.backends.cuda import Cuda
 from engines.bundle.plans import Platform
 from engines.errors import BackendError, OutOfMemoryError, VarExportError
 from engines.machine import system
+from engines.packages import install_command
 
 log = logging.getLogger(__name__)
 # TensorRT writes to the first logger of a process until that ends, even after all that was made with it is gone.
@@ -39,9 +40,9 @@ FLAVOURS = {
             "tensorrt",
             "TensorRT",
             "on a Jetson it is part of JetPack (make the venv with --system-site-packages), "
-            'elsewhere: pip install "var-export[tensorrt]"',
+            f"elsewhere: {install_command('tensorrt')}",
         ),
-        Flavour("tensorrt-rtx", "tensorrt_rtx", "TensorRT-RTX", 'pip install "var-export[rtx]"'),
+        Flavour("tensorrt-rtx", "tensorrt_rtx", "TensorRT-RTX", install_command("rtx")),
     )
 }
 

@@ -18,6 +18,7 @@ from engines.backends.onnxruntime import OnnxRuntimeBackend, library, providers,
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, OutOfMemoryError
+from engines.packages import install_command
 from tests.emulation import HostCuda, hollow_bundle
 from tests.emulation.onnxruntime import RTX, HostOnnxRuntime
 
@@ -349,7 +350,7 @@ def test_bf16_is_refused_in_one_line(emulate, tmp_path):
 @pytest.mark.parametrize(
     ("provider", "install"),
     [
-        ("cuda", 'pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "var-export[gpu]"'),
+        ("cuda", f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_command('gpu')}"),
         ("nv_tensorrt_rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )

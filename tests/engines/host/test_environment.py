@@ -10,6 +10,7 @@ from engines.backends.tensorrt import library as tensorrt_library
 from engines.errors import BackendError
 from engines.host import environment
 from engines.machine import machine
+from engines.packages import install_command
 
 CPU = ("CPUExecutionProvider",)
 FULL = {"onnxruntime": "1.25.0", "torch": "2.13.0+cpu", "onnx": "1.23.2", "onnxscript": "0.7", "safetensors": "0.8.0"}
@@ -55,7 +56,7 @@ def test_all_is_there():
 )
 def test_what_is_missing_has_a_command(versions, reason):
     found = capability("build bundles", versions)
-    assert (found.usable, found.reason, found.fix) == (False, reason, 'pip install "var-export[export]"')
+    assert (found.usable, found.reason, found.fix) == (False, reason, install_command("export"))
 
 
 def test_an_extra_is_known_without_metadata(monkeypatch):
@@ -70,7 +71,7 @@ def test_an_extra_is_known_without_metadata(monkeypatch):
 def test_no_runtime():
     found = capability(environment.RUN_ON_CPU, {}, (), "No module named 'onnxruntime'")
     assert found.reason == "No module named 'onnxruntime'"
-    assert found.fix == 'pip install "var-export[cpu]"'
+    assert found.fix == install_command("cpu")
 
 
 GPU = ("CUDAExecutionProvider", *CPU)
@@ -110,14 +111,14 @@ def test_without_bindings_no_gpu_is_looked_for(through, monkeypatch):
     monkeypatch.setattr(tensorrt_library, "load", lambda name: SimpleNamespace(version="10.13"))
     found = capability(f"run on a GPU through {through}", {"onnxruntime-gpu": "1.31.1"}, GPU)
     assert (found.usable, found.reason) == (False, "cuda-bindings is not installed")
-    assert found.fix == 'pip install "var-export[gpu]"'
+    assert found.fix == install_command("gpu")
 
 
 @pytest.mark.parametrize(
     ("available", "problem", "reason", "fix"),
     [
         (CPU, None, "onnxruntime-gpu 1.31.1 has no provider for a GPU", "pip uninstall -y onnxruntime onnxruntime-gpu"),
-        ((), "No module named 'onnxruntime'", "No module named 'onnxruntime'", 'pip install "var-export[gpu]"'),
+        ((), "No module named 'onnxruntime'", "No module named 'onnxruntime'", install_command("gpu")),
     ],
 )
 def test_a_gpu_without_an_onnx_runtime_for_it(available, problem, reason, fix, card):
@@ -149,10 +150,10 @@ def test_all_that_is_missing_is_said_at_once(name, title):
     found = capability(f"run on a GPU through {title}", {"onnxruntime": "1.32.0"})
     assert found.reason == f"cuda-bindings is not installed, {title} is not installed (No module named {name!r})"
     install = tensorrt_library.FLAVOURS[name].install
-    assert found.fix == ", then ".join(dict.fromkeys(['pip install "var-export[gpu]"', install]))
+    assert found.fix == ", then ".join(dict.fromkeys([install_command("gpu"), install]))
     found = capability("run on a GPU through ONNX Runtime", {"onnxruntime": "1.32.0"})
     assert found.reason == "cuda-bindings is not installed, onnxruntime 1.32.0 has no provider for a GPU"
-    assert found.fix.startswith('pip install "var-export[gpu]", then pip uninstall -y onnxruntime')
+    assert found.fix.startswith(f"{install_command('gpu')}, then pip uninstall -y onnxruntime")
 
 
 def test_the_processors_arithmetic_is_probed(monkeypatch):

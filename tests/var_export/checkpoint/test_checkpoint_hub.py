@@ -15,6 +15,7 @@ from checkpoint_samples import error_of, save_pair, save_safetensors, tiny, vae_
 
 from engines.errors import CheckpointError
 from engines.hub import HubFile, parse_hub_name
+from engines.packages import install_command
 from tests.hub_server import Hub
 from var_export.checkpoint.load import load_checkpoint
 
@@ -155,5 +156,5 @@ class TestProblems:
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(CheckpointError, match=re.escape('pip install "var-export[hub]"')):
+        with pytest.raises(CheckpointError, match=re.escape(install_command("hub"))):
             load_checkpoint("hf://owner/var/var_d16.pth")

@@ -15,6 +15,7 @@ from PIL import Image
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.draw.pipeline import Pipeline
+from engines.packages import install_command
 from var_export.cli.main import main
 
 CALIBRATION = "tiny.calibration.json"
@@ -152,7 +153,7 @@ def test_without_the_packages_it_says_which(tiny_build):
     result = subprocess.run(args, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert result.stderr.startswith("Error: quantising needs more packages (")
-    assert 'pip install "var-export[int8]"' in result.stderr
+    assert install_command("int8") in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

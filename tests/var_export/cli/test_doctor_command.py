@@ -7,6 +7,7 @@ import pytest
 
 from engines.bundle.manifest import WEIGHTS
 from engines.host import environment
+from engines.packages import install_command
 
 
 @pytest.fixture
@@ -88,5 +89,5 @@ def test_no_onnx_runtime(call, demo, tiny_build, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, out, _ = call("doctor")
     assert code == 0
-    assert 'pip install "var-export[cpu]"' in out
+    assert install_command("cpu") in out
     assert "self-test:  not possible here" in out

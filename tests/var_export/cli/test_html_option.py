@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.judging.thresholds import THRESHOLDS, Thresholds
+from engines.packages import install_command
 from var_export.cli.common import PAGE_SUFFIXES
 
 NEVER = Thresholds(0.0, 0.0, 2.0, 2.0, -1.0, 999.0, 999.0, 2.0, -1.0, 2.0, 999.0, -1.0)
@@ -90,7 +91,7 @@ def test_a_missing_package_is_said_before_the_work(call, no_work, monkeypatch, t
     file = tmp_path / ("p.svg" if option == "--plot" else "p.html")
     code, out, err = call(command, tmp_path, option, file)
     assert (code, out) == (2, "")
-    assert err == f'Error: {option} needs {package}: pip install "var-export[report]"\n'
+    assert err == f"Error: {option} needs {package}: {install_command('report')}\n"
 
 
 @pytest.mark.parametrize(("command", "option"), COMMANDS)

@@ -7,6 +7,7 @@ import sys
 import click
 import pytest
 
+from engines.packages import install_command
 from tests.support import quickest
 from var_export.cli.main import group, main
 
@@ -17,6 +18,7 @@ import sys
 for name in ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors", "huggingface_hub"):
     sys.modules[name] = None
 from var_export.cli.main import main
+from engines.packages import install_command
 raise SystemExit(main())
 """
 
@@ -120,7 +122,7 @@ def test_what_needs_torch_says_how_to_get_it(tiny_build, args, tmp_path):
     assert result.returncode == 2
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: ")
-    assert last.endswith('pip install "var-export[export]"')
+    assert last.endswith(install_command("export"))
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
 

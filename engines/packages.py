@@ -1,0 +1,43 @@
+"""How this package is installed with more of its extras, from wherever it came: a clone, an archive, or an index."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from engines.storage import ROOT
+
+NAME = "var-export"
+
+
+def install_command(*extras: str) -> str:
+    """A command of pip's that adds these extras, and works here: `pip install "/path/to/clone[cpu]"`."""
+    place, editable, archive = _origin()
+    wanted = f"[{','.join(extras)}]"
+    if archive:
+        return f'pip install "{NAME}{wanted} @ {place}"'
+    return f'pip install {"-e " if editable else ""}"{place}{wanted}"'
+
+
+@functools.cache
+def _origin() -> tuple[str, bool, bool]:
+    """What pip was given to install this: its name, a folder or an address; whether it is editable, or an archive."""
+    clone = str(ROOT) if (ROOT / "pyproject.toml").is_file() else None
+    try:
+        text = metadata.distribution(NAME).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:  # a copied folder
+        return clone or NAME, False, False
+    try:
+        record = json.loads(text or "{}")
+        url, folder = str(record.get("url", "")), record.get("dir_info")
+    except (ValueError, AttributeError):
+        return clone or NAME, False, False
+    local = Path(unquote(urlsplit(url).path)) if urlsplit(url).scheme == "file" else None
+    if isinstance(folder, dict) and local is not None and local.is_dir():
+        return str(local), bool(folder.get("editable")), False
+    if url and folder is None and (local is None or local.is_file()):
+        return url, False, True
+    return clone or NAME, False, False
