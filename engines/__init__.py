@@ -4,8 +4,8 @@
     sizing/    what a model needs on a device         backends/  the runtimes: ONNX Runtime, TensorRT
     triton/    model repositories, and what serves    bundle/    the folder on disk, verified
     host/      what works on this machine             spec/      what a model is, in numbers; the table of graphs
-    files/     pictures, arrays, jobs that resume     errors, machine: what everybody stands on
-    editing/   any picture <-> the model's square
+    files/     arrays, sinks, jobs that resume        errors, machine: what everybody stands on
+    editing/   any picture <-> the model's square     pictures/  pictures in and out, grids
     fidelity/  engines against the reference          judging/   figures beside what they must be
 
 Names are loaded when they are first used: `import engines` costs nothing.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
     from engines.draw.pipeline import Pipeline
     from engines.draw.results import Preview, Result
+    from engines.editing.canvas import Canvas
     from engines.errors import (
         BackendError,
         BundleError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bundle": "bundle.bundle",
+    "Canvas": "editing.canvas",
     "Pipeline": "draw.pipeline",
     "Preview": "draw.results",
     "Result": "draw.results",
@@ -44,6 +46,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CancelledError",
+    "Canvas",
     "CheckFailedError",
     "CheckpointError",
     "OutOfMemoryError",

@@ -234,7 +234,7 @@ def digest_of(document: Any) -> str:
 def source_files(packages: Sequence[str], without: Sequence[str] = ()) -> list[Path]:
     """Python files of this project in `packages` that lie in none of `without`, sorted.
 
-    Both are folders, or files without their `.py`, relative to `ROOT`: `calib`, `engines/draw/mask`.
+    Both are folders, or files without their `.py`, relative to `ROOT`: `calib`, `engines/editing/mask`.
     """
     return sorted(_modules(packages) - _modules(without))
 

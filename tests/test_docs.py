@@ -18,8 +18,8 @@ from support import clean_checkout, copy_bundle
 
 from engines.cli.run import main as var_run
 from engines.cli.run import run
-from engines.files.images import read_picture_text
 from engines.judging.thresholds import THRESHOLDS, Thresholds
+from engines.pictures.images import read_picture_text
 from engines.spec import contract
 from var_export.cli.main import group
 
@@ -190,7 +190,8 @@ def test_readme_blocks_are_all_run():
     ]
     examples = {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")}
     of_one_line = "docs/triton-protocol.md"
-    assert examples == {"README.md": 1, "docs/editing.md": 1, "docs/smoothing.md": 1, of_one_line: 1}
+    shown = ("README.md", "docs/editing.md", "docs/python.md", "docs/smoothing.md", of_one_line)
+    assert examples == dict.fromkeys(shown, 1)
 
 
 @pytest.mark.slow
@@ -206,6 +207,18 @@ def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     exec(example, result)
     assert result["faces"].images.shape == (3, 64, 64, 3)
     assert result["variants"].images.shape == (4, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_the_python_page_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("docs/python.md", "python")
+    result: dict[str, object] = {}
+    for _ in range(2):  # and again, over what the first time wrote
+        exec(example, result)
+    assert len(list((tmp_path / "parrots").iterdir())) == 3
+    assert result["again"].shape == (2, 64, 64, 3)
+    assert result["tokens"].shape[0] == 1
 
 
 @pytest.mark.slow

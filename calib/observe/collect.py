@@ -29,7 +29,7 @@ from engines.backends.onnxruntime import OnnxRuntimeBackend
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
-from engines.files.images import load_square
+from engines.pictures.images import load_square
 from engines.progress import Progress, silent
 from engines.spec.config import ModelConfig
 from engines.storage import sha256_of

@@ -213,5 +213,5 @@ def default_bundle() -> tuple[Path, str]:
     found = standing_bundles()
     if not found:
         return DEMO_BUNDLE, "the embedded demo bundle"
-    more = f", of {len(found)} (--engine BUNDLE takes another, var-export list shows them)" if len(found) > 1 else ""
+    more = f", of {len(found)} (--bundle BUNDLE takes another, var-export list shows them)" if len(found) > 1 else ""
     return found[0], f"the newest bundle, {found[0]}{more}"

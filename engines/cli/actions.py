@@ -20,14 +20,15 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
-from engines.draw.request import check_tokens, make_request
+from engines.draw.request import make_request
 from engines.draw.results import ImageSource
 from engines.errors import UsageError
-from engines.files.grids import Layout
-from engines.files.images import load_square
 from engines.files.jobs import ImageJob, Item, Made, hash_of, make_job
 from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
+from engines.pictures.grids import Layout
+from engines.pictures.images import load_square
+from engines.spec.arrays import check_tokens
 from engines.spec.choices import ONNXRUNTIME
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
@@ -181,7 +182,7 @@ def _opened(source: SourceOptions, form: str | None = None) -> Iterator[Opened[A
 
 def open_local(source: SourceOptions, form: str | None = None) -> Opened[Pipeline]:
     """A bundle here. Its files are not verified before there is something to make: `Pipeline.load` does that."""
-    path = source.engine
+    path = source.bundle
     if path is None:
         path, phrase = default_bundle()
         tell(f"using {phrase}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from engines.bundle.bundle import DEMO_BUNDLE, place_of, standing_bundles
 from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
-from engines.files.images import read_picture_text
 from engines.files.jobs import KEY
 from engines.foreign import parse_json
+from engines.pictures.images import read_picture_text
 from engines.spec.sampling import OPTIONS
 
 AREA = "area"
@@ -24,7 +24,7 @@ def settings_of(picture: Path) -> dict[str, str]:
     text = read_picture_text(picture)
     if text is None:
         raise UsageError(f"{picture} is neither a bundle nor a whole picture")
-    if KEY not in text:
+    if not text.keys() & {KEY, "build_key"}:
         raise UsageError(
             f"{picture} holds no settings of var-run: they are lost where another program writes a picture"
         )
@@ -49,7 +49,7 @@ def command_of(text: Mapping[str, str]) -> str:
         return shlex.join([*words, "--url", _ADDRESS])
     if text.get("provider", "cpu") != "cpu":
         words += ["--provider", text["provider"]]
-    return shlex.join([*words, "--engine", str(_bundle_of(text.get("build_key")) or "BUNDLE")])
+    return shlex.join([*words, "--bundle", str(_bundle_of(text.get("build_key")) or "BUNDLE")])
 
 
 def _subject(text: Mapping[str, str]) -> list[str]:

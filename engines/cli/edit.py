@@ -21,17 +21,17 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import AreaOptions, DrawOptions, OutputOptions, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import ImageSinks, names_of
-from engines.draw.mask import Mask, check_area, kept_tokens
 from engines.draw.pipeline import Pipeline
 from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
 from engines.editing.detections import Detections
 from engines.editing.detectors import Detector
 from engines.editing.found import Found, NothingFoundError, cells_of
+from engines.editing.mask import Mask, check_area, kept_tokens
 from engines.errors import UsageError
-from engines.files.images import load_mask, load_picture
 from engines.files.jobs import Item, Made
 from engines.foreign import pictures_in
+from engines.pictures.images import load_mask, load_picture
 from engines.spec.choices import FITS
 from engines.words import counted, printable
 

@@ -143,7 +143,7 @@ class OutputOptions:
 class SourceOptions:
     """What draws, and how it reports."""
 
-    engine: Path | None = option(
+    bundle: Path | None = option(
         type=PATH,
         metavar="BUNDLE",
         help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",

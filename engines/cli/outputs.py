@@ -12,8 +12,8 @@ from typing import Any
 
 from engines.bundle.labels import ClassNames
 from engines.errors import UsageError
-from engines.files.images import FORMATS
 from engines.files.jobs import ImageJob, Item
+from engines.pictures.images import FORMATS
 from engines.spec.sampling import OPTIONS
 
 FIELDS = ("class", "label", "seed", "index")

@@ -16,7 +16,7 @@ from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, S
 
 _AREA = ("box", "mask", "boxes", "detect")
 _PREVIEW = ("preview", "preview_as")
-_HERE = ("engine", "form", "threads", "provider", "backend", "device", "check")
+_HERE = ("bundle", "form", "threads", "provider", "backend", "device", "check")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (("npz", ("out", "grid", *_PREVIEW)), ("url", _HERE))
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],

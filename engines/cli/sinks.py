@@ -18,11 +18,11 @@ from engines.cli.common import tell, version
 from engines.cli.options import OutputOptions
 from engines.cli.outputs import Naming, Target, numbered, numbers_of, resolve
 from engines.errors import UsageError
-from engines.files.grids import SQUARE, Layout
-from engines.files.images import picture_format
 from engines.files.jobs import ImageJob, Item, Made, Sink, TakenError
 from engines.files.npz import NpzRows
 from engines.files.pictures import Grid, Pictures, holds_item, holds_job
+from engines.pictures.grids import SQUARE, Layout
+from engines.pictures.images import picture_format
 from engines.spec.uniforms import uniforms
 
 NO_CLASS = -1  # of an image that was not drawn from a class

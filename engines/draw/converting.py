@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.draw.device_check import ENCODING
 from engines.draw.refusal import require_finite
-from engines.draw.request import as_batch, as_tokens
+from engines.editing.handed import squares_of
 from engines.errors import UsageError
+from engines.spec.arrays import as_batch, as_tokens
+from engines.spec.choices import FITS
 
 if TYPE_CHECKING:
     from engines.draw.device_check import DeviceCheck
     from engines.draw.engine_set import EngineSet
     from engines.draw.rerun import Engines
+    from engines.editing.handed import Images
     from engines.spec.config import ModelConfig
 
 
@@ -28,12 +31,20 @@ class Converter:
     _engines: EngineSet
     _check: DeviceCheck
 
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Images uint8 (B, h, w, 3) of the model's size -> tokens int64 (B, T)."""
-        size = self.config.image_size
-        images = as_batch(images, "images", "uint8", (size, size, 3))
+    def encode(self, images: Images, *, fit: str = FITS[0]) -> NDArray[np.int64]:
+        """Pictures -> tokens int64 (B, T).
+
+        Args:
+            images: uint8 RGB, (h, w, 3) or (B, h, w, 3); files; pictures of Pillow; or a list of any of these. Those of
+                another size than the model's become squares of it first.
+            fit: how: `crop` the largest square in the middle, `stretch`, or `pad` with the edges.
+
+        Raises `UsageError` where something else was given.
+
+        """
+        squares = squares_of(images, self.config.image_size, fit)
         self._check.require(cast("Engines", self), ENCODING)
-        return self._map("encode", "image", images, "tokens")
+        return self._map("encode", "image", squares, "tokens")
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Tokens int (B, T) -> images uint8 (B, h, w, 3)."""
@@ -49,9 +60,9 @@ class Converter:
         f_hat = as_batch(f_hat, "feature maps", "float32", (Z, S, S))
         return self._map("decode", "f_hat", f_hat, "image")
 
-    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Images through the tokens and back, uint8 (B, h, w, 3)."""
-        return self.decode(self.encode(images))
+    def reconstruct(self, images: Images, *, fit: str = FITS[0]) -> NDArray[np.uint8]:
+        """Pictures through the tokens and back, uint8 (B, h, w, 3) of the model's size; arguments of `encode`."""
+        return self.decode(self.encode(images, fit=fit))
 
     def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
         """Run a graph with one input and one output over all of `values`, in batches."""

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle.bundle import Bundle, default_bundle
 from engines.draw.converting import Converter
 from engines.draw.device_check import DRAWING, DeviceCheck
+from engines.draw.editing import prepare
 from engines.draw.engine_set import EngineSet
 from engines.draw.loop import ScaleLoop
-from engines.draw.mask import prepare
 from engines.draw.refusal import require_finite
 from engines.draw.request import (
     Classes,
@@ -31,10 +30,12 @@ from engines.draw.request import (
 )
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
+from engines.spec.choices import FITS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from engines.editing.handed import Images, Masks
     from engines.spec.sampling import SamplingOptions
 
 
@@ -160,7 +161,10 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
             taken.total = time.perf_counter() - began
             timings.add(taken)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
-        return Result(joined["image"], joined["tokens"], joined["drawn"], request.classes, request.seeds, timings)
+        texts = request.texts(self.bundle)
+        return Result(
+            joined["image"], joined["tokens"], joined["drawn"], request.classes, request.seeds, timings, texts
+        )
 
     def stream(
         self,
@@ -194,11 +198,13 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
 
     def edit(
         self,
-        images: NDArray[np.uint8],
-        mask: NDArray[np.bool_],
+        images: Images,
+        mask: Masks,
         classes: int | str | Sequence[int | str] | None = None,
         *,
         seeds: int | Sequence[int] = 0,
+        fit: str = FITS[0],
+        composite: bool = False,
         on_scale: OnScale | None = None,
         stop: Stop | None = None,
         **sampling: Unpack[SamplingOptions],
@@ -206,10 +212,14 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         """Redraw a part of pictures; the rest keeps the tokens that the encoder gives it.
 
         Args:
-            images: uint8 (h, w, 3) or (B, h, w, 3), of the model's size.
-            mask: bool, true where to redraw: pixels (h, w) or latent cells (S, S), of each image or of all.
+            images: as `encode` takes them, of any size, and fit.
+            mask: bool, true where to redraw: pixels (h, w) or latent cells (S, S), of each image or of all; or files or
+                pictures of Pillow that are white there.
             classes: what to draw; none is the unconditional label, which costs half.
             seeds: as `generate`; several of one image give several variants.
+            fit: see `encode`.
+            composite: give the originals, in their size, with what was redrawn laid over them; by default, the model's
+                squares.
             on_scale: as `generate`, as are stop and sampling.
             stop: see there.
             sampling: see there.
@@ -217,8 +227,12 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         One of images, mask, classes and seeds stands for as many as there are of the others. Raises `UsageError`.
 
         """
-        names, forced = prepare(self.config, self.encode, images, mask, classes, seeds)
-        return self.generate(names, seeds=seeds, forced=forced, on_scale=on_scale, stop=stop, **sampling)
+        asked = prepare(self.config, images, mask, classes, seeds, fit)
+        if composite:
+            asked.check_composite()
+        forced = asked.forced(self.config, self.encode)
+        result = self.generate(asked.classes, seeds=seeds, forced=forced, on_scale=on_scale, stop=stop, **sampling)
+        return dataclasses.replace(result, images=asked.laid_over(result.images)) if composite else result
 
     def describe_runtime(self) -> dict[str, Any]:
         """Versions, provider and threads, for reports."""

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engines.backends.base import Array
-from engines.bundle.labels import ClassNames
+from engines.bundle.labels import NONE, ClassNames
 from engines.draw.batch import UNREAD, Batch, Rows
 from engines.errors import UsageError
+from engines.spec.arrays import as_array, check_tokens
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import OPTIONS, SamplingOption, SamplingOptions
 from engines.spec.uniforms import MAX_SEED, noise, uniforms
@@ -48,6 +49,21 @@ class Request:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def texts(self, bundle: Manifest) -> tuple[dict[str, str], ...]:
+        """Of each image, what a picture says of it."""
+        names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
+        shared = {"bundle": bundle.name, "build_key": bundle.build_key, "precision": bundle.precision}
+        return tuple(
+            {
+                "class": NONE if index == names.unconditional else str(index),
+                "label": names.label(index),
+                "seed": str(seed),
+                **{name: str(values[k].item()) for name, values in self.sampling.items()},
+                **shared,
+            }
+            for k, (index, seed) in enumerate(zip(self.classes.tolist(), self.seeds.tolist(), strict=True))
+        )
 
     def batch(self, config: ModelConfig, part: slice) -> Batch:
         """Some of the images as a batch of the scale loop."""
@@ -214,37 +230,3 @@ def _forced(forced: Forced, config: ModelConfig, B: int) -> tuple[Array, Array]:
         raise UsageError(f"the mask of forced tokens must be bool, got {mask.dtype}")
     check_tokens(tokens[mask], config)
     return np.where(mask, tokens, 0).astype(np.int64), np.ascontiguousarray(mask)
-
-
-def as_array(value: Any, name: str) -> Array:
-    """What a caller passed, as an array of whatever type. Raises `UsageError` where it is none."""
-    try:
-        return np.asarray(value)
-    except Exception as error:  # what is not ours may raise anything where it is asked to be an array
-        raise UsageError(f"{name} must be an array, got {quoted(value)}") from error
-
-
-def as_batch(value: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-    """`as_array`, of this type, and of this shape behind the number of images. Raises `UsageError`."""
-    array = as_array(value, name)
-    if array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
-        wanted = ", ".join(map(str, shape))
-        raise UsageError(f"{name} must be {dtype} (B, {wanted}), got {array.dtype} {array.shape}")
-    return array
-
-
-def as_tokens(value: Any, config: ModelConfig) -> NDArray[np.int64]:
-    """Tokens int (B, T) inside of the vocabulary. Raises `UsageError`."""
-    tokens = as_array(value, "tokens")
-    if tokens.ndim != 2 or tokens.shape[1] != config.num_tokens:
-        raise UsageError(f"tokens must be integers (B, {config.num_tokens}), got shape {tokens.shape}")
-    check_tokens(tokens, config)
-    return tokens.astype(np.int64)
-
-
-def check_tokens(tokens: Array, config: ModelConfig) -> None:
-    """Raises `UsageError` where `tokens` are not integers inside of the vocabulary."""
-    if not np.issubdtype(tokens.dtype, np.integer):
-        raise UsageError(f"tokens must be integers, got {tokens.dtype}")
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= config.vae.vocab_size):
-        raise UsageError(f"tokens must lie in 0 to {config.vae.vocab_size - 1}, got {tokens.min()} to {tokens.max()}")

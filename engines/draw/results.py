@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array, Buffer
+from engines.errors import UsageError
+from engines.pictures.images import picture_format, read_picture_text, save_picture
 from engines.words import counted
 
 if TYPE_CHECKING:
@@ -86,6 +90,8 @@ class Result:
     seeds: NDArray[np.uint64]
     timings: Timings
     """Seconds, summed over the batches."""
+    texts: tuple[Mapping[str, str], ...] = ()
+    """Of each image, what a saved picture says of it: class, label, seed, sampling and bundle."""
 
     def __repr__(self) -> str:
         of = f"classes {_few(self.classes)}, seeds {_few(self.seeds)}, {self.timings.total:.2f} s"
@@ -96,6 +102,33 @@ class Result:
         from PIL import Image
 
         return [Image.fromarray(image) for image in self.images]
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write the images as PNG, JPEG or WebP files, with their settings inside; the paths.
+
+        Args:
+            out: the file of one image; for several a folder, or a pattern with {index}, {class}, {label} and {seed}.
+            overwrite: replace files that are there. Without it, one that holds the same image is left as it is.
+
+        Raises `UsageError` where another file is there, where several images would go to one file, or the ending of a
+        name is none of `engines.pictures.images.FORMATS`.
+
+        """
+        pattern = str(Path(out).expanduser())
+        if not Path(pattern).suffix or Path(pattern).is_dir():
+            pattern = str(Path(pattern) / "{index:05d}-{label}-{seed}.png")
+        texts = self.texts or tuple({"seed": str(seed)} for seed in self.seeds)
+        paths = [Path(pattern.format(**_fields(k, text))) for k, text in enumerate(texts)]
+        if len(set(paths)) < len(paths):
+            raise UsageError(f"{out} is one file for several of {len(paths)} images: add {{index}}, or name a folder")
+        for path, image in zip(paths, self.images, strict=True):
+            picture_format(path, image.shape[1], image.shape[0])
+        there = [path for path, text in zip(paths, texts, strict=True) if path.exists() and not _holds(path, text)]
+        if there and not overwrite:
+            raise UsageError(f"{there[0]} exists and is another picture: name another place, or add overwrite=True")
+        for path, image, text in zip(paths, self.images, texts, strict=True):
+            save_picture(path, image, text)
+        return paths
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,6 +148,17 @@ class Preview:
 
     def __repr__(self) -> str:
         return f"<Preview: {_sized(self.images)} after scale {self.scale}{', final' if self.final else ''}>"
+
+
+def _fields(index: int, text: Mapping[str, str]) -> dict[str, Any]:
+    """What a pattern of names may hold."""
+    label = re.sub(r"\W+", "-", text.get("label", "")).strip("-") or "image"
+    return {"index": index, "class": text.get("class", ""), "label": label, "seed": text["seed"]}
+
+
+def _holds(path: Path, text: Mapping[str, str]) -> bool:
+    """Whether a file is a picture with this text."""
+    return (read_picture_text(path) or {}).items() >= text.items()
 
 
 def _sized(images: NDArray[np.uint8]) -> str:

@@ -8,5 +8,5 @@ The reference is `demo_zero_shot_edit.ipynb` of FoundationVision/VAR; arXiv 2404
     detectors.py    detectors in ONNX files, run here
     found.py        what was found, of which class; with boxes and masks -> cells of the latent grid
 
-`engines/draw/mask.py` goes on from there: cells -> tokens of all scales that are kept.
+`engines/editing/mask.py` goes on from there: cells -> tokens of all scales that are kept.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from engines.draw.mask import Box
+from engines.editing.mask import Box
 from engines.errors import UsageError
 
 

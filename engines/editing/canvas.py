@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.mask import Box, Mask, boxes_to_grid, pixels_to_grid
+from engines.editing.mask import Box, Mask, boxes_to_grid, pixels_to_grid
 from engines.errors import UsageError
-from engines.files.images import centred_square, resized
+from engines.pictures.images import centred_square, resized
+from engines.spec.choices import FITS
+from engines.words import quoted
 
 _BAND = 64  # rows
 _ASPECT = 0.01  # by which a mask's proportions may miss the picture's: a pixel or two of rounding
@@ -30,6 +32,10 @@ class Canvas:
     size: int
     """Side of the model's images, in pixels."""
     fit: str
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise UsageError(f"fit must be {', '.join(FITS)}, got {quoted(self.fit)}")
 
     @property
     def window(self) -> tuple[int, int, int, int]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.draw.mask import Box, Mask
 from engines.editing.boxes import inside
 from engines.editing.found import Found, NothingFoundError, Outline, chosen, painter
+from engines.editing.mask import Box, Mask
 from engines.errors import UsageError
 from engines.foreign import MALFORMED, read_bytes, read_json, reading
 

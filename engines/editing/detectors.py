@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.onnxruntime.library import cpu_session, translated
-from engines.draw.mask import Box, Mask
 from engines.editing.found import Found, chosen
+from engines.editing.mask import Box, Mask
 from engines.errors import UsageError
-from engines.files.images import resized
 from engines.foreign import parse_python, reading
+from engines.pictures.images import resized
 
 SCORE = 0.25
 """The least score of what is found, where none was asked for; Ultralytics' own."""

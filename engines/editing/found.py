@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.mask import Box, Mask
 from engines.editing.canvas import Canvas
+from engines.editing.mask import Box, Mask
 from engines.errors import UsageError
 
 Outline = NDArray[np.float64]

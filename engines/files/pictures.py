@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.files.grids import SQUARE, Layout, grid, strip
-from engines.files.images import is_cut_short, load_picture, read_picture_text, save_animation, save_picture
 from engines.files.jobs import (
     FOREIGN,
     JOB_FILE,
@@ -28,6 +26,8 @@ from engines.files.jobs import (
     held,
     read_job_file,
 )
+from engines.pictures.grids import SQUARE, Layout, grid, strip
+from engines.pictures.images import is_cut_short, load_picture, read_picture_text, save_animation, save_picture
 from engines.spec.choices import PREVIEWS
 from engines.storage import Lock, parts, remove_dead_parts, write_json
 

@@ -60,7 +60,8 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
             inputs = self._tensors({name: array[start : start + self.max_batch] for name, array in given.items()})
             parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
         images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
-        return Result(images, tokens, tokens, request.classes, request.seeds, Timings())
+        texts = request.texts(self.manifest)
+        return Result(images, tokens, tokens, request.classes, request.seeds, Timings(), texts)
 
     def stream(
         self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from engines import foreign
 from engines.errors import BundleError, UsageError
-from engines.files.images import load_picture
 from engines.foreign import open_picture, parse_json, parse_python, read_arrays, read_json
+from engines.pictures.images import load_picture
 from engines.storage import write_json
 
 ROOT = Path(__file__).parents[2]

@@ -23,13 +23,13 @@ from var_export.cli.main import main as var_export
 
 # Honest starts, so that what is odd behind them is reached. Builds never get a checkpoint that goes through.
 STARTS = (
-    (var_run, run.commands["draw"], ["--class", "1", "--engine", "tiny"]),
-    (var_run, run.commands["draw"], ["--class", "0-2", "--engine", "tiny", "--out", "many", "--grid"]),
-    (var_run, run.commands["decode"], ["decode", "tokens.npz", "--engine", "tiny"]),
-    (var_run, run.commands["reconstruct"], ["reconstruct", "picture.png", "--engine", "tiny"]),
-    (var_run, run.commands["edit"], ["edit", "picture.png", "--engine", "tiny", "--boxes", "boxes.json"]),
-    (var_run, run.commands["edit"], ["edit", "picture.png", "--engine", "tiny", "--box", "0,0,1,.5"]),
-    (var_run, run.commands["classes"], ["classes", "--engine", "tiny"]),
+    (var_run, run.commands["draw"], ["--class", "1", "--bundle", "tiny"]),
+    (var_run, run.commands["draw"], ["--class", "0-2", "--bundle", "tiny", "--out", "many", "--grid"]),
+    (var_run, run.commands["decode"], ["decode", "tokens.npz", "--bundle", "tiny"]),
+    (var_run, run.commands["reconstruct"], ["reconstruct", "picture.png", "--bundle", "tiny"]),
+    (var_run, run.commands["edit"], ["edit", "picture.png", "--bundle", "tiny", "--boxes", "boxes.json"]),
+    (var_run, run.commands["edit"], ["edit", "picture.png", "--bundle", "tiny", "--box", "0,0,1,.5"]),
+    (var_run, run.commands["classes"], ["classes", "--bundle", "tiny"]),
     (var_run, run.commands["draw"], []),
     (var_export, group.commands["inspect"], ["inspect", "tiny"]),
     (var_export, group.commands["verify"], ["verify", "tiny"]),

@@ -148,7 +148,7 @@ def _next_command(bundle: Bundle) -> str:
     if bundle.for_gpus and not bundle.plans:
         return f"var-export build {path} --target {PLAN_TARGETS[0]}"
     example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
-    return f"var-run --engine {path} --class {example}"
+    return f"var-run --bundle {path} --class {example}"
 
 
 def _document(built: Built, seconds: float) -> dict[str, Any]:

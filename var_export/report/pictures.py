@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.files.images import resized
+from engines.pictures.images import resized
 
 if TYPE_CHECKING:
-    from engines.files.images import Picture
+    from engines.pictures.images import Picture
 
 BUDGET = 2_300_000
 """Bytes for all images of a page, as base64."""

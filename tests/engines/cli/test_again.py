@@ -12,7 +12,7 @@ from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.again import command_of, settings_of
 from engines.cli.run import main
 from engines.errors import UsageError
-from engines.files.images import load_picture
+from engines.pictures.images import load_picture
 
 
 def again(call, picture, *more):

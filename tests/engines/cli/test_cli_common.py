@@ -165,7 +165,7 @@ def test_no_path_is_empty(capsys):
                     assert "it is empty: name a file or a folder" in capsys.readouterr().err, (path, param.name)
     assert seen > 30
     for path in ("a\0b", "a" * 1000):
-        assert var_run(["classes", "--engine", path]) == 2
+        assert var_run(["classes", "--bundle", path]) == 2
         assert "it is no path" in capsys.readouterr().err
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engines.cli.run import main
-from engines.files.images import read_picture_text
 from engines.files.jobs import read_job_file
 from engines.files.npz import record_of
+from engines.pictures.images import read_picture_text
 
 FAKE = Path(fake.__file__)
 CLASSES = ("parrot", "t-shirt", "0,2", "all")

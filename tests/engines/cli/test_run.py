@@ -11,7 +11,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture, read_picture_text
+from engines.pictures.images import load_picture, read_picture_text
 
 
 def test_one_image(call, pipeline):
@@ -298,7 +298,7 @@ def test_a_grid_in_one_file(call, pipeline):
 
 
 def test_a_grid_too_large_to_open_is_refused_before_work(call, pipeline, monkeypatch):
-    monkeypatch.setattr("engines.files.grids.MAX_GRID_PIXELS", 1100)
+    monkeypatch.setattr("engines.pictures.grids.MAX_GRID_PIXELS", 1100)
     assert "--grid takes up to 9 images" in error_of(call("--class", 0, "--count", 10, "--grid"))
     assert not pipeline.loads
     assert call("--class", 0, "--count", 9, "--grid")[0] == 0

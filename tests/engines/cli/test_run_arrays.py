@@ -10,7 +10,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
-from engines.files.images import load_picture, read_picture_text
+from engines.pictures.images import load_picture, read_picture_text
 from engines.spec.uniforms import uniforms
 
 

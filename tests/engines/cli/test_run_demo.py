@@ -8,7 +8,7 @@ import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
-from engines.files.images import load_picture
+from engines.pictures.images import load_picture
 
 demo = pytest.mark.skipif(
     not (DEMO_BUNDLE / "manifest.json").exists(), reason=f"no demo bundle in {DEMO_BUNDLE}: build it with var-export"

@@ -11,7 +11,7 @@ from var_run_fake import error_of, names
 from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main
 from engines.draw.pipeline import Pipeline
-from engines.files.images import load_picture, read_picture_text
+from engines.pictures.images import load_picture, read_picture_text
 from tests.detectors import save_detector
 
 demo = pytest.mark.skipif(
@@ -292,8 +292,8 @@ def test_options_that_make_no_sense(call, pipeline, args, says):
 @pytest.mark.slow
 @demo
 def test_the_fused_form_edits_too(edit, demo_both_bundle):
-    assert edit("wide.png", "--box", "40,40,80,80", "--engine", demo_both_bundle, "--form", "fused")[0] == 0
-    assert edit("wide.png", "--box", "40,40,80,80", "--engine", demo_both_bundle, "--out", "s.png")[0] == 0
+    assert edit("wide.png", "--box", "40,40,80,80", "--bundle", demo_both_bundle, "--form", "fused")[0] == 0
+    assert edit("wide.png", "--box", "40,40,80,80", "--bundle", demo_both_bundle, "--out", "s.png")[0] == 0
     one, other = (load_picture(Path(name)).astype(int) for name in ("s.png", "wide-edited.png"))
     assert np.abs(one - other).max() <= 1
     assert (one != other).mean() < 0.01

@@ -14,7 +14,7 @@ import pytest
 import var_run_fake as fake
 from var_run_fake import names
 
-from engines.files.images import load_picture, read_picture_text
+from engines.pictures.images import load_picture, read_picture_text
 
 FAKE = Path(fake.__file__)
 

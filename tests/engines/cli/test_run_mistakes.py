@@ -20,8 +20,8 @@ def test_no_class_given_is_one_line(call):
         "0 --npz a.npz --preview",
         "0 --npz a.npz --preview-as gif",
         "decode t.npz --npz a.npz --grid",
-        *(f"0 --url triton://x {option}" for option in ("--engine b", "--form fused", "--threads 1", "--check never")),
-        "classes --url triton://x --engine b",
+        *(f"0 --url triton://x {option}" for option in ("--bundle b", "--form fused", "--threads 1", "--check never")),
+        "classes --url triton://x --bundle b",
     ],
 )
 def test_options_that_exclude_each_other(call, pipeline, args):
@@ -94,7 +94,7 @@ def test_a_mistake_is_one_line_and_makes_nothing(call, pipeline, args, says):
 
 def test_a_missing_bundle_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--class", "0", "--engine", "nowhere"]) == 2
+    assert main(["--class", "0", "--bundle", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("Error: there is no bundle at nowhere")
 
 

@@ -4,11 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import demo_reference, need_torch
 
+from engines.cli.again import command_of, settings_of
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.errors import BackendError, BundleError, UsageError, VarExportError
+from engines.pictures.images import load_picture
 from engines.spec.uniforms import uniforms
 from tests.bundles import shared_bundle
 
@@ -369,14 +372,55 @@ def test_a_view_of_an_array_is_as_good_as_a_copy(pipeline, mixed):
     np.testing.assert_array_equal(pipeline.encode(mirrored), pipeline.encode(mirrored.copy()))
 
 
+@pytest.mark.slow
+def test_pictures_of_any_kind_and_size_are_encoded(pipeline, mixed, tmp_path):
+    first, wide = mixed.images[0], np.pad(mixed.images[1], ((0, 0), (40, 40), (0, 0)))
+    wanted = pipeline.encode(mixed.images[:2])
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    for one in (first, Image.fromarray(first), [first], first[None]):
+        np.testing.assert_array_equal(pipeline.encode(one), wanted[:1])
+    np.testing.assert_array_equal(pipeline.encode([Image.fromarray(first), tmp_path / "wide.png"]), wanted)
+    np.testing.assert_array_equal(pipeline.encode([str(tmp_path / "wide.png"), first]), wanted[::-1])
+    assert pipeline.reconstruct(wide, fit="pad").shape == (1, 64, 64, 3)
+    assert (pipeline.encode(wide, fit="stretch") != wanted[1:]).any()
+    with pytest.raises(UsageError, match="fit must be crop, stretch, pad, got 'sideways'"):
+        pipeline.encode(wide, fit="sideways")
+
+
+@pytest.mark.slow
+def test_a_result_saves_itself(pipeline, tmp_path):
+    drawn = pipeline.generate(["parrot", "none"], seeds=[3, 4], cfg=[2, 0])
+    paths = drawn.save(tmp_path / "new")
+    assert [path.name for path in paths] == ["00000-parrot-3.png", "00001-none-4.png"]
+    for path, image in zip(paths, drawn.images, strict=True):
+        np.testing.assert_array_equal(load_picture(path), image)
+    assert command_of(settings_of(paths[1])).startswith("var-run --class none --seed 4 --cfg 0")
+    before = paths[0].stat().st_mtime_ns
+    assert drawn.save(tmp_path / "new") == paths  # the same again
+    other = pipeline.generate(["parrot", "none"], seeds=[3, 4])
+    with pytest.raises(UsageError, match=r"00000-parrot-3.png exists and is another picture.*overwrite=True"):
+        other.save(tmp_path / "new")
+    assert paths[0].stat().st_mtime_ns >= before
+    other.save(tmp_path / "new", overwrite=True)
+    np.testing.assert_array_equal(load_picture(paths[0]), other.images[0])
+    assert [path.name for path in drawn.save(tmp_path / "{class}-{seed}.webp")] == ["88-3.webp", "none-4.webp"]
+    with pytest.raises(UsageError, match="is one file for several of 2 images"):
+        drawn.save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="bmp"):
+        pipeline.generate(88).save(tmp_path / "a.bmp")
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [
         (np.zeros((1, 64, 64, 3), np.float32), "uint8"),
-        (np.zeros((64, 64, 3), np.uint8), r"\(B, 64, 64, 3\)"),
-        (np.zeros((1, 32, 64, 3), np.uint8), r"\(1, 32, 64, 3\)"),
-        (np.zeros((1, 3, 64, 64), np.uint8), r"\(B, 64, 64, 3\)"),
+        (np.zeros((1, 3, 64, 64), np.uint8), r"uint8 \(h, w, 3\), or several, got uint8 \(3, 64, 64\)"),
+        (np.zeros((64, 64), np.uint8), r"got uint8 \(64, 64\)"),
         (np.zeros((0, 64, 64, 3), np.uint8), "no image"),
+        ([], "no image"),
+        (np.zeros((2, 0, 64, 3), np.uint8), "got uint8"),
+        ([np.zeros((64, 64, 3), np.uint8), 5], "images must be uint8"),
+        ("absent.png", "cannot read absent.png"),
     ],
 )
 def test_images_that_cannot_be_encoded_are_refused(images, words, pipeline):

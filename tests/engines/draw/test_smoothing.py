@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support import DATA
 
-from engines.draw.mask import boxes_to_grid, kept_tokens
 from engines.draw.pipeline import Pipeline
+from engines.editing.mask import boxes_to_grid, kept_tokens
 from engines.errors import UsageError
 from engines.fidelity.checks import verify
 from engines.judging.similarity import psnr

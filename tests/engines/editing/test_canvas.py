@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engines.editing.canvas import Canvas, feathered
 from engines.errors import UsageError
-from engines.files.images import load_picture, load_square, save_picture
+from engines.pictures.images import load_picture, load_square, save_picture
 from engines.spec.choices import FITS
 
 ROOT = Path(__file__).parents[3]
@@ -18,7 +18,7 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from engines.editing.canvas import Canvas
-from engines.files.images import load_mask, load_picture
+from engines.pictures.images import load_mask, load_picture
 
 picture = load_picture(Path(sys.argv[1]))
 canvas = Canvas(12000, 2500, 256, sys.argv[2])

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support import DATA
 
 from engines.draw.batch import Rows
-from engines.draw.mask import boxes_to_grid, kept_tokens
 from engines.draw.pipeline import Pipeline
+from engines.editing.mask import boxes_to_grid, kept_tokens
 from engines.errors import UsageError
 from tests.bundles import shared_bundle
 
-NONE = 171
+FOX, NONE = 48, 171
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +139,10 @@ def test_pixels_and_cells_are_the_same_mask(pictures, pipeline):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"images": np.zeros((32, 32, 3), np.uint8)}, "images must be uint8"),
+        ({"images": np.zeros((32, 32), np.uint8)}, "images must be uint8"),
+        ({"fit": "sideways"}, "fit must be crop"),
         ({"mask": GRID.astype(int)}, "the mask must be bool"),
-        ({"mask": GRID[:4]}, "the mask must be bool"),
+        ({"mask": GRID[:4]}, "the mask has 8 x 4 pixels and the picture 64 x 64"),
         ({"mask": np.zeros((0, 8, 8), bool)}, "the mask must be bool"),
         ({"mask": np.zeros((8, 8), bool)}, "the area is empty"),
         ({"mask": np.ones((64, 64), bool)}, "the area is the whole"),
@@ -152,3 +154,32 @@ def test_pixels_and_cells_are_the_same_mask(pictures, pipeline):
 def test_a_mistake_is_one_line(change, says, pictures, pipeline):
     with pytest.raises(UsageError, match=says):
         pipeline.edit(**{"images": pictures[0], "mask": GRID, "classes": 5} | change)
+
+
+@pytest.mark.slow
+def test_pictures_of_any_size_are_edited_and_composited(pictures, pipeline, tmp_path):
+    wide = np.pad(pictures[0], ((0, 0), (40, 40), (0, 0)), mode="edge")
+    area = np.zeros((64, 144), bool)
+    area[32:, 40:104] = True
+    wanted = pipeline.edit(
+        pictures[0], np.kron(GRID * 0 + (np.arange(8) >= 4)[:, None], np.ones((8, 8))) > 0, FOX, seeds=3
+    )
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(area).save(tmp_path / "mask.png")
+    for image, mask in (
+        (wide, area),
+        (Image.fromarray(wide), Image.fromarray(area)),
+        (tmp_path / "wide.png", tmp_path / "mask.png"),
+    ):
+        square = pipeline.edit(image, mask, FOX, seeds=3)
+        np.testing.assert_array_equal(square.images, wanted.images)
+        laid = pipeline.edit(image, mask, FOX, seeds=3, composite=True)
+        assert laid.images.shape == (1, 64, 144, 3)
+        np.testing.assert_array_equal(laid.images[0, :, :40], wide[:, :40])
+        np.testing.assert_array_equal(laid.images[0, 40:, 48:96], wanted.images[0, 40:, 8:56])
+        np.testing.assert_array_equal(laid.tokens, wanted.tokens)
+    variants = pipeline.edit(wide, area, [FOX, NONE], seeds=[3, 4], composite=True)
+    np.testing.assert_array_equal(variants.images[0], laid.images[0])
+    with pytest.raises(UsageError, match="pictures of several sizes"):
+        pipeline.edit([wide, pictures[0]], GRID, FOX, composite=True)
+    assert len(pipeline.edit([wide, pictures[0]], GRID, FOX).images) == 2

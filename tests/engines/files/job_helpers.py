@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from engines.files.images import load_picture
 from engines.files.jobs import Made, make_job
 from engines.files.npz import NpzRows
 from engines.files.pictures import Grid, Pictures
+from engines.pictures.images import load_picture
 
 SIDE = 6
 SETTINGS = {"build_key": "ab", "cfg": 1.0, "provider": "cpu"}

@@ -7,8 +7,8 @@ from job_helpers import SIDE, Producer, check_pictures, grid_of, image_of, job_o
 from PIL import Image
 
 from engines.errors import UsageError
-from engines.files.images import load_picture, read_picture_text
 from engines.files.jobs import JobInterruptedError, TakenError, held, make_job, run_job
+from engines.pictures.images import load_picture, read_picture_text
 
 
 def test_image_k_has_seed_s_plus_k():

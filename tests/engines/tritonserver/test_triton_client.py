@@ -46,7 +46,7 @@ def pictures(folder):
     ids=["one", "many", "preview", "pattern"],
 )
 def test_the_same_command_makes_the_same_files(arguments, server, folder, capsys, monkeypatch):
-    for name, where in (("here", ["--engine", str(DEMO_BUNDLE)]), ("there", ["--url", f"triton://{server.grpc}"])):
+    for name, where in (("here", ["--bundle", str(DEMO_BUNDLE)]), ("there", ["--url", f"triton://{server.grpc}"])):
         (folder / name).mkdir()
         monkeypatch.chdir(folder / name)
         assert main([*arguments, *where]) == 0, capsys.readouterr()
@@ -83,7 +83,7 @@ def test_tokens_arrays_and_classes_come_from_a_server_too(server, folder, capsys
 
 @pytest.mark.parametrize(
     "option",
-    ["--engine=x", "--form=fused", "--threads=2", "--backend=onnxruntime", "--provider=cuda", "--device=1"],
+    ["--bundle=x", "--form=fused", "--threads=2", "--backend=onnxruntime", "--provider=cuda", "--device=1"],
 )
 def test_options_of_local_engines_are_refused(option, capsys):
     assert main(["--class", "88", "--url", "triton://localhost", option]) == 2

@@ -51,7 +51,7 @@ def test_says_what_was_built_and_what_to_do_next(tiny_build):
     assert " MiB, built in " in lines[0]
     assert "check of the stepwise form against PyTorch: passed; largest logit error" in lines[1]
     assert "check of the fused form against PyTorch: passed; draws alike 100.00%" in lines[2]
-    assert lines[3] == f"next: var-run --engine {tiny_build.path} --class 0"
+    assert lines[3] == f"next: var-run --bundle {tiny_build.path} --class 0"
     assert len(lines) == 4
 
 

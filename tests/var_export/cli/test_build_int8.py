@@ -86,7 +86,7 @@ def test_makes_a_bundle_and_a_calibration(first, tiny_build):
     assert len(quantisation["calibration"]["requests"]["seeds"]) == 4
     assert out.startswith(f"{path} (")
     assert "check of the stepwise form against PyTorch: passed" in out
-    assert out.splitlines()[-1] == f"next: var-run --engine {path} --class 0"
+    assert out.splitlines()[-1] == f"next: var-run --bundle {path} --class 0"
     assert "calibration: 4 samples" in err
     assert "loading PyTorch" not in err
 

@@ -35,7 +35,7 @@ def test_plans_of_a_bundle(target, bundle, call, emulate):
     assert plans.startswith(f"plans {name} (") and plans.endswith(", sm 8.6, batch 1 to 2")
     assert stepwise.startswith("check of the stepwise plans against PyTorch: passed; largest logit error ")
     assert fused.startswith("check of the fused plans against PyTorch: passed; draws alike ")
-    assert following == f"next: var-run --engine {bundle} --class 0"
+    assert following == f"next: var-run --bundle {bundle} --class 0"
     assert "engine 2 of" in err
     assert "check: fused plans against the golden run" in err
 

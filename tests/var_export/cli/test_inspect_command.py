@@ -11,7 +11,7 @@ from support import copy_bundle, write_manifest
 
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import GOLDEN, WEIGHTS
-from engines.files.images import save_picture
+from engines.pictures.images import save_picture
 from engines.spec.contract import GRAPHS
 
 
@@ -144,7 +144,7 @@ def test_a_picture_says_how_it_was_made(call, tmp_path):
     save_picture(tmp_path / "a.webp", np.zeros((4, 4, 3), np.uint8), text)
     code, out, err = call("inspect", tmp_path / "a.webp")
     assert (code, err) == (0, "")
-    assert "  var-run --class 1 --seed 3 --cfg 2.5 --engine BUNDLE" in out.splitlines()
+    assert "  var-run --class 1 --seed 3 --cfg 2.5 --bundle BUNDLE" in out.splitlines()
     assert "\x1b" not in out
     document = json.loads(call("inspect", tmp_path / "a.webp", "--json")[1])
     assert document["settings"] == text
@@ -179,5 +179,5 @@ def test_list_shows_what_is_here(call, tiny_build, tmp_path, monkeypatch):
     assert [row["path"] for row in document["bundles"]][:2] == ["bundles/new", "bundles/.old.previous"]
     _, _, err = call("inspect")
     assert (
-        "using the newest bundle, bundles/new, of 3 (--engine BUNDLE takes another, var-export list shows them)" in err
+        "using the newest bundle, bundles/new, of 3 (--bundle BUNDLE takes another, var-export list shows them)" in err
     )

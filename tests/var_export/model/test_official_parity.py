@@ -12,7 +12,7 @@ import torch
 from support import DATA, architectures, demo_reference, settings, tiny_config, tiny_reference, tiny_state
 from torch.nn import functional
 
-from engines.draw.mask import boxes_to_grid, kept_tokens
+from engines.editing.mask import boxes_to_grid, kept_tokens
 from engines.spec.config import phi_index
 from engines.spec.uniforms import noise
 

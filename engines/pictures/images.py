@@ -201,6 +201,16 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
     return _read(path, background="black", mode="L") >= 128
 
 
+def picture_of(image: Image.Image) -> Picture:
+    """A picture of Pillow as `load_picture` gives it, (h, w, 3) uint8. Raises `UsageError` as it does."""
+    return _as_seen(image.copy(), "white", "RGB", "the picture")
+
+
+def mask_of(image: Image.Image) -> NDArray[np.bool_]:
+    """A picture of Pillow as `load_mask` gives it, (h, w) bool."""
+    return _as_seen(image.copy(), "black", "L", "the mask") >= 128
+
+
 def load_square(path: Path, size: int) -> Picture:
     """A picture from a file, ready to be encoded: its largest centred square, (size, size, 3) uint8.
 
@@ -234,26 +244,31 @@ def resized(
 
 
 def _read(path: Path, background: str = "white", mode: str = "RGB") -> NDArray[np.uint8]:
+    with open_picture(path) as image:
+        return _as_seen(image, background, mode, str(path))
+
+
+def _as_seen(image: Image.Image, background: str, mode: str, name: str) -> NDArray[np.uint8]:
+    """The pixels of a picture, turned as its EXIF data says; it is changed."""
     from PIL import ImageOps
 
-    with open_picture(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        rgb = _to_rgb(image, background, path)
-        return np.asarray(rgb if rgb.mode == mode else rgb.convert(mode))
+    ImageOps.exif_transpose(image, in_place=True)
+    rgb = _to_rgb(image, background, name)
+    return np.asarray(rgb if rgb.mode == mode else rgb.convert(mode))
 
 
-def _to_rgb(image: Image.Image, background: str, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, background: str, name: str) -> Image.Image:
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_grey(image, path)
+        image = _to_grey(image, name)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_grey(image: Image.Image, path: Path) -> Image.Image:
+def _to_grey(image: Image.Image, name: str) -> Image.Image:
     """A grey picture of 16 or 32 bits in 8 bits. Raises `UsageError` where its values do not tell what is white."""
     from PIL import Image
 
@@ -262,14 +277,14 @@ def _to_grey(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         if image.mode == "I" and getattr(image, "tag_v2", {}).get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:
             values = values.view(np.uint32)
-        white = _white_of(values, path)
+        white = _white_of(values, name)
     grey = np.empty(values.shape, np.uint8)
     for row, line in enumerate(values):  # a row at a time: float64 of the whole would take eight times the memory
         grey[row] = np.rint(np.clip(np.nan_to_num(line.astype(np.float64)) / white, 0, 1) * 255)
     return Image.fromarray(grey)
 
 
-def _white_of(values: NDArray[Any], path: Path) -> float:
+def _white_of(values: NDArray[Any], name: str) -> float:
     """What is white where the type of the pixels does not say: the least usual value that none exceeds."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     usual = [1.0, 255.0, float(_MAX_16_BIT)]
@@ -281,6 +296,6 @@ def _white_of(values: NDArray[Any], path: Path) -> float:
                 return white
             break  # it would be nearly black
     raise UsageError(
-        f"cannot read {path}: its values run from {low:g} to {high:g}, and a picture of 32 bits has no fixed white; "
+        f"cannot read {name}: its values run from {low:g} to {high:g}, and a picture of 32 bits has no fixed white; "
         "save it with 8 or 16 bits"
     )

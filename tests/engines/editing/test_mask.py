@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import need_torch, tiny_config
 
-from engines.draw.mask import boxes_to_grid, check_area, kept_tokens, pixels_to_grid, resize_bilinear
+from engines.editing.mask import boxes_to_grid, check_area, kept_tokens, pixels_to_grid, resize_bilinear
 from engines.errors import UsageError
 
 OF_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

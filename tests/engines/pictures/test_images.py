@@ -6,8 +6,8 @@ from PIL import Image
 
 from engines import foreign
 from engines.errors import UsageError
-from engines.files import images
-from engines.files.images import (
+from engines.pictures import images
+from engines.pictures.images import (
     is_cut_short,
     load_picture,
     load_square,

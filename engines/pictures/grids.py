@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.errors import UsageError
-from engines.files.images import Picture
+from engines.pictures.images import Picture
 
 PADDING = 2
 MAX_GRID_PIXELS = 80_000_000  # Pillow warns about files beyond 89 million when they are opened again

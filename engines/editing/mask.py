@@ -6,13 +6,12 @@ an edit can be: 16 pixels of a 256 px model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.request import as_array
 from engines.errors import UsageError
 from engines.spec.config import ModelConfig
 
@@ -90,43 +89,3 @@ def resize_bilinear(values: NDArray[Any], side: int) -> NDArray[np.float32]:
     rows = values[:, :, low] * lower + values[:, :, high] * upper
     resized: NDArray[np.float32] = rows[:, low] * lower[:, None] + rows[:, high] * upper[:, None]
     return resized
-
-
-def prepare(
-    config: ModelConfig,
-    encode: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
-    images: NDArray[np.uint8],
-    mask: Mask,
-    classes: int | str | Sequence[int | str] | None,
-    seeds: int | Sequence[int],
-) -> tuple[list[int | str], tuple[NDArray[np.int64], Mask]]:
-    """What `Pipeline.generate` takes for the edit that `Pipeline.edit` was asked for: classes, and forced tokens."""
-    images = as_array(images, "images")
-    images = images[None] if images.ndim == 3 else images
-    kept = kept_tokens(config, _grids(config, mask))
-    if classes is None:
-        classes = config.unconditional_class
-    try:
-        names = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
-        seeded = 1 if isinstance(seeds, (int, np.integer)) else len(seeds)
-    except TypeError as error:
-        raise UsageError(f"classes and seeds must be numbers, or lists of them: {error}") from error
-    counts = {"images": len(images), "masks": len(kept), "classes": len(names), "seeds": seeded}
-    B = max(counts.values())
-    if set(counts.values()) - {1, B}:
-        listed = ", ".join(f"{count} {what}" for what, count in counts.items())
-        raise UsageError(f"{listed} do not fit: give one of a kind, or {B}")
-    return names * B if len(names) == 1 else names, (encode(images), kept)
-
-
-def _grids(config: ModelConfig, mask: Mask) -> Mask:
-    """Masks in cells or pixels, one or several, as grids (B, S, S)."""
-    mask = as_array(mask, "the mask")
-    sides = config.latent_size, config.image_size
-    square = mask.ndim in (2, 3) and mask.shape[-1] == mask.shape[-2] and mask.shape[-1] in sides
-    if mask.dtype != np.bool_ or not square or not len(mask):
-        cells, pixels = (f"({side}, {side})" for side in sides)
-        raise UsageError(f"the mask must be bool {cells} or {pixels}, or several, got {mask.dtype} {mask.shape}")
-    grid = pixels_to_grid(mask if mask.ndim == 3 else mask[None], config.latent_size)
-    check_area(grid)
-    return grid

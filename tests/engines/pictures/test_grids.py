@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.files.grids import PADDING, Layout, grid, strip
+from engines.pictures.grids import PADDING, Layout, grid, strip
 
 RED, GREEN, BLUE, WHITE = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
 
