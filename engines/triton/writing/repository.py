@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # before one that is installed
 from engines.triton.serving.adapter import {kind} as TritonPythonModel  # noqa: E402
 '''
 # Rooms of the package that no server needs.
-_LEFT_OUT = ("cli", "data", "sizing", "host", "editing", "files", "fidelity", "triton/writing", "triton/client.py")
+_LEFT_OUT = ("cli", "data", "sizing", "host", "files", "fidelity", "triton/writing", "triton/client.py")
 REQUIREMENTS = """# For the python3 that Triton's stub processes find, or for an EXECUTION_ENV_PATH archive.
 # Triton up to 24.10 was built for numpy 1: there, numpy<2.
 numpy>=1.26
