@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A real Triton server for the tests (docs/triton.md), in a venv of its own: 560 MB. It exists for Linux on x86-64, and
 # its numpy for Python up to 3.12; elsewhere `make test` goes without, and the tests that need it say so.
 TRITON_VENV ?= $(VENV)-triton
+TRITON_SCRIPT := tests/engines/tritonserver/tritonserver.sh
 TRITON_HERE = $(shell $(PYTHON) -c "import platform as p, sys; print(p.system(), p.machine(), sys.version_info < (3, 13))")
 TRITON_TEST := $(if $(filter Linux-x86_64-True,$(subst $() ,-,$(TRITON_HERE))),$(TRITON_VENV)/.ready)
 
@@ -95,13 +96,15 @@ $(GPU_READY): pyproject.toml
 	@touch $@
 
 triton-env: $(TRITON_VENV)/.ready
+	@echo "start it with $(TRITON_VENV)/bin/tritonserver --model-repository=FOLDER (docs/triton.md)"
 
 # ONNX Runtime as in the tests' own venv: they compare tokens bit for bit.
-$(TRITON_VENV)/.ready: $(VENV)/.test
+$(TRITON_VENV)/.ready: $(VENV)/.test $(TRITON_SCRIPT)
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --group triton-server \
 		"onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')"
+	install -m 755 $(TRITON_SCRIPT) $(TRITON_VENV)/bin/tritonserver
 	@touch $@
 
 $(VENV)/bin/python:

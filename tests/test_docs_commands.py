@@ -65,6 +65,7 @@ ELSEWHERE = {
     ],
     "it needs a Triton server: tests/engines/tritonserver has one": [
         "tritonserver *",
+        ".venv-triton/bin/tritonserver *",
         "docker run *",
         "curl *",
         "* --url triton://*",

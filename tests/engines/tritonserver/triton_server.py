@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,28 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 VENV = Path(os.environ.get("TRITON_VENV") or ROOT / ".venv-triton").absolute()
+BINARY = VENV / "bin/tritonserver"
 READY_SECONDS = 90
 
 
 def missing():
     """Why there is no server here; None where there is one."""
-    return None if binary() else f"there is no Triton server in {VENV}: `make triton-env` sets one up"
-
-
-def site():
-    return next(VENV.glob("lib/python3.*/site-packages"), VENV)
-
-
-def binary():
-    file = site() / "pytriton/tritonserver/bin/tritonserver"
-    return file if file.is_file() else None
-
-
-def libpython():
-    """The folder of the shared library of the interpreter that made the environment."""
-    ask = "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"
-    done = subprocess.run([VENV / "bin/python", "-c", ask], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return None if BINARY.is_file() else f"there is no {BINARY}: `make triton-env` sets one up"
 
 
 def free_ports(count):
@@ -52,16 +36,12 @@ class Server:
     """
 
     def __init__(self, repository, folder, *options, wait=True):
-        root = site() / "pytriton/tritonserver"
         self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
         self.http, self.grpc = f"127.0.0.1:{self.http_port}", f"127.0.0.1:{self.grpc_port}"
         self.name, self.log = f"t{self.http_port}", folder / f"server-{self.http_port}.log"
-        _link_stub(root)
         command = [
-            root / "bin/tritonserver",
+            BINARY,
             f"--model-repository={repository}",
-            f"--backend-directory={root / 'backends'}",
-            f"--cache-directory={root / 'caches'}",
             f"--backend-config=python,shm-region-prefix-name={self.name}",
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
@@ -72,15 +52,8 @@ class Server:
             "--exit-timeout-secs=5",
             *options,
         ]
-        env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))},
-            "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "LD_LIBRARY_PATH": f"{site() / 'nvidia_pytriton.libs'}:{libpython()}",
-        }
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         if wait:
             try:
                 self.wait_ready()
@@ -149,22 +122,3 @@ class Server:
 
     def __exit__(self, *_):
         self.close()
-
-
-def _link_stub(root):
-    """The wheel has one stub per version of Python, and the server looks for it in the backend's folder."""
-    version = site().parent.name.removeprefix("python")
-    link, stub = (
-        root / "backends/python/triton_python_backend_stub",
-        root / f"python_backend_stubs/{version}/triton_python_backend_stub",
-    )
-    if not link.exists():
-        with contextlib.suppress(FileExistsError):  # another test run made it
-            link.symlink_to(stub)
-
-
-if __name__ == "__main__":  # by hand: python triton_server.py REPOSITORY [OPTIONS OF TRITONSERVER]
-    with Server(sys.argv[1], Path(), *sys.argv[2:]) as server:
-        where = f"HTTP {server.http}, gRPC {server.grpc}, metrics port {server.metrics_port}"
-        print(f"{where}, log {server.log}, process {server.process.pid}", flush=True)
-        server.process.wait()
