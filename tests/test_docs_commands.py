@@ -83,6 +83,8 @@ ELSEWHERE = {
     ],
     "it installs from a network": [
         "pip install *",
+        "pip download *",
+        "python -m build *",
     ],
     "it is a tool of NVIDIA's, which is no part of this project": [
         "polygraphy *",
