@@ -17,7 +17,9 @@ TRITON_TEST := $(if $(filter Linux-x86_64-True,$(subst $() ,-,$(TRITON_HERE))),$
 .PHONY: demo test test-quick test-runtime test-bundles fuzz lint types format clean demo-bundle gpu-check triton-env
 
 demo: $(VENV)/.runtime
-	$(BIN)/var-run --class 88
+	@echo "a parrot, 64 x 64, by the demo model that the package holds: $(BIN)/var-run --class 88"
+	@picture=$$($(BIN)/var-run --class 88) && large=$$($(BIN)/python examples/enlarge.py "$$picture") && \
+		printf '%s\n' "the image: $(CURDIR)/$$picture" "beside itself four times as large: $$large"
 
 # Tests run in WORKERS processes, a file at a time, with the slow ones first. What they make once, bundles above all, is
 # kept in build/test-bundles until the code that made it changes.

@@ -12,8 +12,10 @@ import sysconfig
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 from docs_pages import PAGES, ROOT, blocks, commands, text_of
+from PIL import Image
 from support import clean_checkout, copy_bundle
 
 from engines.cli.run import main as var_run
@@ -242,9 +244,16 @@ def test_make_demo(clone):
     first, second = readme(0)
     assert (first, second) == ("make demo", "make test")  # the second is what runs this test
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
-    said = sh(first, clone, PYTHON=sys.executable, MAKEFLAGS="", VIRTUAL_ENV="")
-    assert "var-parrot-0.png" in said
-    assert (clone / "var-parrot-0.png").is_file()
+    for _ in range(2):  # the second finds the picture there
+        said = sh(first, clone, PYTHON=sys.executable, MAKEFLAGS="", VIRTUAL_ENV="")
+        for shown in (".venv/bin/var-run --class 88", clone / "var-parrot-0.png", clone / "var-parrot-0-x4.png"):
+            assert f"{shown}\n" in said, "what it runs, and where the pictures are, for any folder"
+    small, large = (np.array(Image.open(clone / f"var-parrot-0{name}.png")) for name in ("", "-x4"))
+    assert small.shape == (64, 64, 3)
+    assert large.shape == (16 + 256 + 16, 16 + 64 + 16 + 256 + 16, 3)
+    np.testing.assert_array_equal(large[16:80, 16:80], small)
+    shrunk = large[16:272, 96:352].reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(shrunk - small).mean() < 2, "the same picture"
 
 
 @pytest.mark.slow
