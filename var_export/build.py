@@ -6,6 +6,7 @@ is gone before the engines are loaded to check them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +24,10 @@ from calib.graphs.writing import write_graphs
 from calib.half import fitted
 from calib.judge.acceptance import Built, check
 from calib.keys import FLOAT_BUNDLE, code_digest, versions_of
+from engines.bundle.bundle import Bundle, place_of, standing_bundles
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest
 from engines.bundle.writer import BundleWriter, existing_bundle
-from engines.errors import UsageError
+from engines.errors import BundleError, UsageError
 from engines.progress import Progress, silent
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K, ONNXRUNTIME
@@ -92,9 +94,10 @@ def build(
 
     with BundleWriter(out) as writer:
         reference = checkpoint.reference()
-        if existing is not None and (existing.golden_key, existing.smooth) == (manifest.golden_key, manifest.smooth):
-            progress("golden run: taken from the bundle that is there")
-            shutil.copyfile(existing.path / GOLDEN, writer.folder / GOLDEN)
+        twin = _of_same_run(manifest, out)
+        if twin is not None:
+            progress(f"golden run: taken from the bundle {twin.path}")
+            shutil.copyfile(twin.path / GOLDEN, writer.folder / GOLDEN)
         else:
             _write_golden(reference, writer.folder / GOLDEN, manifest, progress)
         quantizer = Quantizer(reference.vae.quantize)
@@ -158,6 +161,16 @@ def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:
             "versions": {**versions, **versions_of(("var-export",)), "opset": OPSET},
         },
     )
+
+
+def _of_same_run(manifest: Manifest, out: Path) -> Bundle | None:
+    """A bundle at `out` or beside it with the golden run that `manifest` is to have: of whatever precision and form."""
+    for path in standing_bundles(out.parent):
+        with contextlib.suppress(BundleError):
+            known = Manifest.read(place_of(path))
+            if (known.golden_key, known.smooth) == (manifest.golden_key, manifest.smooth):
+                return Bundle.open(path)
+    return None
 
 
 def _write_golden(reference: Reference, file: Path, manifest: Manifest, progress: Progress) -> None:

@@ -196,11 +196,11 @@ def previous_of(path: Path) -> Path:
     return path.parent / f".{path.name}.previous"
 
 
-def standing_bundles() -> list[Path]:
-    """The bundles under `bundles/`, the newest first; in the working folder, as a build without --out leaves them."""
-    folders = list(BUNDLES.iterdir()) if BUNDLES.is_dir() else []
+def standing_bundles(under: Path = BUNDLES) -> list[Path]:
+    """The bundles in a folder, the newest first; by default in `bundles/`, where a build without --out leaves them."""
+    folders = list(under.iterdir()) if under.is_dir() else []
     names = {re.sub(r"^\.(.+)\.previous$", r"\1", folder.name) for folder in folders}
-    places = [BUNDLES / name for name in names if not name.startswith(".")]
+    places = [under / name for name in names if not name.startswith(".")]
     found = [place for place in places if is_bundle(place_of(place))]
     return sorted(found, key=lambda place: (place_of(place) / MANIFEST).stat().st_mtime, reverse=True)
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 EXIT_INTERRUPTED = 130
+CLEAR = "\r\x1b[K"
+"""Empties the line of a terminal, where `engines.cli.progress` may have left one that goes on."""
 POSITIVE = click.IntRange(min=1)
 
 
@@ -217,7 +219,7 @@ def show(line: str = "") -> None:
 def tell(line: str) -> None:
     """Print a remark on stderr, where it disturbs nothing that a script reads; where it cannot be, it is lost."""
     with contextlib.suppress(OSError):
-        click.echo(printable(line), err=True)
+        click.echo((CLEAR if sys.stderr.isatty() else "") + printable(line), err=True)
 
 
 def _drop_output() -> None:

@@ -9,10 +9,9 @@ import time
 
 import click
 
-from engines.cli.common import tell
+from engines.cli.common import CLEAR, tell
 from engines.words import printable
 
-CLEAR = "\r\x1b[K"
 TICK = 0.5  # seconds between two looks at the clock
 
 

@@ -37,7 +37,7 @@ Examples:
   var-export build var_d16.pth --vae vae_ch160v4096z32.pth
   var-export build hf://FoundationVision/var/var_d16.pth
   var-export build runs/ar-ckpt-best.pth --labels names.csv --default-cfg 1.5
-  var-export build --precision int8
+  var-export build bundles/var-d16-256-fp16 --precision int8
   var-export build bundles/var-d16-256-fp16 --target tensorrt
   var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
 """
@@ -53,7 +53,8 @@ def build(context: click.Context, /, options: BuildOptions, as_json: bool) -> No
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
     PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind. With --target
     tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
-    --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA), which is built first where none is given.
+    --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA): the one that is given, or the one of its model
+    beside it or in bundles/; else it is built first, from CHECKPOINT or the one of the given bundle.
     """
     int8 = None  # what is quantised, and how
     if options.precision == INT8:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import POSITIVE, filled_by, option, option_group, threads_option
+from engines.cli.common import POSITIVE, filled_by, option, option_group, tell, threads_option
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
 from engines.spec.choices import BACKENDS, BUNDLE_FORMS, DEFAULT_MAX_TOP_K, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE
 from engines.storage import DISK_ERRORS
+from var_export.cli.base import Origin, as_in, find_base, origin_of, remember
 from var_export.cli.common import (
     CHECKPOINT,
     FOLDER,
@@ -29,6 +30,7 @@ from var_export.cli.tensorrt import BuilderOptions
 if TYPE_CHECKING:
     from calib.choose.options import Int8Options
     from calib.judge.acceptance import Built
+    from engines.bundle.manifest import Manifest
 
 BUNDLES = Path("bundles")
 
@@ -95,8 +97,11 @@ class BundleWork:
     progress: StageClock
     interrupts: Interrupts
 
-    def build_float(self, folder: Path = BUNDLES) -> Built:
-        """Build what the options say from their checkpoint, in `folder` unless they say where."""
+    def build_float(self, folder: Path = BUNDLES, like: Manifest | None = None) -> Built:
+        """Build what the options say from their checkpoint, in `folder` unless they say where.
+
+        `like`: a bundle of the same checkpoint, whose labels and recommended settings are taken over.
+        """
 
         def stage(line: str, done: float | None = None) -> None:
             self.interrupts.check(holding=line.startswith("graph:"))
@@ -118,6 +123,9 @@ class BundleWork:
             default_cfg=options.default_cfg,
             name=options.name,
         )
+        remember(checkpoint, Origin(options.checkpoint, options.parts))
+        if like is not None:
+            checkpoint = as_in(like, checkpoint)
         name = f"{checkpoint.config.name}-{options.precision}{_suffix(options.form, options.smooth)}"
         out = options.out or folder / name
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}"
@@ -133,19 +141,15 @@ class BundleWork:
                 checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
             )
 
-    def build_int8(self, context: click.Context, int8: Int8Options, given_base: Path | None) -> Built:
-        """Quantise the bundle that was given, or one that is built from the checkpoint and stays beside the result."""
-        with needs_export_packages("quantising", "export" if given_base is None else INT8):
+    def build_int8(self, context: click.Context, int8: Int8Options, given: Path | None) -> Built:
+        """Quantise the bundle that was given, or one of its checkpoint: found, or built, and kept beside the result."""
+        with needs_export_packages("quantising", "export" if given is None else INT8):
             from calib.judge.effects import sensitivity_file
             from calib.quantise import quantize_bundle
         from engines.bundle.bundle import Bundle
 
         options = self.options
-        if given_base is None:  # calibration draws with the stepwise form
-            plain = replace(options, precision=int8.base_precision, form=STEPWISE, out=None)
-            folder = options.out.parent if options.out is not None else BUNDLES
-            given_base = replace(self, options=plain).build_float(folder).bundle.path
-        base = Bundle.open(given_base)
+        base = Bundle.open(self._base(int8, given))
         target = "" if int8.target == ONNXRUNTIME else f"-{int8.target}"
         out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
@@ -154,6 +158,39 @@ class BundleWork:
             calibrated, file = calibration_of(context, base, options.calibrating, out.parent, **shared)
             sensitivity = sensitivity_file(file, int8.target)
             return quantize_bundle(base, out, int8, calibrated, sensitivity=sensitivity, force=options.force, **shared)
+
+    def _base(self, int8: Int8Options, given: Path | None) -> Path:
+        """The float bundle to quantise, which has the stepwise form: calibration draws with it.
+
+        Raises `UsageError` where the given one does not fit, and there is no other and no telling what to build.
+        """
+        from calib.quantise import check_base
+        from engines.bundle.bundle import Bundle
+
+        options, precision = self.options, int8.base_precision
+        folder = BUNDLES if options.out is None else options.out.parent
+        like = None if given is None else Bundle.open(given, verify=False)
+        if like is not None:
+            places = tuple(dict.fromkeys((like.path.parent, folder)))
+            found = find_base(like, int8, places)
+            if found is not None:
+                return found
+            origin = origin_of(like)
+            if origin is None:
+                try:
+                    check_base(like, int8)
+                except UsageError as error:
+                    raise UsageError(
+                        f"{error}; {' and '.join(map(str, places))} hold no such bundle of this model, and where its "
+                        f"checkpoint lies is not known here: var-export build CHECKPOINT --precision {INT8} makes both"
+                    ) from error
+            model: dict[str, Any] = {"name": like.name, "max_top_k": like.max_top_k, "smooth": like.smooth}
+            options = replace(options, **vars(origin), labels=None, default_cfg=None, **model)
+        work = replace(self, options=replace(options, precision=precision, form=STEPWISE, out=None))
+        built = work.build_float(folder, like)
+        how = "there already" if built.reused else f"built from {options.checkpoint or 'the embedded demo checkpoint'}"
+        tell(f"taking {built.bundle.path}, the {precision.upper()} bundle of the same model, {how}")
+        return built.bundle.path
 
 
 def _suffix(form: str, smooth: bool) -> str:

@@ -12,6 +12,7 @@ from engines.cli.common import Figure, command_line, json_option, json_out, prin
 from engines.cli.progress import StageClock
 from engines.machine import machine
 from engines.spec.choices import GRAPH_TARGETS, INT8
+from var_export.cli.base import find_base
 from var_export.cli.common import (
     FOLDER,
     html_option,
@@ -53,15 +54,16 @@ def sensitivity(
 ) -> None:
     """Quantise each layer of a float BUNDLE alone, hold it against the golden run, and time it.
 
-    BUNDLE is in FP32 (in FP16 for tensorrt) and stays as it is. What was measured is kept beside the calibration: an
-    interrupted run goes on, and `build --precision int8 --max-loss` chooses from it.
+    BUNDLE is in FP32 (in FP16 for tensorrt), or has such a bundle of its model beside it, and stays as it is. What was
+    measured is kept beside the calibration: an interrupted run goes on, and `build --precision int8 --max-loss` chooses
+    from it.
     """
     with needs_export_packages("sensitivity", INT8):
         from calib.judge.effects import measure, sensitivity_file
         from calib.quantise import check_base
     here = machine()
     options = int8_options(context, calibrating, target)
-    base = open_bundle(bundle)
+    base = open_bundle(find_base(open_bundle(bundle, verify=False), options, [bundle.parent]) or bundle)
     check_base(base, options)
     with StageClock() as progress:
         calibrated, kept = calibration_of(context, base, calibrating, bundle.parent, threads=threads, progress=progress)

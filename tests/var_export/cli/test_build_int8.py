@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engines.bundle.bundle import Bundle
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.draw.pipeline import Pipeline
 from engines.packages import install_command
@@ -26,6 +28,12 @@ FAST = ("--keep", "decode/*", "--keep", "encode/*")
 
 def arguments(base, out, *more):
     return "build", base, "--precision", "int8", "--samples", 4, "--threads", 1, *KEEP, "--out", out, *more
+
+
+@pytest.fixture(autouse=True)
+def no_checkpoint_is_known(monkeypatch, tmp_path_factory):
+    """As on a machine that has built nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +383,57 @@ def test_from_a_checkpoint_the_float_bundle_stays_beside(call, tiny_checkpoint, 
     code, out, _ = call(*args)
     assert code == 0
     assert out.startswith("up to date: ")
+
+
+@pytest.fixture
+def fp16(call, tiny_checkpoint, tmp_path, monkeypatch):
+    """The FP16 bundle of a checkpoint with labels and settings of its own, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n")
+    code, _, err = call("build", tiny_checkpoint, "--labels", "names.txt", "--default-cfg", 1.5, "--threads", 1)
+    assert code == 0, err
+    return Path("bundles/tiny-fp16")
+
+
+@pytest.mark.slow
+def test_from_another_precision_the_base_is_built_once_and_found_again(call, fp16, tiny_checkpoint, tmp_path):
+    """Of the same checkpoint, labels and settings; nothing but the FP16 bundle is named."""
+    args = ("build", fp16, "--precision", "int8", "--samples", 4, "--threads", 1, *FAST)
+    code, out, err = call(*args)
+    assert code == 0, err
+    assert out.startswith("bundles/tiny-int8 (")
+    assert f"taking bundles/tiny-fp32, the FP32 bundle of the same model, built from {tiny_checkpoint}" in err
+    assert "golden run: taken from the bundle bundles/tiny-fp16" in err
+    assert names(tmp_path / "bundles") == ["tiny-fp16", "tiny-fp32", "tiny-int8", CALIBRATION]
+    bundles = [Bundle.open(tmp_path / "bundles" / name) for name in ("tiny-fp16", "tiny-fp32", "tiny-int8")]
+    assert {(bundle.labels, bundle.sampling.cfg, bundle.golden_key) for bundle in bundles} == {
+        (tuple("abcde"), 1.5, bundles[0].golden_key)
+    }
+    for again in (fp16, fp16.with_name("tiny-int8")):
+        code, out, err = call(*args[:1], again, *args[2:])
+        assert code == 0, err
+        assert out.startswith("up to date: bundles/tiny-int8")
+        assert "taking bundles/tiny-fp32, the FP32 bundle of the same model\n" in err
+        assert "loading PyTorch" not in err
+
+
+def test_a_base_that_is_neither_found_nor_known_how_to_build(call, fp16, monkeypatch, tmp_path, no_drawing):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    answer = call("build", fp16, "--precision", "int8")
+    one_line(answer, "fp32", "bundles hold no such bundle", "var-export build CHECKPOINT --precision int8")
+    assert names(tmp_path / "bundles") == ["tiny-fp16"]
+
+
+def test_a_checkpoint_that_has_changed_makes_no_base(call, fp16, tiny_checkpoint, monkeypatch, tmp_path):
+    from var_export.checkpoint.load import load_checkpoint
+
+    other = replace(load_checkpoint(tiny_checkpoint, name="tiny"), sha256="1" * 64)
+    monkeypatch.setattr("var_export.checkpoint.load.load_checkpoint", lambda *args, **options: other)
+    one_line(call("build", fp16, "--precision", "int8"), "has changed since tiny was built from it")
+    assert names(tmp_path / "bundles") == ["tiny-fp16"]
+
+
+def test_the_embedded_demo_knows_its_checkpoint():
+    from var_export.cli.base import origin_of
+
+    assert origin_of(Bundle.open(DEMO_BUNDLE)).checkpoint is None  # what a build without one takes

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 from PIL import Image
+from support import write_manifest
 
 from engines.bundle.bundle import Bundle
+from engines.bundle.manifest import MANIFEST
 from engines.judging import thresholds
 from engines.spec.policy import FLOAT
 
@@ -55,6 +57,16 @@ def test_json_has_every_effect(call, base):
     assert document["unit"] == "seconds"
     assert {"layer", "way", "saved", "kl", "top1", "psnr", "reconstruction_loss", "role"} == set(document["effects"][0])
     assert document["effects"] == json.loads((base.parent / TABLE).read_text())["effects"]
+
+
+def test_of_another_precision_the_float_bundle_beside_it_is_taken(call, base):
+    """As a bundle in FP16 has one in FP32 beside it."""
+    other = shutil.copytree(base, base.with_name("other"))
+    write_manifest(other, json.loads((other / MANIFEST).read_text()) | {"precision": "bf16"})
+    code, out, err = call("sensitivity", other, "--samples", 4, "--threads", 1, "--json")
+    assert code == 0, err
+    assert json.loads(out)["bundle"] == str(base)
+    assert f"taking {base}, the FP32 bundle of the same model" in err
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
