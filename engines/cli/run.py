@@ -6,6 +6,7 @@ Imports stay light: `--help` must not wait for numpy. What the commands do is in
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,17 @@ class DrawsByDefault(click.Group):
             raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)", ctx)
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
         if args[0] not in self.commands and args[0] not in own:
+            self._check_mistyped(ctx, args)
             args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+    def _check_mistyped(self, ctx: click.Context, args: list[str]) -> None:
+        """Raise `click.UsageError` where a file follows on what is nearly a command: it would be taken for a class."""
+        files = [word for word in args[1:2] if "." in word or "/" in word]
+        near = [name for name in self.commands if name.startswith(args[0]) and len(args[0]) > 1]
+        near += difflib.get_close_matches(args[0], self.commands, n=1)
+        if files and near:
+            raise click.UsageError(f"no command is called {args[0]!r}: did you mean {near[0]}?", ctx)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help of what it does by default, and the other commands."""
