@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from engines.foreign import parse_json
 from engines.storage import ROOT
 
 NAME = "var-export"
@@ -31,7 +31,7 @@ def _origin() -> tuple[str, bool, bool]:
     except metadata.PackageNotFoundError:  # a copied folder
         return clone or NAME, False, False
     try:
-        record = json.loads(text or "{}")
+        record = parse_json(text or "{}")
         url, folder = str(record.get("url", "")), record.get("dir_info")
     except (ValueError, AttributeError):
         return clone or NAME, False, False

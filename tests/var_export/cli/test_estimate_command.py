@@ -319,7 +319,7 @@ def test_names_and_bundles_need_neither_torch_nor_a_runtime(model):
 def test_a_checkpoint_says_how_to_get_torch(tiny_checkpoint):
     result = fresh("estimate", "--model", tiny_checkpoint, code=WITHOUT_TORCH)
     assert result.returncode == 2
-    assert re.fullmatch(r'Error: .*pip install "var-export\[.*export\]"\n', result.stderr)
+    assert re.fullmatch(r"Error: .*pip install .*\[.*export\].*\n", result.stderr)
 
 
 CONSOLES = re.findall(r"```console\n\$ var-export ([^\n]*)\n(.*?)```", "".join(PAGES), re.DOTALL)
