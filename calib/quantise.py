@@ -126,7 +126,6 @@ def quantize_bundle(
         if made.for_gpus:
             progress(f"check: what {made.high_precision.upper()} cannot hold in the golden run")
             refuse_overflow(made, measure(made, threads))
-        progress("check: engines against the golden run")
         reports, figures = _checked(made, threads, progress)
         return Built(writer.publish(figures), False, reports)
 
@@ -167,7 +166,7 @@ def _told(models: Iterable[tuple[str, ir.Model]], progress: Progress) -> Iterato
 def _checked(made: Bundle, threads: int | None, progress: Progress) -> Checked:
     """The check of a sealed bundle. Raises `CheckFailedError`, with the layers to blame where they can be told."""
     try:
-        return check(made, threads)
+        return check(made, threads, progress=progress)
     except CheckFailedError as error:
         if not error.parts:
             raise

@@ -42,6 +42,13 @@ def mebibytes(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
+def duration(seconds: float) -> str:
+    """A duration in two or three digits: `0.12 s`, `45 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def counted(count: int, what: str, many: str | None = None) -> str:
     """`1 image`, `4 images`; `many` is the plural where an s does not make it."""
     return f"{count:,} {what if count == 1 else many or what + 's'}"

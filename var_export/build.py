@@ -28,7 +28,7 @@ from engines.bundle.bundle import Bundle, place_of, standing_bundles
 from engines.bundle.manifest import GOLDEN, SCHEMA_VERSION, Manifest
 from engines.bundle.writer import BundleWriter, existing_bundle
 from engines.errors import BundleError, UsageError
-from engines.progress import Progress, silent
+from engines.progress import Progress, Steps, silent
 from engines.spec import contract
 from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K, ONNXRUNTIME
 from engines.storage import digest_of
@@ -42,7 +42,6 @@ from var_export.graphs.trace import OPSET, trace
 from var_export.graphs.transformer import Cond
 from var_export.model.reference import Reference
 
-EMULATED = ", rounding emulated in FP32"
 BUILDERS = ("torch", "onnx", "onnxscript", "onnx_ir", "numpy")
 TRACED = contract.graphs_of("stepwise")  # the fused graph is stitched from these
 
@@ -110,12 +109,10 @@ def build(
         gc.collect()
         halved = options.precision in HALF
         made = fitted(writer, manifest, options.keep_fp32, threads, progress) if halved else writer.seal(manifest)
-        progress(f"check: engines against the golden run{EMULATED if made.for_gpus else ''}")
-        reports, figures = check(made, threads)
+        reports, figures = check(made, threads, progress=progress)
         if not halved or made.for_gpus:
             return Built(writer.publish(figures), False, reports)
-        progress(f"check: engines against the golden run{EMULATED}")
-        emulated, _ = check(made, threads, emulated=True)
+        emulated, _ = check(made, threads, emulated=True, progress=progress)
         return Built(writer.publish(figures), False, reports, emulated)
 
 
@@ -176,6 +173,7 @@ def _of_same_run(manifest: Manifest, out: Path) -> Bundle | None:
 def _write_golden(reference: Reference, file: Path, manifest: Manifest, progress: Progress) -> None:
     """The golden run: images that the PyTorch reference draws, with all that a check compares."""
     classes, seeds = golden_requests(manifest.config)
+    line = "golden run: image {} of {} by the PyTorch reference"
     golden = run_reference(
         reference,
         classes,
@@ -183,7 +181,7 @@ def _write_golden(reference: Reference, file: Path, manifest: Manifest, progress
         manifest.sampling,
         manifest.max_top_k,
         smooth=manifest.smooth,
-        report=lambda image: progress(f"golden run: image {image + 1} of {len(classes)} by the PyTorch reference"),
+        report=lambda image: progress(line.format(image + 1, len(classes)), Steps(image, len(classes), slow=True)),
     )
     np.savez_compressed(file, allow_pickle=False, **golden)
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from calib.graphs.changed import ChangedGraphs
 from engines.backends.onnxruntime import OnnxRuntimeBackend
@@ -16,6 +17,7 @@ from engines.draw.pipeline import Pipeline
 from engines.errors import CheckFailedError, NotFiniteError
 from engines.fidelity.checks import verify
 from engines.judging.reports import Report
+from engines.progress import Progress, silent
 
 Checked = tuple[dict[str, Report], dict[str, BuildFigures]]
 """What was found of each form, and what of it the manifest keeps."""
@@ -34,11 +36,12 @@ class Built:
     """The same with the rounding of a GPU emulated, of FP16 that the CPU has run too."""
 
 
-def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Checked:
+def check(bundle: Bundle, threads: int | None, *, emulated: bool = False, progress: Progress = silent) -> Checked:
     """Run the engines of every form once against the golden run.
 
-    `emulated`: as a GPU rounds; so it is in any case where this CPU has no such arithmetic. Returns what was found of
-    each form, and which of it the manifest keeps, to hold devices to: nothing of an emulation beside the CPU's own run.
+    `progress` is told how far it is. `emulated`: as a GPU rounds; so it is in any case where this CPU has no such
+    arithmetic. Returns what was found of each form, and which of it the manifest keeps, to hold devices to: nothing of
+    an emulation beside the CPU's own run.
     Raises `CheckFailedError`.
     """
     emulated = emulated or bundle.for_gpus
@@ -50,10 +53,16 @@ def check(bundle: Bundle, threads: int | None, *, emulated: bool = False) -> Che
             sessions = stack.enter_context(ChangedGraphs(bundle, emulated=True, beside=bundle.path)).open
         how = f" with the rounding of {bundle.high_precision.upper()} emulated" if emulated else ""
         for form in bundle.forms:
+            line = (
+                f"check: engines against the golden run{', rounding emulated in FP32' if emulated else ''}: {form} form"
+            )
+            progress(line)
             backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
             with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
                 try:
-                    report = reports[form] = replace(verify(pipeline, bundle.golden), emulated=emulated)
+                    report = reports[form] = replace(
+                        verify(pipeline, bundle.golden, on_share=partial(progress, line)), emulated=emulated
+                    )
                 except NotFiniteError as error:
                     raise CheckFailedError(f"the exported {form} engines cannot draw{how}: {error}") from error
                 if emulated == bundle.for_gpus:  # else the CPU's own figures are those that devices are held to

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calib.judge.variants import Figures, Variants
 from calib.rewrite.relief import find_quantized, relieve
 from engines.bundle.bundle import Bundle
-from engines.progress import Progress, silent
+from engines.progress import Progress, Steps, silent
 from engines.spec.contract import DECODER, ENCODER, TRANSFORMER
 
 FIGURES = {TRANSFORMER: "KL", DECODER: "PSNR", ENCODER: "reconstruction loss"}
@@ -68,7 +68,7 @@ def blame(
             for single in (False, True):
                 judged = []
                 for number, (label, layers) in enumerate(groups.items()):
-                    progress(f"who is to blame: {label}", number / len(groups))
+                    progress(f"who is to blame: {label}", Steps(number, len(groups)))
                     after = _figure(part, variants.figures(part, _relieved(variants.models(part), layers)))
                     judged.append(Blame(part, label, FIGURES[part], before, after, single))
                 judged.sort(key=lambda entry: -entry.gain)

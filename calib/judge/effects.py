@@ -19,7 +19,7 @@ from calib.judge.variants import Variants
 from calib.keys import INT8_BUNDLE, code_digest
 from engines.bundle.bundle import Bundle
 from engines.foreign import MALFORMED, read_json
-from engines.progress import Progress, silent
+from engines.progress import Progress, Steps, silent
 from engines.spec.contract import DECODER, PART_OF, PARTS, TRANSFORMER
 from engines.spec.policy import ADALN, CONVOLUTION, EDGES, FLOAT, OTHER, PER_BLOCK, PER_TOKEN, STATIC
 from engines.storage import digest_of, write_json
@@ -167,7 +167,7 @@ def measure(
             assert total is not None
             known.float_kl = total.kl
         for number, (part, layer, way) in enumerate(jobs):
-            progress(f"sensitivity: {layer.name}, {way} ({number + 1} of {len(jobs)})", number / len(jobs))
+            progress(f"sensitivity: {layer.name}, {way} ({number + 1} of {len(jobs)})", Steps(number, len(jobs)))
             saved = (
                 stopwatch.seconds(layer, FLOAT) - stopwatch.seconds(layer, way)
                 if on_cpu

@@ -30,7 +30,7 @@ from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
 from engines.pictures.images import load_square
-from engines.progress import Progress, silent
+from engines.progress import Progress, Steps, silent
 from engines.spec.config import ModelConfig
 from engines.storage import sha256_of
 
@@ -164,7 +164,7 @@ def _draw(
         backend = OnnxRuntimeBackend(threads=threads, sessions=sessions)
         with Pipeline(bundle, backend, form="stepwise", max_batch=1) as pipeline:
             for job in jobs:
-                progress(f"sample {job + 1} of {jobs.stop}", job / jobs.stop)
+                progress(f"sample {job + 1} of {jobs.stop}", Steps(job, jobs.stop))
                 if job < len(requests.classes):
                     drawn = pipeline.generate(requests.classes[job], seeds=requests.seeds[job])
                     if not requests.images and "encode" in observed:

@@ -15,16 +15,17 @@ import click
 
 from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, peak_memory, show, tell, version
+from engines.cli.progress import StageClock
 from engines.cli.sinks import ImageSinks
 from engines.draw.results import ImageSource, Timings
 from engines.files.jobs import ImageJob, Item, Made, run_job
+from engines.progress import Steps
 from engines.words import counted
 
 if TYPE_CHECKING:
     from engines.cli.options import SourceOptions
 
 SHOWN_FILES = 4
-PLAIN_PROGRESS_SECONDS = 10.0
 Source = TypeVar("Source", bound=ImageSource)
 
 
@@ -149,24 +150,12 @@ def _list(files: Sequence[Path]) -> None:
 
 @contextmanager
 def _progress(total: int, batch: int) -> Iterator[Callable[[int], None] | None]:
-    """What to call with the number of images done; None for a job of one batch."""
-    if total <= batch:
+    """What to call with the number of images done; None on a terminal for a job of one batch."""
+    if not sys.stderr.isatty():
+        with StageClock() as clock:
+            yield lambda done: clock(f"{done} of {total} images", Steps(done, total))
+    elif total <= batch:
         yield None
-    elif sys.stderr.isatty():
+    else:
         with click.progressbar(length=total, label="images", show_pos=True, file=sys.stderr) as bar:
             yield lambda done: bar.update(done - bar.pos)
-    else:
-        yield _plain_progress(total)
-
-
-def _plain_progress(total: int) -> Callable[[int], None]:
-    """A line every few seconds, for logs."""
-    last = time.monotonic()
-
-    def progress(done: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PLAIN_PROGRESS_SECONDS:
-            last = time.monotonic()
-            tell(f"{done} of {total} images")
-
-    return progress

@@ -16,11 +16,12 @@ import numpy as np
 from engines.backends.base import Array
 from engines.draw.pipeline import Pipeline
 from engines.draw.rerun import LogitComparison, draw_again, reconstruction_loss
-from engines.draw.results import Result, ScaleView
+from engines.draw.results import OnScale, Result, ScaleView
 from engines.judging.agreement import Agreement, mean_agreement
 from engines.judging.reports import Report
 from engines.judging.similarity import psnr, ssim
 from engines.spec.choices import STEPWISE
+from engines.spec.config import ModelConfig
 from engines.spec.golden_run import MIXED_SCALE, SMOOTH_CHECK
 
 
@@ -38,14 +39,18 @@ def verify(
     pipeline: Pipeline,
     golden: Mapping[str, Array],
     on_runs: Callable[[Runs], None] = lambda runs: None,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> Report:
     """Hold every graph of a pipeline's form against a reference run, and of the stepwise form the logits too.
 
-    `golden`: arrays of `engines.spec.golden_run`; `on_runs`: called with what the engine drew, for whoever shows it.
+    `golden`: arrays of `engines.spec.golden_run`; `on_runs`: called with what the engine drew, for whoever shows it;
+    `on_share`: called with the share of the drawing that is done, after each scale of the stepwise form.
     """
     config, tokens, image = pipeline.config, golden["tokens"], golden["image"]
     comparison = LogitComparison(pipeline.config, golden) if pipeline.form == STEPWISE else None
-    runs = Runs(draw_again(pipeline, golden, forced=tokens, on_scale=comparison), draw_again(pipeline, golden))
+    told = _Share(config, 2 * len(tokens), on_share)
+    forced = draw_again(pipeline, golden, forced=tokens, on_scale=comparison and told.after(comparison))
+    runs = Runs(forced, draw_again(pipeline, golden, on_scale=comparison and told.after()))
     on_runs(runs)
     same = runs.free.tokens == tokens
     differing = [scale for scale in range(config.num_scales) if not same[:, config.scale_slice(scale)].all()]
@@ -63,6 +68,24 @@ def verify(
         **_alone(pipeline, golden),
         **_smoothing(pipeline, golden),
     )
+
+
+class _Share:
+    """Counts the tokens of some images as their scales are drawn, and tells the share of all."""
+
+    def __init__(self, config: ModelConfig, images: int, tell: Callable[[float], None]) -> None:
+        self._config, self._total, self._tell = config, images * config.num_tokens, tell
+        self._drawn = 0
+
+    def after(self, look: OnScale = lambda view: None) -> OnScale:
+        """What to call after each scale, which calls `look` first."""
+
+        def count(view: ScaleView) -> None:
+            look(view)
+            self._drawn += (view.images.stop - view.images.start) * self._config.patch_nums[view.scale] ** 2
+            self._tell(self._drawn / self._total)
+
+        return count
 
 
 def _logits(scales: list[Agreement]) -> dict[str, Any]:

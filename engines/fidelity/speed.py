@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from engines.draw.pipeline import Pipeline
 from engines.draw.results import Timings
 from engines.machine import Machine
-from engines.progress import Progress, silent
+from engines.progress import Progress, Steps, silent
 from engines.words import guidance
 
 Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.int64]]
@@ -138,11 +138,13 @@ class Bench:
         cases = []
         for batch in batches:
             for cfg in cfgs:
-                self._progress(f"batch {batch}, {guidance(cfg)}")
+                line = f"batch {batch}, {guidance(cfg)}"
+                self._progress(line)
                 for _ in range(self._warmup):
                     self._run(batch, cfg)
                 limit = None if batch == batches[0] else CASE_SECONDS
-                cases.append(_case(batch, cfg, _samples(partial(self._run, batch, cfg), runs, limit)))
+                run, told = partial(self._run, batch, cfg), partial(self._progress, line)
+                cases.append(_case(batch, cfg, _samples(run, runs, limit, told)))
         return cases
 
     def race(self, reference: Draw, *, cfg: float, pairs: int) -> Race:
@@ -199,9 +201,12 @@ def _timed(draw: Draw, classes: Sequence[int], seeds: Sequence[int], rest: float
     return tokens, time.perf_counter() - start
 
 
-def _samples(run: Callable[[], Timings], runs: int, limit: float | None) -> list[Timings]:
+def _samples(
+    run: Callable[[], Timings], runs: int, limit: float | None, told: Callable[[float], None]
+) -> list[Timings]:
     samples: list[Timings] = []
     while len(samples) < runs:
+        told(Steps(len(samples), runs))
         samples.append(run())
         if limit is not None and len(samples) >= MIN_RUNS and sum(sample.total for sample in samples) >= limit:
             break

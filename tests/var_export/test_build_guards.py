@@ -139,7 +139,13 @@ def test_the_golden_run_is_taken_from_a_bundle_of_the_same_model(checkpoint, bun
     monkeypatch.setattr(build_module, "run_reference", lambda *a, **k: pytest.fail("the reference ran again"))
     lines = []
     with pytest.raises(ReachedGraphsError):
-        build(checkpoint, bundle, FloatOptions(precision="fp16", form="both"), force=True, progress=lines.append)
+        build(
+            checkpoint,
+            bundle,
+            FloatOptions(precision="fp16", form="both"),
+            force=True,
+            progress=lambda line, done=None: lines.append(line),
+        )
     assert any("taken from the bundle" in line for line in lines)
 
 
@@ -152,7 +158,13 @@ def test_smoothing_wants_more_of_the_golden_run_and_is_the_same_model(smooth, ch
     """So a calibration serves bundles with and without it."""
     lines = []
     with pytest.raises(ReachedGraphsError):
-        build(checkpoint, bundle, FloatOptions(precision="fp32", smooth=True), force=True, progress=lines.append)
+        build(
+            checkpoint,
+            bundle,
+            FloatOptions(precision="fp32", smooth=True),
+            force=True,
+            progress=lambda line, done=None: lines.append(line),
+        )
     assert not any("taken from the bundle" in line for line in lines)
     plain = Bundle.open(bundle)
     assert (smooth.golden_key, smooth.smooth) == (plain.golden_key, True)

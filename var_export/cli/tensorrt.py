@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,8 @@ def _check(
         if any(problems):  # built for other GPUs than the one here; what fits it may be an older set
             backend.close()
             return {}, f"{backend.here} cannot run them: {next(filter(None, problems))}"
-        progress(f"check: {form} plans against the golden run")
+        line = f"check: {form} plans against the golden run"
+        progress(line)
         with Pipeline(bundle, backend, form=form, max_batch=1) as pipeline:
-            reports[form] = verify(pipeline, bundle.golden)
+            reports[form] = verify(pipeline, bundle.golden, on_share=partial(progress, line))
     return reports, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from engines.cli.common import (
 from engines.cli.progress import StageClock
 from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
+from engines.progress import Steps
 from engines.spec.choices import INT8
 from var_export.cli.common import (
     CHECKPOINT,
@@ -107,9 +109,10 @@ def verify(
         if checkpoint is not None:
             reference, note = _reference(opened, checkpoint, parts, progress)
             golden = _live(opened, reference, images, seed, runtime.threads, progress)
-        progress(f"checking {opened.path}")
+        line = f"checking {opened.path}"
+        progress(line)
         with Pipeline(opened, runtime.open(opened), max_batch=1) as pipeline:
-            report = checks.verify(pipeline, golden, on_runs=runs.append)
+            report = checks.verify(pipeline, golden, on_runs=runs.append, on_share=partial(progress, line))
             ran_by = pipeline.describe_runtime()
         peak = peak_memory()
         blamed = _blame(opened, golden, report, runtime.threads, progress)
@@ -189,7 +192,11 @@ def _live(
     line = "image {} of {} by the PyTorch reference"
     with torch_threads(threads):
         return live.live_run(
-            reference, bundle, images=images, seed=seed, report=lambda image: progress(line.format(image + 1, images))
+            reference,
+            bundle,
+            images=images,
+            seed=seed,
+            report=lambda image: progress(line.format(image + 1, images), Steps(image, images, slow=True)),
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -108,8 +109,10 @@ def test_a_terminal_shows_a_bar_and_a_log_shows_lines(tmp_path, call, monkeypatc
     assert "images" in shown
     assert "6/6" in shown
     assert result.stdout.startswith("out/")
-    monkeypatch.setattr("engines.cli.execute.PLAIN_PROGRESS_SECONDS", 0.0)
-    assert "2 of 4 images" in call("--class", "0-3", "--batch", 2, "--out", "x")[2]
+    with monkeypatch.context() as slow:
+        slow.setattr("engines.cli.progress.SILENCE", 0.0)
+        err = call("--class", "0-3", "--batch", 2, "--out", "x")[2]
+    assert re.search(r"2 of 4 images \(50%, [\d.]+ s each, [\d.]+ s left", err)
     assert " of " not in call("--class", "0-3", "--batch", 4, "--out", "y")[2]
 
 

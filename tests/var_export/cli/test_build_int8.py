@@ -332,7 +332,7 @@ def test_interrupted_it_leaves_no_bundle_and_goes_on(call, first, tiny_build, tm
 def test_a_failed_check_leaves_no_bundle(call, tiny_build, made, monkeypatch):
     from engines.errors import CheckFailedError
 
-    def fail(*args):
+    def fail(*args, **options):
         raise CheckFailedError("the exported stepwise engines miss the reference: KL")
 
     monkeypatch.setattr("calib.quantise.check", fail)

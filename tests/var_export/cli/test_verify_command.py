@@ -144,3 +144,12 @@ def test_without_a_bundle_the_newest_is_taken(call, tiny_build, monkeypatch, tmp
     assert code == 0
     assert err.splitlines()[0] == "using the newest bundle, bundles/mine"
     assert out.startswith("bundles/mine: tiny")
+
+
+def test_a_log_sees_how_far_the_check_is(call, tiny_build, monkeypatch):
+    monkeypatch.setattr("engines.cli.progress.SILENCE", 0.0)
+    code, _, err = call("verify", tiny_build.path)
+    assert code == 0
+    shares = [int(share) for share in re.findall(r"checking \S+ \((\d+)%", err)]
+    assert shares == sorted(shares)
+    assert {50, 100} <= set(shares)
