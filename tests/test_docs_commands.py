@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from docs_pages import PAGES, ShownCommand, shown_commands, text_of
+from docs_pages import PAGES, ROOT, ShownCommand, shown_commands, text_of
 
 from engines.cli.run import main as var_run
 from engines.cli.run import run
@@ -125,6 +125,21 @@ def test_commands_are_in_shell_blocks():
 def test_commands_in_the_text_exist(page):
     named = set(re.findall(r"\bvar-export ([a-z][a-z0-9-]+)", text_of(page)))
     assert named - set(group.commands) == ({"plan"} if page == "CHANGELOG.md" else set())
+
+
+def test_the_jetson_page_fetches_all_that_the_device_needs():
+    """pip judges markers by the Python that runs it, not by `--python-version`: what has one is named."""
+    lines = [each.line for each in SHOWN if each.page == "docs/jetson.md"]
+    assert lines.index("pip install build") < lines.index("python -m build --wheel")
+    (download,) = (line for line in lines if line.startswith("pip download"))
+    (extra,) = re.findall(r"^jetson = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    with_marker = re.findall(r'"([^";]+);', extra)
+    assert with_marker == ["tomli>=2"]
+    assert [name for name in with_marker if f'"{name}"' not in download] == []
+    tags = re.findall(
+        r"--platform (\S+)", download
+    )  # numpy, tomli: 2014; pillow, ONNX Runtime: 2_27; cuda-bindings: 2_28
+    assert tags == [f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "2014")]
 
 
 OURS = list({each.line: each for each in SHOWN if each.line.split()[0] in MAINS}.values())
