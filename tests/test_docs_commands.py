@@ -138,7 +138,7 @@ def test_the_jetson_page_fetches_all_that_the_device_needs():
     assert [name for name in with_marker if f'"{name}"' not in download] == []
     tags = re.findall(
         r"--platform (\S+)", download
-    )  # numpy, tomli: 2014; pillow, ONNX Runtime: 2_27; cuda-bindings: 2_28
+    )
     assert tags == [f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "2014")]
 
 
