@@ -136,9 +136,7 @@ def test_the_jetson_page_fetches_all_that_the_device_needs():
     with_marker = re.findall(r'"([^";]+);', extra)
     assert with_marker == ["tomli>=2"]
     assert [name for name in with_marker if f'"{name}"' not in download] == []
-    tags = re.findall(
-        r"--platform (\S+)", download
-    )
+    tags = re.findall(r"--platform (\S+)", download)
     assert tags == [f"manylinux{tag}_aarch64" for tag in ("_2_28", "_2_27", "2014")]
 
 

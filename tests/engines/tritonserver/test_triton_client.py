@@ -66,7 +66,7 @@ def test_a_job_goes_on_where_it_stopped(server, folder, capsys):
         "2.51.0",
     )
     assert first["timings"]["scales_s"] is None
-    (folder / "out/088-parrot-1.png").unlink()
+    (folder / "out/00001-parrot-1.png").unlink()
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["images_made"] == 1
 
