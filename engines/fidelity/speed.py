@@ -20,7 +20,7 @@ from engines.draw.pipeline import Pipeline
 from engines.draw.results import Timings
 from engines.machine import Machine
 from engines.progress import Progress, Steps, silent
-from engines.words import guidance
+from engines.words import counted, guidance
 
 Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.int64]]
 """Classes and seeds, one of each per image -> tokens (B, T), with images drawn all the way to pixels on the host."""
@@ -28,6 +28,9 @@ RANDOM = "random"  # weights of the same shapes as a bundle's, where no checkpoi
 
 CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at batch 8 takes a minute a run
 MIN_RUNS = 2
+P99_RUNS = 100
+BUSY = 0.5  # of the cores, by the load before: what else runs takes them
+WIDE = 0.25  # of the median, from the smallest to the largest: pairs on an idle machine stay within a tenth
 REST = 0.05  # seconds between rivals: idle worker threads of both runtimes spin for some milliseconds
 
 
@@ -38,14 +41,26 @@ class Spread:
     min: float
     p50: float
     p90: float
-    p99: float
+    p99: float | None
+    """None of fewer than `P99_RUNS` runs, where it would be the slowest."""
     max: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread:
-        """Percentiles with linear interpolation; p99 of a few runs is little else than the slowest."""
+        """Percentiles with linear interpolation."""
         p50, p90, p99 = (float(value) for value in np.percentile(seconds, (50, 90, 99)))
-        return cls(float(min(seconds)), p50, p90, p99, float(max(seconds)))
+        known = p99 if len(seconds) >= P99_RUNS else None
+        return cls(float(min(seconds)), p50, p90, known, float(max(seconds)))
+
+    def columns(self) -> dict[str, float]:
+        """What is known, by the names of a table's columns."""
+        tail = {} if self.p99 is None else {"p99": self.p99}
+        return {"p50": self.p50, "p90": self.p90, **tail, "min": self.min, "max": self.max}
+
+    @property
+    def width(self) -> float:
+        """From the smallest to the largest, in medians."""
+        return (self.max - self.min) / self.p50
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,15 @@ class Measured:
     reference: str | None = None
     """Weights of the PyTorch reference in `comparison`: a checkpoint, or `RANDOM`."""
     torch_version: str | None = None
+
+    def doubts(self) -> list[str]:
+        """Why the figures may say little: what else ran on the machine, and how far runs of the same work differ."""
+        here, race = self.machine, self.comparison
+        spread, what = (self.cases[0].total, "runs") if race is None else (race.ratio, "pairs")
+        found = [f"the load was {here.load:.1f} on {counted(here.cores, 'core')} before"] * (
+            here.load > BUSY * here.cores
+        )
+        return found + [f"{what} differ by {spread.width:.0%}"] * (spread.width > WIDE)
 
 
 class Bench:

@@ -177,10 +177,10 @@ def _print(bundle: Bundle, measured: Measured) -> None:
     )
     show(f"\nlatency in ms, batch {first.batch}, {guidance(first.cfg)}, {first.runs} runs")
     stages: list[tuple[object, ...]] = [
-        (name, *(Figure(1e3 * value, ".2f") for value in (each.p50, each.p90, each.p99, each.min)))
+        (name, *(Figure(1e3 * value, ".2f") for value in each.columns().values()))
         for name, each in first.stages(bundle.config.patch_nums)
     ]
-    print_table(stages, ("", "p50", "p90", "p99", "min"))
+    print_table(stages, ("", *first.total.columns()))
     show("\nthroughput")
     rows = [
         (c.batch, guidance(c.cfg), c.runs, Figure(1e3 * c.total.p50, ".1f"), Figure(c.images_per_second, ".2f"))
@@ -189,6 +189,8 @@ def _print(bundle: Bundle, measured: Measured) -> None:
     print_table(rows, ("batch", "guidance", "runs", "ms p50", "images/s"))
     show(f"\npeak memory: {mebibytes(measured.peak_memory)}")
     _print_comparison(measured)
+    if measured.doubts():
+        show(f"uncertain: {'; '.join(measured.doubts())}; close other programs, or take more --runs")
 
 
 def _print_comparison(measured: Measured) -> None:
@@ -231,6 +233,7 @@ def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict
         "load_seconds": measured.load_seconds,
         "cases": [case.to_dict() for case in measured.cases],
         "peak_memory_bytes": measured.peak_memory,
+        "doubts": measured.doubts(),
         "reference": None
         if race is None
         else {"weights": measured.reference, "torch": measured.torch_version, **race.to_dict()},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,8 @@ import click
 from engines.cli.common import json_option, json_out, option_group, refuse, show
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
-from engines.errors import UsageError
-from engines.spec.choices import INT8, PLAN_TARGETS
+from engines.errors import BackendError, BundleError, UsageError
+from engines.spec.choices import BACKENDS, INT8, PLAN_TARGETS
 from engines.words import mebibytes
 from var_export.cli.common import CheckpointParts
 from var_export.cli.int8 import CalibrationOptions, LayerOptions, int8_options
@@ -22,6 +24,7 @@ from var_export.cli.tensorrt import BuilderOptions, make_plans
 
 if TYPE_CHECKING:
     from calib.judge.acceptance import Built
+    from engines.backends import Backend
     from engines.bundle.bundle import Bundle
 
 EXAMPLE_CLASS = 88
@@ -91,7 +94,7 @@ def build(context: click.Context, /, options: BuildOptions, as_json: bool) -> No
     if made is not None:
         made.print()
         if built is None:
-            show(f"next: {_next_command(_opened(path))}")
+            show(_next_line(_opened(path)))
 
 
 def _opened(path: str | Path) -> Bundle:
@@ -108,7 +111,7 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
         return None
     bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS and not quantised:
-        runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
+        runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)[0]}"
         raise UsageError(
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
@@ -141,15 +144,39 @@ def _summary(built: Built, seconds: float, labels: str | None) -> None:
         show(line)
     if labels is None and bundle.labels is None and bundle.config.transformer.num_classes == IMAGENET_CLASSES:
         show("the classes have no names: nothing says that these are ImageNet's; --labels imagenet, or --labels FILE")
-    show(f"next: {_next_command(bundle)}")
+    show(_next_line(bundle))
 
 
-def _next_command(bundle: Bundle) -> str:
+def _next_line(bundle: Bundle) -> str:
+    command, here = _next_command(bundle)
+    return (
+        f"next: {command}" if here else f"next, with a copy of the bundle on the machine that is to run it: {command}"
+    )
+
+
+def _next_command(bundle: Bundle) -> tuple[str, bool]:
+    """What to do with a bundle, and whether this machine can."""
+    from engines import backends
+
     path = shlex.quote(str(bundle.path))
     if bundle.for_gpus and not bundle.plans:
-        return f"var-export build {path} --target {PLAN_TARGETS[0]}"
+        usable = [target for target in PLAN_TARGETS if _opens(partial(backends.create, target), PLAN_TARGETS)]
+        return f"var-export build {path} --target {(usable or PLAN_TARGETS)[0]}", bool(usable)
     example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
-    return f"var-run --bundle {path} --class {example}"
+    wanted = PLAN_TARGETS if bundle.for_gpus else BACKENDS
+    opens = _opens(partial(backends.for_bundle, bundle, tell=lambda line: None), wanted)
+    return f"var-run --bundle {path} --class {example}", opens
+
+
+def _opens(make: Callable[[], Backend], wanted: Sequence[str]) -> bool:
+    """Whether there is such a backend here, and it is one of those that are wanted."""
+    try:
+        backend = make()
+    except (BackendError, BundleError):
+        return False
+    name = backend.describe()["backend"]
+    backend.close()
+    return name in wanted
 
 
 def _document(built: Built, seconds: float) -> dict[str, Any]:
@@ -169,5 +196,5 @@ def _document(built: Built, seconds: float) -> dict[str, Any]:
         "checks": {form: report.to_dict() for form, report in built.reports.items()},
         "emulated_checks": {form: report.to_dict() for form, report in built.emulated.items()},
         "kept_fp32": kept_in_fp32(bundle),
-        "next": _next_command(bundle),
+        "next": _next_command(bundle)[0],
     }

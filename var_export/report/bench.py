@@ -54,9 +54,9 @@ def _tiles(measured: Measured) -> list[Tile]:
     ]
     if measured.comparison is not None:
         ratio = measured.comparison.ratio
-        tiles.insert(
-            0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}")
-        )
+        doubts = "".join(f"; {doubt}" for doubt in measured.doubts())
+        note = f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}{doubts}"
+        tiles.insert(0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", note))
     return tiles
 
 
@@ -74,8 +74,8 @@ def _latency(bundle: Bundle, case: Case) -> Chart:
         bars(names, [1e3 * spread.p50 for spread in spreads], labels, x="ms", ends=ends),
         height=bars_height(len(names)),
     )
-    rows = [(name, *map(milliseconds, (each.p50, each.p90, each.p99, each.min))) for name, each in stages]
-    table = Table("Latency in ms", ("stage", "p50", "p90", "p99", "min"), rows, emphasised=len(stages) - 1)
+    rows = [(name, *map(milliseconds, each.columns().values())) for name, each in stages]
+    table = Table("Latency in ms", ("stage", *case.total.columns()), rows, emphasised=len(stages) - 1)
     note = f"Batch {case.batch}, {guidance(case.cfg)}, median of {counted(case.runs, 'run')}; the whisker ends at p90."
     return Chart("Latency per scale", svg, table, note)
 

@@ -1,6 +1,7 @@
 """Measuring is fair: new classes, warm-up outside of the figures, rivals in turns with the same work."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from engines.draw.results import Timings
 from engines.fidelity import speed as bench
-from engines.fidelity.speed import Bench, Spread
+from engines.fidelity.speed import Bench, Measured, Race, Spread
+from engines.machine import machine
 
 
 class FakePipeline:
@@ -105,7 +107,35 @@ def test_percentiles():
     spread = Spread.of([3.0, 1.0, 2.0, 4.0, 5.0])
     assert (spread.min, spread.p50, spread.max) == (1.0, 3.0, 5.0)
     assert spread.p90 == pytest.approx(4.6)
-    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, None, 7.0)
+
+
+def test_a_99th_percentile_needs_a_hundred_runs():
+    assert "p99" not in Spread.of([1.0] * 99).columns()
+    assert Spread.of([float(k) for k in range(101)]).columns()["p99"] == 99.0
+
+
+@pytest.mark.parametrize(
+    ("load", "ratios", "doubts"),
+    [
+        (0.4, (0.5, 0.5, 0.52), []),
+        (3.0, (0.5, 0.5, 0.52), ["the load was 3.0 on 2 cores before"]),
+        (0.4, (0.4, 0.5, 0.6), ["pairs differ by 40%"]),
+        (3.0, (0.4, 0.5, 0.6), ["the load was 3.0 on 2 cores before", "pairs differ by 40%"]),
+    ],
+)
+def test_a_busy_machine_is_known_by_its_load_and_by_what_differs(load, ratios, doubts):
+    one = Spread.of([1.0])
+    measured = Measured(
+        machine=replace(machine(), load=load, cores=2),
+        threads=2,
+        runtime={},
+        load_seconds=0.0,
+        cases=[],
+        peak_memory=0,
+        comparison=Race(one, one, ratios, 1.0),
+    )
+    assert measured.doubts() == doubts
 
 
 def test_what_is_reported_is_plain(pipeline):

@@ -19,7 +19,8 @@ def test_a_bf16_bundle_is_checked_and_leads_to_the_gpu(call, tiny_checkpoint, fo
     assert "check: engines against the golden run, rounding emulated in FP32" in err
     lines = out.splitlines()
     assert lines[1].startswith("check of the stepwise form against PyTorch, rounding emulated: passed; largest")
-    assert lines[2] == f"next: var-export build {folder} --target tensorrt"
+    elsewhere = "next, with a copy of the bundle on the machine that is to run it"
+    assert lines[2] == f"{elsewhere}: var-export build {folder} --target tensorrt"
     assert Bundle.open(folder).precision == "bf16"
     assert call(*args)[1].startswith("up to date: ")
 
@@ -30,3 +31,12 @@ def test_a_bf16_bundle_is_checked_and_leads_to_the_gpu(call, tiny_checkpoint, fo
     code, out, _ = call("inspect", folder, "--graphs")
     assert code == 0
     assert "bfloat16" in out
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_where_a_gpu_is_here_the_next_command_is_for_it(call, demo_bf16_bundle, emulate, rtx):
+    from var_export.cli.build import _next_line
+
+    bundle, target = Bundle.open(demo_bf16_bundle), "tensorrt-rtx" if rtx else "tensorrt"
+    emulate(rtx=rtx)
+    assert _next_line(bundle) == f"next: var-export build {bundle.path} --target {target}"
