@@ -53,7 +53,7 @@ class LayerOptions:
         help="Quantise as much as keeps kl=NATS, top1=SHARE, psnr=DB (at least); repeatable. [default: by --level]",
     )
     quantize: tuple[str, ...] = option(
-        multiple=True, metavar="PATTERN", help="Layers to quantise all the same; repeatable."
+        multiple=True, metavar="PATTERN", help="Layers to quantise all the same (static ranges); repeatable."
     )
     keep: tuple[str, ...] = option(multiple=True, metavar="PATTERN", help="Layers to leave in float; repeatable.")
 
@@ -87,7 +87,7 @@ class CalibrationOptions:
     calibration: Path | None = option(
         type=FILE,
         metavar="FILE",
-        help="Where the calibration is kept; taken from there if it exists. [default: beside the bundle]",
+        help="Where to keep it; taken from there if it exists. [default: NAME.calibration.json beside the bundle]",
     )
 
 

@@ -437,3 +437,10 @@ def test_the_embedded_demo_knows_its_checkpoint():
     from var_export.cli.base import origin_of
 
     assert origin_of(Bundle.open(DEMO_BUNDLE)).checkpoint is None  # what a build without one takes
+
+
+def test_help_and_page_name_one_place_for_the_calibration(call):
+    page = (Path(__file__).parents[3] / "docs" / "int8.md").read_text(encoding="utf-8").replace("`", "")
+    for command in ("build", "sensitivity"):
+        assert "NAME.calibration.json beside the bundle" in " ".join(call(command, "--help")[1].split())
+    assert "NAME.calibration.json beside the bundle" in page
