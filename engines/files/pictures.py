@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.bundle.manifest import is_bundle
 from engines.files.jobs import (
     FOREIGN,
     JOB_FILE,
@@ -136,6 +137,8 @@ class Pictures(Sink):
     def _check_folder(self, folder: Path) -> bool:
         """Whether the folder is this job's already. Raises `TakenError` where it may not be taken from another job."""
         record = folder / JOB_FILE
+        if is_bundle(folder):
+            raise TakenError(f"{folder} is a bundle: choose another folder with --out", what=f"{folder} is a bundle")
         if not record.exists():
             return False
         previous = read_job_file(record)

@@ -11,6 +11,7 @@ import var_run_fake as fake
 from PIL import Image
 from var_run_fake import error_of, names
 
+from engines.bundle.bundle import DEMO_BUNDLE
 from engines.pictures.images import load_picture, read_picture_text
 
 
@@ -112,6 +113,14 @@ def test_a_folder_that_was_named_gets_a_number_too(call):
     Path("mine-3.png").write_text("mine")
     assert call("0-1", "-o", "mine")[1].startswith("mine-2/")
     assert names("mine") == ["00001-crane-1-1.png"]
+
+
+def test_a_bundle_is_no_place_for_pictures(call):
+    shutil.copytree(DEMO_BUNDLE, "mine")
+    before = names("mine")
+    assert call("0-1", "-o", "mine")[1].startswith("mine-2/")
+    assert "mine is a bundle: choose another folder" in error_of(call("0-1", "-o", "mine", "--overwrite"))
+    assert names("mine") == before
 
 
 def test_names_sort_in_the_order_of_the_images(call):
