@@ -121,8 +121,13 @@ class Pictures(Sink):
             self.replaced += (read_picture_text(path) or {}).get(KEY) != text[KEY]
 
     def _claim(self, folder: Path) -> None:
-        self._lock = held(folder)
         try:
+            self._lock = held(folder)
+        except UsageError:
+            self._check_folder(folder)  # of another job, which took the place a moment ago
+            raise
+        try:
+            self._check_folder(folder)
             known = read_job_file(folder / JOB_FILE) or {}
             there = known.get("images") if known.get(KEY) == self._job.key else 0
             if not isinstance(there, int) or there < len(self._job.items):

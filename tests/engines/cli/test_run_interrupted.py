@@ -127,3 +127,15 @@ def test_a_second_process_is_told_to_wait(tmp_path):
     assert "another process is writing to out" in err
     first.kill()
     first.communicate()
+
+
+@pytest.mark.slow
+def test_two_jobs_at_the_same_moment_get_a_folder_each(tmp_path):
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        both = [start(folder, "all", "-n", "2", "--cfg", cfg, delay=0.02) for cfg in ("1", "2")]
+        said = [process.communicate(timeout=60) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert names(folder) == ["out", "out-2"]
+        assert [len(list((folder / name).glob("*.png"))) for name in names(folder)] == [12, 12]
