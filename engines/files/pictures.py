@@ -7,6 +7,7 @@ to somebody else and is never replaced unless asked. No file is ever removed.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle.manifest import is_bundle
+from engines.errors import UsageError
 from engines.files.jobs import (
     FOREIGN,
     JOB_FILE,
@@ -33,6 +35,7 @@ from engines.spec.choices import PREVIEWS
 from engines.storage import Lock, parts, remove_dead_parts, write_json
 
 STRIP = PREVIEWS[0]
+_MOMENT = 0.1  # seconds
 
 
 class Pictures(Sink):
@@ -124,7 +127,8 @@ class Pictures(Sink):
         try:
             self._lock = held(folder)
         except UsageError:
-            self._check_folder(folder)  # of another job, which took the place a moment ago
+            time.sleep(_MOMENT)  # so that who took the place a moment ago has said for which job
+            self._check_folder(folder)
             raise
         try:
             self._check_folder(folder)
