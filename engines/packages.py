@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from engines.foreign import parse_json
 from engines.storage import ROOT
 
 NAME = "var-export"
@@ -25,13 +22,15 @@ def install_command(*extras: str) -> str:
 @functools.cache
 def _origin() -> tuple[str, bool, bool]:
     """What pip was given to install this: its name, a folder or an address; whether it is editable, or an archive."""
+    from importlib import metadata  # not at the top, as what follows: `--help` must not wait for them
+    from urllib.parse import unquote, urlsplit
+
+    from engines.foreign import parse_json
+
     clone = str(ROOT) if (ROOT / "pyproject.toml").is_file() else None
-    try:
-        text = metadata.distribution(NAME).read_text("direct_url.json")
-    except metadata.PackageNotFoundError:  # a copied folder
-        return clone or NAME, False, False
-    try:
-        record = parse_json(text or "{}")
+    try:  # a checkout may hold metadata of its own, which says nothing of how it was installed
+        texts = (each.read_text("direct_url.json") for each in metadata.distributions(name=NAME))
+        record = parse_json(next(filter(None, texts), "{}"))
         url, folder = str(record.get("url", "")), record.get("dir_info")
     except (ValueError, AttributeError):
         return clone or NAME, False, False

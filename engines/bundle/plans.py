@@ -16,6 +16,7 @@ from typing import Any
 from engines.spec.choices import PLAN_TARGETS
 from engines.spec.config import check_types
 from engines.storage import digest_of
+from engines.words import is_printable
 
 FOLDER = "plans"
 """The folder inside a bundle that holds a folder for each plan set."""
@@ -178,6 +179,8 @@ def _plan_set(entry: dict[str, Any]) -> PlanSet:
     capabilities = entry.pop("compute_capabilities")
     if not isinstance(capabilities, list) or not all(isinstance(item, str) for item in capabilities):
         raise TypeError(f"plan set {name}: compute_capabilities must be a list of strings")
+    if not all(map(is_printable, capabilities)):
+        raise ValueError(f"plan set {name}: compute_capabilities hold what is no text")
     return PlanSet(built_on=built_on, compute_capabilities=tuple(capabilities), graphs=graphs, **entry)
 
 

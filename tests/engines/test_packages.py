@@ -22,7 +22,7 @@ def said(monkeypatch):
     def of(record):
         packages._origin.cache_clear()
         text = record if record is None or isinstance(record, str) else json.dumps(record)
-        monkeypatch.setattr(metadata, "distribution", lambda _: Distribution(text))
+        monkeypatch.setattr(metadata, "distributions", lambda **_: iter([Distribution(None), Distribution(text)]))
         return packages.install_command("cpu", "int8")
 
     yield of
@@ -56,11 +56,8 @@ def test_an_index_and_what_is_gone(said, record, monkeypatch, tmp_path):
 
 
 def test_no_metadata(monkeypatch, tmp_path):
-    def missing(_):
-        raise metadata.PackageNotFoundError
-
     packages._origin.cache_clear()
-    monkeypatch.setattr(metadata, "distribution", missing)
+    monkeypatch.setattr(metadata, "distributions", lambda **_: iter(()))
     monkeypatch.setattr(packages, "ROOT", tmp_path)
     assert packages.install_command("cpu") == 'pip install "var-export[cpu]"'
     packages._origin.cache_clear()
