@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # The CPU build of torch, so that no gigabytes of CUDA arrive: only tests and exports need torch at all.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Setuptools warns of every editable install, in eight lines.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # A real Triton server for the tests (docs/triton.md), in a venv of its own: 560 MB. It exists for Linux on x86-64, and
 # its numpy for Python up to 3.12; elsewhere `make test` goes without, and the tests that need it say so.

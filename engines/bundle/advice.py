@@ -8,6 +8,7 @@ from pathlib import Path
 from engines.spec.choices import CHECKPOINT_SUFFIXES
 
 _SHOWN = 3  # names in a message
+_DEPTH = 3  # folders between a bundle and its plans' files
 
 
 def what_else(place: Path, manifest: str) -> str:
@@ -17,8 +18,9 @@ def what_else(place: Path, manifest: str) -> str:
     """
     checkpoint = place.suffix.lower() in CHECKPOINT_SUFFIXES
     if place.is_file():
-        if (place.parent / manifest).is_file():
-            return f"{place} is not a bundle, but a file of one: name the folder, {place.parent}"
+        for folder in list(place.parents)[:_DEPTH]:
+            if (folder / manifest).is_file():
+                return f"{place} is not a bundle, but a file of one: name the folder, {folder}"
         if checkpoint:
             return f"{place} is a checkpoint: var-export build {place} makes a bundle of it"
         return f"{place} is not a bundle: a bundle is a folder with a {manifest}"

@@ -204,7 +204,7 @@ class ClassNames:
     def _slugs(self) -> tuple[str, ...]:
         if self.labels is None:
             return tuple(map(str, range(self.num_classes)))
-        bases = [_slugify(self.label(index)) or str(index) for index in range(self.num_classes)]
+        bases = [slugify(self.label(index)) or str(index) for index in range(self.num_classes)]
         count = Counter([*bases, NONE])
         taken = set(count)
         slugs = []
@@ -217,6 +217,7 @@ class ClassNames:
         return tuple(slugs)
 
 
-def _slugify(label: str) -> str:
+def slugify(label: str) -> str:
+    """The first name of a label as a part of a file name: lower case, hyphens between words; it may be empty."""
     first = unicodedata.normalize("NFKC", label).casefold().split(",")[0]
     return re.sub(r"\W+", "-", first).strip("-_")[:_MAX_SLUG].strip("-_")

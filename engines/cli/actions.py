@@ -23,7 +23,7 @@ from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.request import make_request
 from engines.draw.results import ImageSource
 from engines.errors import UsageError
-from engines.files.jobs import ImageJob, Item, Made, hash_of, make_job
+from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job
 from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
@@ -229,13 +229,12 @@ def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest
     What is unusual is told.
     """
     chosen = request.sampling
-    for option in OPTIONS:
-        for value in chosen.sweep.get(option.name, (chosen.one.get(option.name),)):
-            if value is not None:
-                make_request(manifest, [0], seeds=0, **{**chosen.one, option.name: value})
-                if (warning := option.warning(value)) is not None:
-                    tell(warning)
-    make_request(manifest, [0], seeds=0, **chosen.one)
+    for cell in combinations(chosen.sweep):
+        make_request(manifest, [0], seeds=0, **{**chosen.one, **cell})
+    values: Any = {name: (value,) for name, value in chosen.one.items()} | chosen.sweep
+    warnings = [option.warning(value) for option in OPTIONS for value in values.get(option.name, ())]
+    for warning in filter(None, warnings):
+        tell(warning)
     defaults: Any = dataclasses.asdict(manifest.sampling.fitted(manifest.max_top_k))
     return {
         **_runtime_settings(source, manifest),

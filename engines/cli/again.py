@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from engines.bundle.advice import what_else
 from engines.bundle.bundle import DEMO_BUNDLE, place_of, standing_bundles
-from engines.bundle.manifest import Manifest
+from engines.bundle.manifest import MANIFEST, Manifest
 from engines.errors import UsageError
 from engines.files.jobs import KEY
 from engines.foreign import parse_json
 from engines.pictures.images import read_picture_text
+from engines.spec.choices import PROVIDERS
 from engines.spec.sampling import OPTIONS
 
 AREA = "area"
@@ -23,7 +25,7 @@ def settings_of(picture: Path) -> dict[str, str]:
     """What a picture says of how it was made. Raises `UsageError` where it is none of `var-run`'s."""
     text = read_picture_text(picture)
     if text is None:
-        raise UsageError(f"{picture} is neither a bundle nor a whole picture")
+        raise UsageError(f"{picture} is no whole picture, and {what_else(picture, MANIFEST)}")
     if not text.keys() & {KEY, "build_key"}:
         raise UsageError(
             f"{picture} holds no settings of var-run: they are lost where another program writes a picture"
@@ -47,7 +49,7 @@ def command_of(text: Mapping[str, str]) -> str:
         words += ["--form", "fused"]
     if text.get("provider") == "triton":
         return shlex.join([*words, "--url", _ADDRESS])
-    if text.get("provider", "cpu") != "cpu":
+    if text.get("provider") in PROVIDERS[1:]:  # else the CPU, or plans, which are taken where they fit
         words += ["--provider", text["provider"]]
     return shlex.join([*words, "--bundle", str(_bundle_of(text.get("build_key")) or "BUNDLE")])
 

@@ -51,7 +51,7 @@ class Request:
         return len(self.classes)
 
     def texts(self, bundle: Manifest) -> tuple[dict[str, str], ...]:
-        """Of each image, what a picture says of it."""
+        """What a saved picture of each image says of how it was made: class, label, seed, sampling and bundle."""
         names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
         shared = {"bundle": bundle.name, "build_key": bundle.build_key, "precision": bundle.precision}
         return tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.backends.base import Array, Buffer
+from engines.bundle.labels import slugify
 from engines.errors import UsageError
 from engines.pictures.images import picture_format, read_picture_text, save_picture
 from engines.words import counted
@@ -71,6 +71,7 @@ class ScaleView:
         return buffer.read()[: self.images.stop - self.images.start]
 
 
+_FIELDS = ("{index}", "{class}", "{label}", "{seed}")
 OnScale = Callable[[ScaleView], None]
 Stop = Callable[[], bool]
 """Asked before each scale, in the thread that draws: whether the caller wants no more."""
@@ -118,7 +119,10 @@ class Result:
         if not Path(pattern).suffix or Path(pattern).is_dir():
             pattern = str(Path(pattern) / "{index:05d}-{label}-{seed}.png")
         texts = self.texts or tuple({"seed": str(seed)} for seed in self.seeds)
-        paths = [Path(pattern.format(**_fields(k, text))) for k, text in enumerate(texts)]
+        try:
+            paths = [Path(pattern.format(**_fields(k, text))) for k, text in enumerate(texts)]
+        except (LookupError, ValueError, AttributeError) as error:
+            raise UsageError(f"{out} is no pattern: the fields are {', '.join(_FIELDS)}") from error
         if len(set(paths)) < len(paths):
             raise UsageError(f"{out} is one file for several of {len(paths)} images: add {{index}}, or name a folder")
         for path, image in zip(paths, self.images, strict=True):
@@ -152,7 +156,7 @@ class Preview:
 
 def _fields(index: int, text: Mapping[str, str]) -> dict[str, Any]:
     """What a pattern of names may hold."""
-    label = re.sub(r"\W+", "-", text.get("label", "")).strip("-") or "image"
+    label = slugify(text.get("label", "")) or "image"
     return {"index": index, "class": text.get("class", ""), "label": label, "seed": text["seed"]}
 
 

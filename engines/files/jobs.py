@@ -116,6 +116,11 @@ def hash_of(value: object) -> str:
     return digest_of(value)[:32]
 
 
+def combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values of a sweep, the last option changing fastest; one empty one of an empty sweep."""
+    return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+
+
 def make_job(
     classes: Sequence[int],
     *,
@@ -140,7 +145,7 @@ def make_job(
     Raises `UsageError` where a seed would exceed 64 bits, or the images are too many.
     """
     sweep = sweep or {}
-    cells = [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+    cells = combinations(sweep)
     draws = len(classes) * count
     if draws * len(cells) > MAX_IMAGES:
         raise UsageError(

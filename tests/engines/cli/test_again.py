@@ -66,15 +66,15 @@ def test_what_is_no_picture_of_ours_is_one_line(tmp_path):
     (tmp_path / "text.png").write_text("text")
     with pytest.raises(UsageError, match="holds no settings of var-run"):
         settings_of(tmp_path / "photo.png")
-    with pytest.raises(UsageError, match="neither a bundle nor a whole picture"):
+    with pytest.raises(UsageError, match=r"text\.png is no whole picture, and .* is not a bundle"):
         settings_of(tmp_path / "text.png")
 
 
 def test_what_a_picture_says_is_quoted():
-    text = {"key": "0", "class": "1; rm -rf ~", "seed": "$(reboot)", "cfg": "`x`", "provider": "a b"}
+    text = {"key": "0", "class": "1; rm -rf ~", "seed": "$(reboot)", "cfg": "`x`", "provider": "sm89"}
     words = shlex.split(command_of(text))
     assert words[:7] == ["var-run", "--class", "1; rm -rf ~", "--seed", "$(reboot)", "--cfg", "`x`"]
-    assert words[7:9] == ["--provider", "a b"]
+    assert words[7:] == ["--bundle", "BUNDLE"]  # plans are taken where they fit: no provider is called so
     assert command_of({"key": "0", "provider": "triton", "class": "1"}).endswith("--url triton://HOST:8001")
 
 

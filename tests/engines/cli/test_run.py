@@ -148,6 +148,15 @@ def test_a_sweep_is_a_labelled_grid(call, pipeline):
     assert {"parrot-1-0.5.png", "parrot-2-0.5.png"} <= set(names())
 
 
+def test_a_sweep_is_checked_before_work(call, monkeypatch):
+    """Each value alone could be: without top-k, top-p needs the whole vocabulary sorted."""
+    pipeline = fake.install(monkeypatch.setattr, fake.bundle(max_top_k=32))
+    assert call("parrot", "--top-k", "20,5", "--top-p", "0,0.5")[0] == 0
+    assert "sorts 32 of 64" in error_of(call("parrot", "--top-k", "0,20", "--top-p", "0,0.5", "-o", "x"))
+    assert not Path("x").exists()
+    assert len(pipeline.loads) == 1
+
+
 def test_a_sweep_of_one_value_is_none(call):
     assert call("parrot", "--cfg", "2,2")[1] == "var-parrot-0.png\n"
 

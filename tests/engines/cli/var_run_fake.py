@@ -31,14 +31,14 @@ CONFIG = ModelConfig(
 )
 
 
-def bundle(*, build_key="a1" * 32, labels=LABELS, form="both"):
+def bundle(*, build_key="a1" * 32, labels=LABELS, form="both", max_top_k=64):
     facts = Manifest(
         name="fake-fp32",
         config=CONFIG,
         precision="fp32",
         form=form,
         target="onnxruntime",
-        max_top_k=64,
+        max_top_k=max_top_k,
         smooth=False,
         sampling=Sampling(cfg=1.0, top_k=20, top_p=0.5),
         labels=labels,

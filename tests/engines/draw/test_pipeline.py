@@ -406,6 +406,9 @@ def test_a_result_saves_itself(pipeline, tmp_path):
     assert [path.name for path in drawn.save(tmp_path / "{class}-{seed}.webp")] == ["88-3.webp", "none-4.webp"]
     with pytest.raises(UsageError, match="is one file for several of 2 images"):
         drawn.save(tmp_path / "a.png")
+    for pattern in ("{what}.png", "{}.png", "{seed:d}.png", "{seed.x}.png", "{.png"):
+        with pytest.raises(UsageError, match=r"is no pattern: the fields are \{index\}"):
+            drawn.save(tmp_path / pattern)
     with pytest.raises(UsageError, match="bmp"):
         pipeline.generate(88).save(tmp_path / "a.bmp")
 

@@ -54,7 +54,7 @@ def read_all(tmp_path):
 
 @pytest.fixture
 def read(read_all):
-    """Their boxes."""
+    """The boxes of what was found, in order."""
 
     def run(value, picture="a.jpg", size=(100, 80), **wanted):
         return [item.box for item in read_all(value, picture, size, **wanted)]
