@@ -37,6 +37,14 @@ def cache_folder() -> Path | None:
     return Path(base) / "var-export"
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose leading `~` is the home folder; `~name` of nobody's is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @contextmanager
 def writing(place: Path, remedy: str = "") -> Iterator[None]:
     """Turns the errors of the file system (no space, no permission) into a `UsageError` that names `place`.

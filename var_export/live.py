@@ -41,8 +41,7 @@ def checkpoint_for(bundle: Bundle, model: str, **parts: Any) -> Checkpoint:
 
 def same_weights(bundle: Bundle, checkpoint: Checkpoint) -> bool:
     """Whether the bundle says that it was built from these very files."""
-    recorded = bundle.provenance.get("checkpoint")
-    return isinstance(recorded, Mapping) and recorded.get("sha256") == checkpoint.sha256
+    return bundle.checkpoint_sha256 == checkpoint.sha256
 
 
 def fresh_requests(config: ModelConfig, images: int, seed: int) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from engines.errors import BundleError
 from engines.foreign import read_arrays, reading
 from engines.hub import download, is_hub_name, parse_hub_folder
 from engines.spec import golden_run
-from engines.storage import sha256_of
+from engines.storage import expanded, sha256_of
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "data" / "demo"
 BUNDLES = Path("bundles")
@@ -56,7 +56,7 @@ class Bundle(Manifest):
         """
         if not str(path):
             raise BundleError("the path of the bundle is empty: name a folder, or None for the default")
-        path = _downloaded(path) if is_hub_name(path) else Path(path).expanduser()
+        path = _downloaded(path) if is_hub_name(path) else expanded(path)
         while True:  # until no other bundle takes its place meanwhile
             place, problem = place_of(path), None
             before = _identity(place)

@@ -239,6 +239,13 @@ class Manifest:
         return self.files[WEIGHTS].size
 
     @property
+    def checkpoint_sha256(self) -> str | None:
+        """The digest of the checkpoint that the bundle was built from, in hex; None where it does not say."""
+        recorded = self.provenance.get("checkpoint")
+        sha256 = recorded.get("sha256") if isinstance(recorded, Mapping) else None
+        return sha256 if isinstance(sha256, str) else None
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all files together, without the manifest and the plans."""
         return sum(entry.size for entry in self.files.values())

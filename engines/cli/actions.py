@@ -21,7 +21,7 @@ from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, Source
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.request import make_request
-from engines.draw.results import ImageSource
+from engines.draw.results import ImageSource, Preview
 from engines.errors import UsageError
 from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job
 from engines.foreign import read_arrays
@@ -60,7 +60,7 @@ def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions
         settings = job_settings(request, source, opened.manifest)
         job = job_of(names.parse(classes), request, settings)
         layout = layout_of(job, request.sampling.sweep, names)
-        output = dataclasses.replace(output, grid=output.grid or (layout.above != () and output.npz is None))
+        output = with_grid_of_sweep(output, layout, job, opened.manifest.config.image_size)
         sinks = ImageSinks(output, opened.manifest, job, class_naming(names, job), layout=layout)
 
         def produce(pipeline: ImageSource, items: Sequence[Item]) -> Made:
@@ -96,6 +96,12 @@ def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNam
     return Layout(len(above), above, beside)
 
 
+def with_grid_of_sweep(output: OutputOptions, layout: Layout, job: ImageJob, side: int) -> OutputOptions:
+    """The options with a grid, where something is swept and it can be shown in one; `side`: of an image, in pixels."""
+    shows = bool(layout.above) and output.npz is None and layout.fits(len(job.items), side)
+    return dataclasses.replace(output, grid=output.grid or shows)
+
+
 def seed_remark(seed: Seed | None) -> str | None:
     """A line about a seed that nobody named."""
     if seed is None:
@@ -111,8 +117,11 @@ def draw(source: ImageSource, items: Sequence[Item], settings: dict[str, Any], *
     if not preview:
         result = source.generate(classes, seeds=seeds, **options)
         return Made(result.images, result.tokens, timings=result.timings)
-    previews = list(source.stream(classes, seeds=seeds, **options))
-    return Made(previews[-1].images, previews[-1].tokens, [preview.images for preview in previews])
+    scales: dict[int, list[Preview]] = {}
+    for shown in source.stream(classes, seeds=seeds, **options):  # in parts, where the source holds fewer images
+        scales.setdefault(shown.scale, []).append(shown)
+    images = [np.concatenate([part.images for part in scales[scale]]) for scale in sorted(scales)]
+    return Made(images[-1], np.concatenate([part.tokens for part in scales[max(scales)]]), images)
 
 
 def decode_tokens(path: Path, output: OutputOptions, source: SourceOptions) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.bundle.advice import what_else
 from engines.bundle.bundle import DEMO_BUNDLE, place_of, standing_bundles
 from engines.bundle.manifest import MANIFEST, Manifest
+from engines.draw.request import FORCED
 from engines.errors import UsageError
 from engines.files.jobs import KEY
 from engines.foreign import parse_json
@@ -33,11 +34,13 @@ def settings_of(picture: Path) -> dict[str, str]:
     return text
 
 
-def command_of(text: Mapping[str, str]) -> str:
-    """The command that makes a picture again with these settings, for a POSIX shell.
+def command_of(text: Mapping[str, str]) -> str | None:
+    """The command that makes a picture again with these settings, for a POSIX shell; None where there is none.
 
     Names in capitals stand for what it cannot know: where a bundle is that is not under `bundles/`, or a server.
     """
+    if FORCED in text:
+        return None
     words = ["var-run", *_subject(text)]
     for option in OPTIONS if "seed" in text else ():
         value = text.get(option.name, "")
@@ -59,13 +62,13 @@ def _subject(text: Mapping[str, str]) -> list[str]:
     if "image" in text:
         return ["reconstruct", text["image"]]
     if "tokens" in text:
-        return ["decode", text["tokens"]]
+        return ["decode", text["tokens"], *(["--grid"] if "images" in text else [])]
     words = []
     if "edited" in text:
         words += ["edit", text["edited"], *shlex.split(text.get(AREA, ""))]
     classes = text.get("class") or _values(text.get("classes", ""))
     words += ["--class", classes, "--seed", text.get("seed", "0")]
-    return [*words, "--count", text["count"], "--grid"] if "images" in text else words
+    return [*words, "--count", text.get("count", "1"), "--grid"] if "images" in text else words
 
 
 def _values(text: str) -> str:

@@ -14,14 +14,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from engines.errors import VarExportError
 from engines.spec.choices import BACKENDS, CHECKS, PROVIDERS
-from engines.storage import DISK_ERRORS
+from engines.storage import DISK_ERRORS, expanded
 from engines.words import one_line, printable
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class NamedPath(click.Path):
         """See `click.ParamType`."""
         if not os.fspath(value):
             self.fail("it is empty: name a file or a folder", param, ctx)
-        value = os.fspath(Path(value).expanduser()) if str(value).startswith("~") else value
+        value = os.fspath(expanded(value)) if str(value).startswith("~") else value
         try:
             os.lstat(value)
         except (OSError, ValueError) as error:  # ValueError: of a null character

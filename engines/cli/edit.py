@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle.labels import ClassNames
-from engines.cli.actions import draw, job_of, job_settings, layout_of, literal, open_local, seed_remark
+from engines.cli.actions import (
+    draw,
+    job_of,
+    job_settings,
+    layout_of,
+    literal,
+    open_local,
+    seed_remark,
+    with_grid_of_sweep,
+)
 from engines.cli.again import AREA
 from engines.cli.common import json_out, tell
 from engines.cli.execute import ImageRun, Opened
@@ -62,6 +72,9 @@ def edit(
     several = len(files) > 1 or pictures[0].is_dir()
     if several:
         _check_places(output, len(files))
+        same = [stem for stem, count in Counter(file.stem for file in files).items() if count > 1]
+        if output.overwrite and same:
+            raise UsageError(f"--overwrite would keep one of the pictures called {same[0]} alone: rename the others")
     detections = None if area.boxes is None else Detections(area.boxes)
     detector = None
     if area.detect is not None:
@@ -97,11 +110,11 @@ def _edit_several(files: Sequence[Path], shared: _Edits) -> None:
         for index, file in enumerate(files):
             try:
                 execution, remark = _prepared(file, keeping, (index, len(files)))
+                document = execution.make(remark, seed)
             except UsageError as error:
                 tell(f"{file.name} is left out: {error}")
                 refused.append(error)
                 continue
-            document = execution.make(remark, seed)
             seed = None
             documents += [] if document is None else [document]
     finally:
@@ -145,8 +158,8 @@ def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) 
     many = class_naming(names, job).many
     layout = layout_of(job, request.sampling.sweep, names)
     output, naming = _places(shared.output, file.stem, many, several=place is not None)
-    output = replace(output, grid=output.grid or layout.above != ())
     side = max(width, height) if area.composite else config.image_size
+    output = with_grid_of_sweep(output, layout, job, side)
     sinks = ImageSinks(output, opened.manifest, job, naming, side=side, layout=layout, text={AREA: _spelled(area)})
     kept = kept_tokens(config, redrawn[None])
 
@@ -175,7 +188,7 @@ def _places(output: OutputOptions, stem: str, many: str, *, several: bool) -> tu
         pattern = "{" in out.replace(_NAME, "")
         out = out.replace(_NAME, literal(stem) if pattern else stem)
     if tokens is not None:
-        tokens = tokens.with_name(tokens.name.replace(_NAME, stem))
+        tokens = Path(str(tokens).replace(_NAME, stem))
     if not several:
         naming = Naming(single=f"{literal(stem)}-edited.png", many=many, folder=Path(f"{stem}-edited"))
     else:

@@ -47,7 +47,8 @@ class DrawsByDefault(click.Group):
             raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)", ctx)
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
         if args[0] not in self.commands and args[0] not in own:
-            self._check_mistyped(ctx, args)
+            if not args[0].startswith("-"):
+                self._check_mistyped(ctx, args)
             args = [self.default, *args]
         return super().parse_args(ctx, args)
 

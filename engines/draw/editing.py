@@ -42,7 +42,7 @@ class Edit:
     def laid_over(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The model's images (B, size, size, 3) laid over the originals, (B, h, w, 3) uint8.
 
-        Raises `UsageError` where these have several sizes, which no array can hold.
+        These are of one size, as `check_composite` makes sure.
         """
         laid = [
             canvas.lay_over(picture, image, area)

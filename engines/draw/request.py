@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Classes = int | str | Sequence[int | str] | NDArray[Any]
 Seeds = int | Sequence[int] | NDArray[Any]
 Forced = tuple[ArrayLike, ArrayLike] | ArrayLike
+FORCED = "forced"
+"""The text of a picture of which some tokens were given: no command makes it again."""
 PreviewScales = Sequence[int] | Sequence[Sequence[int]] | None
 
 
@@ -60,6 +62,7 @@ class Request:
                 "label": names.label(index),
                 "seed": str(seed),
                 **{name: str(values[k].item()) for name, values in self.sampling.items()},
+                **({} if self.forced_tokens is None else {FORCED: "True"}),
                 **shared,
             }
             for k, (index, seed) in enumerate(zip(self.classes.tolist(), self.seeds.tolist(), strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,7 @@ from engines.backends.base import Array, Buffer
 from engines.bundle.labels import slugify
 from engines.errors import UsageError
 from engines.pictures.images import picture_format, read_picture_text, save_picture
+from engines.storage import expanded
 from engines.words import counted
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ class ScaleView:
         return buffer.read()[: self.images.stop - self.images.start]
 
 
+PIXELS = "pixels"
+"""The text that tells pictures apart that were asked for alike: a digest of what is seen."""
 _FIELDS = ("{index}", "{class}", "{label}", "{seed}")
 OnScale = Callable[[ScaleView], None]
 Stop = Callable[[], bool]
@@ -115,10 +119,11 @@ class Result:
         name is none of `engines.pictures.images.FORMATS`.
 
         """
-        pattern = str(Path(out).expanduser())
+        pattern = str(expanded(out))
         if not Path(pattern).suffix or Path(pattern).is_dir():
             pattern = str(Path(pattern) / "{index:05d}-{label}-{seed}.png")
-        texts = self.texts or tuple({"seed": str(seed)} for seed in self.seeds)
+        known = self.texts or tuple({"seed": str(seed)} for seed in self.seeds)
+        texts = [{**text, PIXELS: sha256(image).hexdigest()} for text, image in zip(known, self.images, strict=True)]
         try:
             paths = [Path(pattern.format(**_fields(k, text))) for k, text in enumerate(texts)]
         except (LookupError, ValueError, AttributeError) as error:
@@ -131,7 +136,8 @@ class Result:
         if there and not overwrite:
             raise UsageError(f"{there[0]} exists and is another picture: name another place, or add overwrite=True")
         for path, image, text in zip(paths, self.images, texts, strict=True):
-            save_picture(path, image, text)
+            if overwrite or not path.exists():
+                save_picture(path, image, text)
         return paths
 
 
@@ -157,7 +163,7 @@ class Preview:
 def _fields(index: int, text: Mapping[str, str]) -> dict[str, Any]:
     """What a pattern of names may hold."""
     label = slugify(text.get("label", "")) or "image"
-    return {"index": index, "class": text.get("class", ""), "label": label, "seed": text["seed"]}
+    return {"index": index, "class": text.get("class", ""), "label": label, "seed": int(text["seed"])}
 
 
 def _holds(path: Path, text: Mapping[str, str]) -> bool:

@@ -14,6 +14,7 @@ from engines.editing.mask import Mask
 from engines.errors import UsageError
 from engines.pictures.images import Picture, load_mask, load_picture, mask_of, picture_of
 from engines.spec.arrays import as_array
+from engines.storage import expanded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +62,7 @@ def _listed(handed: Any, *, dimensions: int) -> list[Any]:
 
 def _picture(one: Any) -> Picture:
     if isinstance(one, str | Path):
-        return load_picture(Path(one).expanduser())
+        return load_picture(expanded(one))
     if hasattr(one, "getbands"):  # of Pillow, which need not be imported to ask
         return picture_of(one)
     array = as_array(one, "images")
@@ -72,7 +73,7 @@ def _picture(one: Any) -> Picture:
 
 def _mask(one: Any) -> Mask:
     if isinstance(one, str | Path):
-        return load_mask(Path(one).expanduser())
+        return load_mask(expanded(one))
     if hasattr(one, "getbands"):
         return mask_of(one)
     array = as_array(one, "the mask")

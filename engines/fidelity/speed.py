@@ -30,7 +30,7 @@ CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at ba
 MIN_RUNS = 2
 P99_RUNS = 100
 BUSY = 0.5  # of the cores, by the load before: what else runs takes them
-WIDE = 0.25  # of the median, from the smallest to the largest: pairs on an idle machine stay within a tenth
+WIDE = 0.25  # of the median, from the smallest to the 90th percentile: pairs on an idle machine stay within a tenth
 REST = 0.05  # seconds between rivals: idle worker threads of both runtimes spin for some milliseconds
 
 
@@ -59,8 +59,8 @@ class Spread:
 
     @property
     def width(self) -> float:
-        """From the smallest to the largest, in medians."""
-        return (self.max - self.min) / self.p50
+        """From the smallest to the 90th percentile, in medians: more runs do not make it wider by themselves."""
+        return (self.p90 - self.min) / self.p50
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ class NpzRows(Sink):
         Rows that a smaller job of this key has made, in a finished file or in one like these, are taken over.
         """
         count, begun = len(self._job.items), self._rows_in_partial()
+        begun = 0 if begun > count else begun  # of a larger job, which --overwrite gives up
         done = self._read_done() if begun else b"\1" * self._earlier
         for name, (shape, dtype) in self._arrays.items():
             row = math.prod(shape) * dtype.itemsize

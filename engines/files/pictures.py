@@ -30,7 +30,14 @@ from engines.files.jobs import (
     read_job_file,
 )
 from engines.pictures.grids import SQUARE, Layout, grid, strip
-from engines.pictures.images import is_cut_short, load_picture, read_picture_text, save_animation, save_picture
+from engines.pictures.images import (
+    is_cut_short,
+    load_picture,
+    picture_format,
+    read_picture_text,
+    save_animation,
+    save_picture,
+)
 from engines.spec.choices import PREVIEWS
 from engines.storage import Lock, parts, remove_dead_parts, write_json
 
@@ -200,6 +207,7 @@ class Grid(Sink):
         overwrite: bool = False,
     ) -> None:
         layout.check(len(job.items), side)
+        picture_format(path, *layout.size(len(job.items), side))
         self._job, self._text, self._files, self._layout = job, text, files, layout
         self.path, self.replaced = path, 0
         self._key = hash_of(["grid", *(item.key for item in job.items)])

@@ -36,11 +36,20 @@ class Layout:
         columns = self.columns or math.ceil(math.sqrt(count))
         return math.ceil(count / columns), columns
 
-    def check(self, count: int, side: int) -> None:
-        """Raise `UsageError` where a grid of `count` images of `side` pixels would be too large to open again."""
+    def size(self, count: int, side: int) -> tuple[int, int]:
+        """Width and height, in pixels, of a grid of `count` images of `side` pixels, without labels."""
         rows, columns = self.shape(count)
-        height, width = (n * (side + PADDING) + PADDING for n in (rows, columns))
-        if height * width > MAX_GRID_PIXELS:
+        return columns * (side + PADDING) + PADDING, rows * (side + PADDING) + PADDING
+
+    def fits(self, count: int, side: int) -> bool:
+        """Whether a grid of `count` images of `side` pixels is small enough to be opened again."""
+        width, height = self.size(count, side)
+        return width * height <= MAX_GRID_PIXELS
+
+    def check(self, count: int, side: int) -> None:
+        """Raise `UsageError` unless `fits`."""
+        if not self.fits(count, side):
+            width, height = self.size(count, side)
             most = ((math.isqrt(MAX_GRID_PIXELS) - PADDING) // (side + PADDING)) ** 2
             raise UsageError(
                 f"a grid of {count} images would have {width} x {height} pixels: --grid takes up to {most} images"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import UsageError
-from engines.foreign import MALFORMED, open_picture, parse_json
+from engines.foreign import MALFORMED, open_picture, parse_json, reading
 from engines.storage import atomic_write
 
 if TYPE_CHECKING:
@@ -203,12 +203,12 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
 
 def picture_of(image: Image.Image) -> Picture:
     """A picture of Pillow as `load_picture` gives it, (h, w, 3) uint8. Raises `UsageError` as it does."""
-    return _as_seen(image.copy(), "white", "RGB", "the picture")
+    return _handed(image, "white", "RGB", "the picture")
 
 
 def mask_of(image: Image.Image) -> NDArray[np.bool_]:
     """A picture of Pillow as `load_mask` gives it, (h, w) bool."""
-    return _as_seen(image.copy(), "black", "L", "the mask") >= 128
+    return _handed(image, "black", "L", "the mask") >= 128
 
 
 def load_square(path: Path, size: int) -> Picture:
@@ -248,11 +248,26 @@ def _read(path: Path, background: str = "white", mode: str = "RGB") -> NDArray[n
         return _as_seen(image, background, mode, str(path))
 
 
+def _handed(image: Image.Image, background: str, mode: str, name: str) -> NDArray[np.uint8]:
+    """`_as_seen` of a picture that is the caller's, and stays as it is."""
+    from PIL import ImageOps
+
+    with reading(name, "picture that can be read"):
+        turned = ImageOps.exif_transpose(image)  # a copy, which knows less than the picture itself
+        for told in ("format", "tag_v2"):  # of what the numbers in a TIFF are
+            setattr(turned, told, getattr(image, told, None))
+        return _pixels(turned, background, mode, name)
+
+
 def _as_seen(image: Image.Image, background: str, mode: str, name: str) -> NDArray[np.uint8]:
     """The pixels of a picture, turned as its EXIF data says; it is changed."""
     from PIL import ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
+    return _pixels(image, background, mode, name)
+
+
+def _pixels(image: Image.Image, background: str, mode: str, name: str) -> NDArray[np.uint8]:
     rgb = _to_rgb(image, background, name)
     return np.asarray(rgb if rgb.mode == mode else rgb.convert(mode))
 
@@ -275,7 +290,7 @@ def _to_grey(image: Image.Image, name: str) -> Image.Image:
     values: NDArray[Any] = np.asarray(image)
     white: float = _MAX_16_BIT
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        if image.mode == "I" and getattr(image, "tag_v2", {}).get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:
+        if image.mode == "I" and (getattr(image, "tag_v2", None) or {}).get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:
             values = values.view(np.uint32)
         white = _white_of(values, name)
     grey = np.empty(values.shape, np.uint8)

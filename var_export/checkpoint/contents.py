@@ -74,7 +74,7 @@ class Content:
         """
         found = [part for part in self.parts if part.kind == kind]
         if key is not None:
-            found = [part for part in found if part.named(key)] or found
+            found = [part for part in found if part.name == key] or [part for part in found if part.named(key)] or found
         if len(found) > 1:
             names = " or ".join(f"--key {shlex.quote(part.name)}" for part in found[:8])
             raise CheckpointError(

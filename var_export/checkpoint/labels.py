@@ -159,7 +159,11 @@ def _of_table(lines: list[str]) -> dict[int, str]:
         rows = [[row[0], ", ".join(row[1:])] if numbered else [", ".join(row)] for row in rows]
         header = []
     columns = list(map(list, zip(*rows, strict=True)))
-    indexes = [column for column in columns if all(map(str.isdecimal, column)) and len(set(column)) == len(column)]
+    indexes = [
+        column
+        for k, column in enumerate(columns)
+        if all(map(str.isdecimal, column)) and len(set(column)) == len(column) and _counts(column, header[k : k + 1])
+    ]
     ids = [column for column in columns if all(map(_WORDNET.fullmatch, column))]
     texts = [k for k, column in enumerate(columns) if column not in indexes and column not in ids]
     if len(texts) > 1:
@@ -170,6 +174,11 @@ def _of_table(lines: list[str]) -> dict[int, str]:
     if indexes:
         return _indexed(map(int, indexes[0]), labels)
     return _ordered(ids[0], labels) if ids else dict(enumerate(labels))
+
+
+def _counts(column: list[str], header: list[str]) -> bool:
+    """Whether a column of different numbers is that of the classes: its header says so, or it counts from 0."""
+    return not header or header[0] in _INDEX_HEADERS or sorted(map(int, column)) == list(range(len(column)))
 
 
 def _has_header(rows: list[list[str]]) -> bool:

@@ -1,6 +1,6 @@
 """Checkpoints: from whatever a user has to the configuration and the two official state dicts.
 
-    name -> files (`sources`, `hub`) -> what they hold (`files`) -> the two state dicts (`contents`)
+    name -> files (`sources`, `engines.hub`) -> what they hold (`files`) -> the two state dicts (`contents`)
          -> configuration (`architecture`, with what `settings` read)
          -> every key and shape held against the reference model of it (`strictness`) -> `Checkpoint`
 
@@ -21,7 +21,7 @@ import torch
 from engines.errors import CheckpointError
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import Sampling
-from engines.storage import digest_of, sha256_of
+from engines.storage import digest_of, expanded, sha256_of
 from engines.words import quoted
 from var_export.checkpoint.architecture import infer_config
 from var_export.checkpoint.contents import VAE, VAR, Content
@@ -115,7 +115,7 @@ def load_checkpoint(
     content = read_checkpoint_file(locate_model(model))
     (var_weights, vae_weights), vae_file, picked = _pair(content, vae, key)
     file = content.file
-    described = _described(file, config, folder_named=Path(model).expanduser().is_dir())
+    described = _described(file, config, folder_named=expanded(model).is_dir())
     settings = {**described.settings, **settings}
     inferred = infer_config(var_weights, vae_weights, settings)
     inferred = dataclasses.replace(inferred, name=_name(name, settings, file, inferred))
@@ -168,7 +168,7 @@ def _pair(
             f"{shown} holds a VQ-VAE where the VAR transformer should be: are the two files swapped? "
             "The transformer is a file such as var_d16.pth"
         )
-    if key is not None and not (var.named(key) or (not var.name and vae_part.named(key))):
+    if key is not None and not (var.named(key) or (key and vae_part.named(key))):
         names = listing(part.name or "''" for part in content.parts)
         raise CheckpointError(f"{shown} holds nothing under the key {quoted(key)}: it has {names}")
     weights = Weights(state, shown, VAR), Weights(partner.state(vae_part), partner.file.shown, VAE)

@@ -18,6 +18,7 @@ from engines import hub
 from engines.errors import CheckpointError
 from engines.foreign import read_bytes, read_json
 from engines.spec.choices import CHECKPOINT_SUFFIXES
+from engines.storage import expanded
 
 OFFICIAL_VAE = "vae_ch160v4096z32.pth"
 CONFIG_FILE = "config.json"
@@ -173,7 +174,7 @@ def _downloaded(file: hub.HubFile, *, missing_ok: bool = False, unreachable_ok: 
 def _existing(name: str | Path) -> Path:
     if not str(name):
         raise CheckpointError("the name of a file is empty: say which file is meant")
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         path.stat()
     except (FileNotFoundError, ValueError) as error:  # ValueError: of a null character

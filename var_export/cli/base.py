@@ -1,7 +1,7 @@
 """The float bundle that INT8 is made from where another one of its checkpoint was given: found, or how to build it.
 
-Where a checkpoint lies on this machine is kept in the user's cache folder when it is read, under the digest of its
-content. No bundle says it: a bundle is copied to others.
+Where a checkpoint lies on this machine is kept in the user's cache folder when a bundle is built from it, under
+the digest of its content. No bundle says it: a bundle is copied to others.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def origin_of(given: Manifest) -> Origin | None:
     from engines.foreign import MALFORMED, read_json
 
     with contextlib.suppress(BundleError):
-        if _sha256(given) == _sha256(Manifest.read(DEMO_BUNDLE)):
+        if given.checkpoint_sha256 == Manifest.read(DEMO_BUNDLE).checkpoint_sha256:
             return Origin(None, CheckpointParts())
-    file = _record(_sha256(given))
+    file = _record(given.checkpoint_sha256)
     try:
         known = {} if file is None else read_json(file)
         return Origin(known.pop("checkpoint"), CheckpointParts(**known))
@@ -84,18 +84,17 @@ def origin_of(given: Manifest) -> Origin | None:
 
 def as_in(given: Manifest, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with a bundle's labels and settings. Raises `UsageError` where the bundle is of another one."""
-    if checkpoint.sha256 != _sha256(given):
+    if checkpoint.sha256 != given.checkpoint_sha256:
         raise UsageError(f"the checkpoint has changed since {given.name} was built from it: build from it anew")
     return replace(checkpoint, labels=given.labels, sampling=given.sampling)
 
 
-def _sha256(given: Manifest) -> str:
-    return str((given.provenance.get("checkpoint") or {}).get("sha256"))
-
-
-def _record(sha256: str) -> Path | None:
+def _record(sha256: str | None) -> Path | None:
+    """The file that keeps where a checkpoint lies; None where nothing can be kept of it."""
     folder = cache_folder()
-    return None if folder is None or not sha256.isalnum() else folder / "checkpoints" / f"{sha256}.json"
+    if folder is None or sha256 is None or not sha256.isalnum():
+        return None
+    return folder / "checkpoints" / f"{sha256}.json"
 
 
 def _absolute(name: str | None) -> str | None:

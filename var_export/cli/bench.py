@@ -71,7 +71,7 @@ class BenchOptions:
     )
 
 
-@click.command(short_help="Measure latency, throughput and memory.")
+@click.command()
 @bundle_argument
 @option_group("options", BenchOptions)
 @runtime_options

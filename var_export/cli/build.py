@@ -46,7 +46,7 @@ Examples:
 """
 
 
-@click.command(epilog=_EPILOG, short_help="Build a bundle from a VAR checkpoint.")
+@click.command(epilog=_EPILOG)
 @option_group("options", BuildOptions)
 @json_option
 @click.pass_context
@@ -111,7 +111,7 @@ def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool
         return None
     bundle = _opened(options.checkpoint)
     if options.target not in PLAN_TARGETS and not quantised:
-        runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)[0]}"
+        runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
         raise UsageError(
             f"{options.checkpoint} is a bundle already{runs}; "
             f"for an NVIDIA GPU add --target {' or '.join(PLAN_TARGETS)}"
@@ -148,24 +148,34 @@ def _summary(built: Built, seconds: float, labels: str | None) -> None:
 
 
 def _next_line(bundle: Bundle) -> str:
-    command, here = _next_command(bundle)
-    return (
-        f"next: {command}" if here else f"next, with a copy of the bundle on the machine that is to run it: {command}"
-    )
+    where = "next" if _runs_here(bundle) else "next, with a copy of the bundle on the machine that is to run it"
+    return f"{where}: {_next_command(bundle)}"
 
 
-def _next_command(bundle: Bundle) -> tuple[str, bool]:
-    """What to do with a bundle, and whether this machine can."""
-    from engines import backends
-
+def _next_command(bundle: Bundle) -> str:
+    """What to do with a bundle."""
     path = shlex.quote(str(bundle.path))
     if bundle.for_gpus and not bundle.plans:
-        usable = [target for target in PLAN_TARGETS if _opens(partial(backends.create, target), PLAN_TARGETS)]
-        return f"var-export build {path} --target {(usable or PLAN_TARGETS)[0]}", bool(usable)
+        return f"var-export build {path} --target {(_builders() or PLAN_TARGETS)[0]}"
     example = EXAMPLE_CLASS if bundle.config.transformer.num_classes > EXAMPLE_CLASS else 0
+    return f"var-run --bundle {path} --class {example}"
+
+
+def _runs_here(bundle: Bundle) -> bool:
+    """Whether this machine can do what `_next_command` says."""
+    from engines import backends
+
+    if bundle.for_gpus and not bundle.plans:
+        return bool(_builders())
     wanted = PLAN_TARGETS if bundle.for_gpus else BACKENDS
-    opens = _opens(partial(backends.for_bundle, bundle, tell=lambda line: None), wanted)
-    return f"var-run --bundle {path} --class {example}", opens
+    return _opens(partial(backends.for_bundle, bundle, tell=lambda line: None), wanted)
+
+
+def _builders() -> list[str]:
+    """The targets that plans can be built for here."""
+    from engines import backends
+
+    return [target for target in PLAN_TARGETS if _opens(partial(backends.create, target), PLAN_TARGETS)]
 
 
 def _opens(make: Callable[[], Backend], wanted: Sequence[str]) -> bool:
@@ -196,5 +206,5 @@ def _document(built: Built, seconds: float) -> dict[str, Any]:
         "checks": {form: report.to_dict() for form, report in built.reports.items()},
         "emulated_checks": {form: report.to_dict() for form, report in built.emulated.items()},
         "kept_fp32": kept_in_fp32(bundle),
-        "next": _next_command(bundle)[0],
+        "next": _next_command(bundle),
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engines.host.environment import Diagnosis, SelfTest
 
 
-@click.command(short_help="Look at the environment, and test that it works.")
+@click.command()
 @click.option("--no-run", is_flag=True, help="Leave out the self-test.")
 @threads_option
 @json_option

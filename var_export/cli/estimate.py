@@ -26,7 +26,7 @@ TIGHT = 0.9  # of the usable memory: above it, what is not counted may not fit a
 MIB = 2**20
 
 
-@click.command(short_help="Tell whether a model fits a device, and its top speed there.")
+@click.command()
 @click.option(
     "--model",
     type=CHECKPOINT,

@@ -28,7 +28,7 @@ def _list_option(flag: str, name: str, known: tuple[str, ...], help_text: str) -
     return click.option(flag, name, default=",".join(known), metavar="A,B", callback=parse, help=help_text)
 
 
-@click.command("gpu-check", short_help="On a machine with a GPU: build, check and time everything.")
+@click.command("gpu-check")
 @_list_option("--model", "models", MODELS, "demo: the embedded one; d16: random weights of the official size.")
 @_list_option("--precision", "precisions", FLOAT_PRECISIONS, "Of the engines.")
 @_list_option("--form", "forms", FORMS, "Scale by scale, or class to image in one graph.")

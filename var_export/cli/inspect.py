@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from engines.cli.common import NamedPath, json_option, json_out, print_facts, print_table, show
+from engines.cli.common import NamedPath, json_option, json_out, print_facts, print_table, refuse, show
 from engines.words import counted, mebibytes
 from var_export.cli.common import open_bundle
 
@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 SHORT_HASH = 16
 
 
-@click.command(short_help="Show what is in a bundle, or how a picture was made.")
+@click.command()
 @click.argument("what", metavar="[BUNDLE | PICTURE]", required=False, type=NamedPath(path_type=Path))
 @click.option("--graphs", is_flag=True, help="Every input and output of every graph.")
 @click.option("--layers", is_flag=True, help="Every layer of INT8 and how it is computed; those kept in FP32.")
 @json_option
-def inspect(what: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
+@click.pass_context
+def inspect(context: click.Context, /, what: Path | None, graphs: bool, layers: bool, as_json: bool) -> None:
     """Show what is in a bundle, and whether its files are what was built; or how a picture of var-run was made.
 
     BUNDLE is the newest in bundles/ by default, else the embedded demo.
     """
     if what is not None and what.is_file():
+        refuse(context, ("graphs", "layers"), f"is for bundles; {what} is none")
         _picture(what, as_json)
         return
     from engines.bundle.inspection import OK, describe, file_states, plan_states
@@ -62,6 +64,9 @@ def _picture(picture: Path, as_json: bool) -> None:
         return
     print_facts(text)
     show()
+    if command is None:
+        show("no command makes it again: a part of its tokens was given")
+        return
     show("makes it again:")
     show(f"  {command}")
 

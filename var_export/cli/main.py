@@ -1,23 +1,30 @@
 """The `var-export` command: builds bundles, and looks after them.
 
-Each command is a file of its own; what it needs beyond click is imported when it runs.
+Each command is a file of its own, imported when it is called or asked about: `--help` loads none of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
 import click
 
 from engines.cli.common import guarded, version_option
-from var_export.cli.bench import bench
-from var_export.cli.build import build
-from var_export.cli.doctor import doctor
-from var_export.cli.estimate import estimate
-from var_export.cli.gpu_check import gpu_check
-from var_export.cli.inspect import inspect
-from var_export.cli.list import list_bundles
-from var_export.cli.sensitivity import sensitivity
-from var_export.cli.triton import triton
-from var_export.cli.verify import verify
+
+_COMMANDS = {
+    "estimate": ("estimate", "Tell whether a model fits a device, and its top speed there."),
+    "build": ("build", "Build a bundle from a VAR checkpoint."),
+    "sensitivity": ("sensitivity", "Quantise each layer alone and see what it does."),
+    "verify": ("verify", "Check a bundle against the PyTorch reference."),
+    "inspect": ("inspect", "Show what is in a bundle, or how a picture was made."),
+    "list": ("list_bundles", "Show the bundles that are here."),
+    "bench": ("bench", "Measure latency, throughput and memory."),
+    "triton": ("triton", "Write a model repository for Triton."),
+    "doctor": ("doctor", "Look at the environment, and test that it works."),
+    "gpu-check": ("gpu_check", "On a machine with a GPU: build, check and time everything."),
+}
+"""Of each command, in the order in which they are used: its file and function, and a line about it."""
 
 _EPILOG = """\b
 Examples:
@@ -28,11 +35,30 @@ Examples:
 """
 
 
+class _Loaded(Mapping[str, click.Command]):
+    """The commands by name, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        file, _ = _COMMANDS[name]
+        command: click.Command = getattr(import_module(f"var_export.cli.{file}"), file)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+
 class _InOrder(click.Group):
     """Lists the commands in the order in which they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "plan" and not ctx.resilient_parsing:
@@ -43,6 +69,7 @@ class _InOrder(click.Group):
 @click.group(
     "var-export",
     cls=_InOrder,
+    commands=_Loaded(),
     epilog=_EPILOG,
     invoke_without_command=True,
     subcommand_metavar="COMMAND [ARGS]...",
@@ -55,8 +82,5 @@ def group(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
-
-for _command in (estimate, build, sensitivity, verify, inspect, list_bundles, bench, triton, doctor, gpu_check):
-    group.add_command(_command)
 
 main = guarded(group, "var-export")

@@ -171,7 +171,7 @@ class BundleWork:
         folder = BUNDLES if options.out is None else options.out.parent
         like = None if given is None else Bundle.open(given, verify=False)
         if like is not None:
-            places = tuple(dict.fromkeys((like.path.parent, folder)))
+            places = tuple(dict.fromkeys((like.path.parent, folder, BUNDLES)))
             found = find_base(like, int8, places)
             if found is not None:
                 return found
@@ -185,7 +185,8 @@ class BundleWork:
                         f"checkpoint lies is not known here: var-export build CHECKPOINT --precision {INT8} makes both"
                     ) from error
             model: dict[str, Any] = {"name": like.name, "max_top_k": like.max_top_k, "smooth": like.smooth}
-            options = replace(options, **vars(origin), labels=None, default_cfg=None, **model)
+            # --force is about the bundle in INT8: another one in the place of the base is not to be replaced.
+            options = replace(options, **vars(origin), labels=None, default_cfg=None, force=False, **model)
         work = replace(self, options=replace(options, precision=precision, form=STEPWISE, out=None))
         built = work.build_float(folder, like)
         how = "there already" if built.reused else f"built from {options.checkpoint or 'the embedded demo checkpoint'}"

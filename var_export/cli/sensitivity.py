@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from calib.judge.effects import Effect, Sensitivity
 
 
-@click.command(short_help="Quantise each layer alone and see what it does.")
+@click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option(
     "--target",

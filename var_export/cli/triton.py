@@ -14,7 +14,7 @@ from var_export.cli.common import FOLDER, bundle_argument, open_bundle
 _PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache", "link", "backend", "threads", "check")
 
 
-@click.command("triton", short_help="Write a model repository for Triton.")
+@click.command("triton")
 @bundle_argument
 @click.option(
     "--repository", type=FOLDER, required=True, metavar="DIR", help="Model repository; other models in it stay."

@@ -47,14 +47,16 @@ def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequenc
 
 def _tiles(measured: Measured) -> list[Tile]:
     best = max(measured.cases, key=lambda case: case.images_per_second)
+    doubts = "".join(f"; {doubt}" for doubt in measured.doubts())
+    alone = doubts if measured.comparison is None else ""
+    how = f"batch {best.batch}, {guidance(best.cfg)}{alone}"
     tiles = [
-        Tile("Throughput", f"{number(best.images_per_second)} images/s", f"batch {best.batch}, {guidance(best.cfg)}"),
+        Tile("Throughput", f"{number(best.images_per_second)} images/s", how),
         Tile("Peak memory", size(measured.peak_memory), "of the process, engines alone"),
         Tile("Loading", duration(measured.load_seconds), "bundle and engines"),
     ]
     if measured.comparison is not None:
         ratio = measured.comparison.ratio
-        doubts = "".join(f"; {doubt}" for doubt in measured.doubts())
         note = f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}{doubts}"
         tiles.insert(0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", note))
     return tiles

@@ -148,6 +148,18 @@ def test_a_sweep_is_a_labelled_grid(call, pipeline):
     assert {"parrot-1-0.5.png", "parrot-2-0.5.png"} <= set(names())
 
 
+def test_a_sweep_too_large_for_a_grid_has_none(call, monkeypatch):
+    monkeypatch.setattr("engines.pictures.grids.MAX_GRID_PIXELS", 1100)
+    assert call("parrot", "-n", 10, "--cfg", "1,2")[0] == 0
+    assert "grid.png" not in names("out")
+    assert "--grid takes up to" in error_of(call("parrot", "-n", 10, "--cfg", "1,2", "--grid", "-o", "x"))
+
+
+def test_a_grid_too_large_for_its_format_is_refused_before_work(call, pipeline):
+    assert "16383" in error_of(call("0", "-n", 1640, "--grid", "--cfg", "1,2", "-o", "g.webp"))
+    assert not pipeline.loads
+
+
 def test_a_sweep_is_checked_before_work(call, monkeypatch):
     """Each value alone could be: without top-k, top-p needs the whole vocabulary sorted."""
     pipeline = fake.install(monkeypatch.setattr, fake.bundle(max_top_k=32))
@@ -171,6 +183,7 @@ def test_a_home_folder_that_the_shell_leaves(call, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert call("parrot", "--out=~/x.png")[1] == f"{tmp_path}/home/x.png\n"
     assert names() == ["home"]
+    assert call("parrot", "-o", "~nobody.png")[1] == "~nobody.png\n"  # no user's home: a name like any other
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp", "PNG"])
@@ -331,6 +344,24 @@ def test_previews_show_every_scale(call):
     assert np.array_equal(picture[2:10, 22:30], fake.image_of(1, 1))
     assert np.array_equal(load_picture(Path("out/00001-crane-1-1.png")), fake.image_of(1, 1))
     assert call("--class", 0, "--preview")[1] == "var-parrot-0.png\nvar-parrot-0-preview.png\n"
+
+
+def test_previews_of_a_source_that_holds_fewer_images(call, pipeline, monkeypatch):
+    """As plans that were built for a smaller batch: it streams one part after the other."""
+    whole = pipeline.stream
+
+    def in_parts(self, classes, *, seeds, **sampling):
+        for start in range(0, len(classes), 2):
+            part = slice(start, start + 2)
+            yield from whole(self, classes[part], seeds=seeds[part], **sampling)
+
+    monkeypatch.setattr(pipeline, "stream", in_parts)
+    assert call("all", "--preview", "--save-tokens", "t.npz")[0] == 0
+    for index, item in enumerate(sorted(Path("out").glob("*[0-9].png"))):
+        assert np.array_equal(load_picture(item), fake.image_of(index, index))
+        assert load_picture(item.with_name(f"{item.stem}-preview.png")).shape == (12, 32, 3)
+    with np.load("t.npz") as saved:
+        assert len(saved["tokens"]) == 6
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif"])

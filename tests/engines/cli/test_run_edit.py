@@ -171,6 +171,23 @@ def test_places_for_several_pictures(edit):
     assert names("wide") == ["0.png", "1.png"]
     for option in (["--out", "a.png"], ["--out", "{seed}.png"], ["--save-tokens", "t.npz"]):
         assert "is for 2 pictures: put {name} into it" in error_of(edit(*args, *option))
+    assert edit(*args, "--out", "last", "--save-tokens", "{name}/t.npz")[0] == 0
+    assert [names(name) for name in ("square", "wide")] == [["0.png", "1.png", "t.npz"]] * 2
+    Path("other").mkdir()
+    Path("other/wide.jpg").write_bytes(Path("wide.png").read_bytes())
+    several = ("wide.png", "other/wide.jpg", "--box", "0.4,0.4,0.6,0.9", "--out", "same")
+    assert "--overwrite would keep one of the pictures called wide" in error_of(edit(*several, "--overwrite"))
+    assert edit(*several)[1].splitlines() == ["same/wide.png", "same/wide-2.png"]
+
+
+@demo
+def test_a_place_that_is_taken_keeps_no_other_picture_from_it(edit):
+    args = ("square.png", "wide.png", "--box", "0.4,0.4,0.6,0.9", "--out", "{name}-new.png")
+    Path("square-new.png").write_text("mine")
+    code, out, err = edit(*args)
+    assert (code, out.splitlines()) == (2, ["wide-new.png"])
+    assert "square.png is left out: square-new.png exists and is not what this command makes" in err
+    assert Path("square-new.png").read_text() == "mine"
 
 
 @demo

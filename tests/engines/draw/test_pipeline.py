@@ -400,13 +400,18 @@ def test_a_result_saves_itself(pipeline, tmp_path):
     other = pipeline.generate(["parrot", "none"], seeds=[3, 4])
     with pytest.raises(UsageError, match=r"00000-parrot-3.png exists and is another picture.*overwrite=True"):
         other.save(tmp_path / "new")
-    assert paths[0].stat().st_mtime_ns >= before
+    assert paths[0].stat().st_mtime_ns == before
+    half = pipeline.generate(["parrot", "none"], seeds=[3, 4], cfg=[2, 0], forced=other.tokens)
+    with pytest.raises(UsageError, match="is another picture"):  # asked for alike, but for the tokens that were given
+        half.save(tmp_path / "new")
+    assert command_of(settings_of(half.save(tmp_path / "half")[0])) is None
+    assert [path.name for path in drawn.save(tmp_path / "{seed:04d}.jpg")] == ["0003.jpg", "0004.jpg"]
     other.save(tmp_path / "new", overwrite=True)
     np.testing.assert_array_equal(load_picture(paths[0]), other.images[0])
     assert [path.name for path in drawn.save(tmp_path / "{class}-{seed}.webp")] == ["88-3.webp", "none-4.webp"]
     with pytest.raises(UsageError, match="is one file for several of 2 images"):
         drawn.save(tmp_path / "a.png")
-    for pattern in ("{what}.png", "{}.png", "{seed:d}.png", "{seed.x}.png", "{.png"):
+    for pattern in ("{what}.png", "{}.png", "{class:d}.png", "{seed.x}.png", "{.png"):
         with pytest.raises(UsageError, match=r"is no pattern: the fields are \{index\}"):
             drawn.save(tmp_path / pattern)
     with pytest.raises(UsageError, match="bmp"):

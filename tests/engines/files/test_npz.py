@@ -81,6 +81,18 @@ def test_a_larger_count_takes_over_the_rows_of_a_smaller_one(tmp_path, stop_at):
     assert names(tmp_path) == ["a.npz"]
 
 
+def test_a_smaller_count_may_give_up_a_larger_one_that_was_interrupted(tmp_path):
+    small, large, path = job_of(count=2), job_of(count=5), tmp_path / "a.npz"
+    with pytest.raises(JobInterruptedError):
+        run_job(large, [rows(large, path)], Producer(stop_at=4), batch=2)
+    with pytest.raises(UsageError, match="rows of another job"):
+        rows(small, path)
+    assert run_job(small, [rows(small, path, overwrite=True)], Producer(), batch=2) == 4
+    with np.load(path) as saved:
+        assert np.array_equal(saved["arr_0"], np.stack([image_of(item) for item in small.items]))
+    assert names(tmp_path) == ["a.npz"]
+
+
 def test_a_larger_count_that_is_interrupted_keeps_what_was_there(tmp_path):
     small, large, path = job_of(count=2), job_of(count=5), tmp_path / "a.npz"
     run_job(small, [rows(small, path)], Producer(), batch=2)

@@ -12,6 +12,7 @@ from engines.pictures.images import (
     load_picture,
     load_square,
     picture_format,
+    picture_of,
     read_picture_text,
     save_animation,
     save_picture,
@@ -270,6 +271,19 @@ def test_a_picture_bomb_is_one_line_with_the_remedy(tmp_path, monkeypatch, whose
 def test_tiffs_of_32_bits_are_scaled(tmp_path, dtype, values, seen):
     path = saved(tmp_path, Image.fromarray(np.tile(np.array(values, dtype), (4, 1))), "in.tif")
     assert load_picture(path)[0, :, 0].tolist() == list(seen)
+
+
+def test_a_tiff_that_pillow_opened_is_scaled_alike(tmp_path):
+    values = np.full((4, 4), 128, np.int32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2400])
+    with Image.open(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(picture_of(image), load_picture(tmp_path / "a.tif"))
+        assert image.mode == "I"  # the caller's, and as it was
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(UsageError, match="cannot read the picture"):
+        picture_of(image)
 
 
 def test_a_tiff_of_unsigned_integers_is_scaled(tmp_path):

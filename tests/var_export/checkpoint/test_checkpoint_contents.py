@@ -123,6 +123,7 @@ class TestKey:
         )
         for key in ("ema", "ema.model"):
             assert torch.equal(load_checkpoint(path, key=key).var_state["head.bias"], average()["head.bias"])
+        same_weights(load_checkpoint(path, key="model"))  # the whole name, which is a part of the other's
 
     def test_each_by_its_name(self, tmp_path: Path) -> None:
         path = saved(tmp_path, {"state_dict": prefixed(var_state(), "net.") | prefixed(average(), "ema.")})
@@ -140,6 +141,8 @@ class TestKey:
         other = vae_state() | {"quant_conv.bias": torch.ones(4)}
         torch.save({"model": vae_state(), "ema": other}, tmp_path / "vae_tiny.pth")
         assert "vae_tiny.pth holds 2 state dicts of a VQ-VAE: say which" in error_of(path)
+        assert load_checkpoint(path, key="ema").vae_state["quant_conv.bias"].tolist() == [1] * 4
+        torch.save({"model": var_state()}, path)  # whose own name is another
         assert load_checkpoint(path, key="ema").vae_state["quant_conv.bias"].tolist() == [1] * 4
 
     def test_both_models_by_one_key(self, tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ TABLES = {
     "an unknown header": 'what,number\n"' + "".join(f'{name}",{k}\n"' for k, name in enumerate(NAMES))[:-1],
     "one column": "label\n" + "".join(f'"{name}"\n' for name in NAMES),
     "ids and names": "".join(f'{i},"{name}"\n' for i, name in zip(IDS, NAMES, strict=True)),
+    "other numbers": "name,count\n" + "".join(f'"{name}",{10 + 3 * k}\n' for k, name in enumerate(NAMES)),
+    "ids and other numbers": "wnid,label,count\n"
+    + "".join(f'{IDS[k]},"{name}",{99 - k}\n' for k, name in enumerate(NAMES)),
     "more text": "label,note\n" + "".join(f'"{name}","x{k}"\n' for k, name in enumerate(NAMES)),
 }
 

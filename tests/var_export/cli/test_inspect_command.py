@@ -148,6 +148,8 @@ def test_a_picture_says_how_it_was_made(call, tmp_path):
     assert "\x1b" not in out
     document = json.loads(call("inspect", tmp_path / "a.webp", "--json")[1])
     assert document["settings"] == text
+    code, _, err = call("inspect", tmp_path / "a.webp", "--layers")
+    assert (code, "--layers is for bundles" in err) == (2, True)
     save_picture(tmp_path / "b.png", np.zeros((4, 4, 3), np.uint8), {})
     code, out, err = call("inspect", tmp_path / "b.png")
     assert (code, out) == (2, "")

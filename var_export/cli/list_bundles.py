@@ -12,7 +12,7 @@ from engines.cli.common import json_option, json_out, print_table, show
 from engines.words import mebibytes
 
 
-@click.command("list", short_help="Show the bundles that are here.")
+@click.command("list")
 @json_option
 def list_bundles(as_json: bool) -> None:
     """Show the bundles under bundles/, the newest first, which commands take by default, and the embedded demo."""
