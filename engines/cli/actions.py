@@ -41,7 +41,7 @@ MOST_COLUMNS = 16  # of a grid with one for each class
 
 def list_classes(source: SourceOptions) -> None:
     """Print index and label of every class."""
-    with _opened(source) as opened:
+    with opening(source) as opened:
         manifest = opened.manifest
     names = names_of(manifest)
     if source.as_json:
@@ -55,7 +55,7 @@ def list_classes(source: SourceOptions) -> None:
 
 def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions, source: SourceOptions) -> None:
     """Draw images of classes, here or on a server."""
-    with _opened(source, request.form) as opened:
+    with opening(source, request.form) as opened:
         names = names_of(opened.manifest)
         settings = job_settings(request, source, opened.manifest)
         job = job_of(names.parse(classes), request, settings)
@@ -152,24 +152,24 @@ def decode_tokens(path: Path, output: OutputOptions, source: SourceOptions) -> N
 
 
 def reconstruct(path: Path, output: OutputOptions, source: SourceOptions) -> None:
-    """Encode and decode one picture, and say how close it came."""
-    opened = open_local(source)
-    manifest = opened.manifest
-    image = load_square(path, manifest.config.image_size)
-    key = hash_of([manifest.build_key, _computes_on(source, manifest), image.tobytes().hex()])
-    job = _fixed_job(
-        (Item(0, NO_CLASS, 0, key),), {**_runtime_settings(source, manifest), "image": printable(path.name)}
-    )
-    naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
+    """Encode and decode one picture, here or on a server, and say how close it came."""
+    with opening(source) as opened:
+        manifest = opened.manifest
+        image = load_square(path, manifest.config.image_size)
+        key = hash_of([manifest.build_key, _computes_on(source, manifest), image.tobytes().hex()])
+        job = _fixed_job(
+            (Item(0, NO_CLASS, 0, key),), {**_runtime_settings(source, manifest), "image": printable(path.name)}
+        )
+        naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
 
-    def produce(pipeline: Pipeline, _: Sequence[Item]) -> Made:
-        images = pipeline.reconstruct(image[None])
-        quality = psnr(images[0], image)
-        execution.extra["psnr_db"] = None if math.isinf(quality) else quality
-        return Made(images)
+        def produce(pipeline: ImageSource, _: Sequence[Item]) -> Made:
+            images = pipeline.reconstruct(image[None])
+            quality = psnr(images[0], image)
+            execution.extra["psnr_db"] = None if math.isinf(quality) else quality
+            return Made(images)
 
-    execution = ImageRun(source, opened, job, ImageSinks(output, manifest, job, naming), produce)
-    execution.run()
+        execution = ImageRun(source, opened, job, ImageSinks(output, manifest, job, naming), produce)
+        execution.run()
 
 
 def _fixed_job(items: tuple[Item, ...], settings: Mapping[str, Any]) -> ImageJob:
@@ -178,7 +178,7 @@ def _fixed_job(items: tuple[Item, ...], settings: Mapping[str, Any]) -> ImageJob
 
 
 @contextmanager
-def _opened(source: SourceOptions, form: str | None = None) -> Iterator[Opened[Any]]:
+def opening(source: SourceOptions, form: str | None = None) -> Iterator[Opened[Any]]:
     """The server where one was named, or a bundle here."""
     if source.url is None:
         yield open_local(source, form)

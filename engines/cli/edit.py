@@ -7,7 +7,6 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from engines.cli.actions import (
     job_settings,
     layout_of,
     literal,
-    open_local,
+    opening,
     seed_remark,
     with_grid_of_sweep,
 )
@@ -31,13 +30,13 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import AreaOptions, DrawOptions, OutputOptions, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import ImageSinks, names_of
-from engines.draw.pipeline import Pipeline
+from engines.draw.results import ImageSource
 from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
 from engines.editing.detections import Detections
 from engines.editing.detectors import Detector
 from engines.editing.found import Found, NothingFoundError, cells_of
-from engines.editing.mask import Mask, check_area, kept_tokens
+from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.jobs import Item, Made
 from engines.foreign import pictures_in
@@ -56,7 +55,7 @@ class _Edits:
     request: DrawOptions
     output: OutputOptions
     source: SourceOptions
-    opened: Opened[Pipeline]
+    opened: Opened[ImageSource]
     names: ClassNames
     classes: Sequence[int]
     settings: dict[str, Any]
@@ -81,26 +80,26 @@ def edit(
         detector = Detector(area.detect, source.runtime.threads)
         if area.boxes is None:
             detector.check_names(area.objects)
-    opened = open_local(source, request.form)
-    names = names_of(opened.manifest)
-    classes = names.parse(request.classes) if request.classes else (names.unconditional,)
-    settings = job_settings(request, source, opened.manifest)
-    shared = _Edits(area, request, output, source, opened, names, classes, settings, detections, detector)
-    if several:
-        _edit_several(files, shared)
-        return
-    execution, remark = _prepared(files[0], shared)
-    execution.run(remark, seed_remark(request.seed))
+    with opening(source, request.form) as opened:
+        names = names_of(opened.manifest)
+        classes = names.parse(request.classes) if request.classes else (names.unconditional,)
+        settings = job_settings(request, source, opened.manifest)
+        shared = _Edits(area, request, output, source, opened, names, classes, settings, detections, detector)
+        if several:
+            _edit_several(files, shared)
+            return
+        execution, remark = _prepared(files[0], shared)
+        execution.run(remark, seed_remark(request.seed))
 
 
 def _edit_several(files: Sequence[Path], shared: _Edits) -> None:
     """A job for each picture. One that cannot be edited is told of, and keeps no other from it."""
     documents: list[dict[str, Any]] = []
     refused: list[UsageError] = []
-    loaded: list[Pipeline] = []
+    loaded: list[ImageSource] = []
     seed: str | None = seed_remark(shared.request.seed)
 
-    def load() -> Pipeline:
+    def load() -> ImageSource:
         if not loaded:
             loaded.append(shared.opened.load())
         return loaded[0]
@@ -139,7 +138,7 @@ def _check_places(output: OutputOptions, count: int) -> None:
             raise UsageError(f"{flag} {place} is for {count} pictures: put {_NAME} into it{folder}")
 
 
-def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) -> tuple[ImageRun[Pipeline], str]:
+def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) -> tuple[ImageRun[ImageSource], str]:
     """The job for one picture, and what is done to it. `place`: which of how many it is, where there are several."""
     area, request, opened, names = shared.area, shared.request, shared.opened, shared.names
     config = opened.manifest.config
@@ -161,14 +160,13 @@ def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) 
     side = max(width, height) if area.composite else config.image_size
     output = with_grid_of_sweep(output, layout, job, side)
     sinks = ImageSinks(output, opened.manifest, job, naming, side=side, layout=layout, text={AREA: _spelled(area)})
-    kept = kept_tokens(config, redrawn[None])
 
-    @cache
-    def own_tokens(pipeline: Pipeline) -> NDArray[np.int64]:
-        return pipeline.encode(canvas.to_square(pixels)[None])
+    kept: dict[str, Any] = {}
 
-    def produce(pipeline: Pipeline, items: Sequence[Item]) -> Made:
-        made = draw(pipeline, items, settings, preview=output.previews is not None, forced=(own_tokens(pipeline), kept))
+    def produce(pipeline: ImageSource, items: Sequence[Item]) -> Made:
+        if not kept:
+            kept.update(pipeline.keeping(canvas.to_square(pixels)[None], redrawn[None]))
+        made = draw(pipeline, items, settings, preview=output.previews is not None, **kept)
         if not area.composite:
             return made
         images = np.stack([canvas.lay_over(pixels, image, redrawn) for image in made.images])

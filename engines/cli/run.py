@@ -112,7 +112,7 @@ def draw(
 @option_group("area", AreaOptions)
 @option_group("request", DrawOptions, classes="What to draw there, as for drawing. [default: no class]")
 @option_group("output", OutputOptions, without=("npz",))
-@option_group("source", SourceOptions, without=("url",))
+@option_group("source", SourceOptions)
 @click.pass_context
 def edit(context: click.Context, /, **values: Any) -> None:
     """Redraw a part of a picture, of any size; of several pictures, or of those in a folder.
@@ -137,9 +137,11 @@ def edit(context: click.Context, /, **values: Any) -> None:
 @run.command("reconstruct")
 @click.argument("picture", type=PATH)
 @option_group("output", OutputOptions, without=("grid", *_PREVIEW, "npz", "save_tokens"))
-@option_group("source", SourceOptions, without=("url", "batch"))
-def reconstruct(picture: Path, output: OutputOptions, source: SourceOptions) -> None:
+@option_group("source", SourceOptions, without=("batch",))
+@click.pass_context
+def reconstruct(context: click.Context, /, picture: Path, output: OutputOptions, source: SourceOptions) -> None:
     """Encode and decode a picture: what the VQ-VAE keeps of it."""
+    _check_conflicts(context)
     from engines.cli import actions
 
     actions.reconstruct(picture, output, source)

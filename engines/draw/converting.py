@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from engines.backends.base import Array
 from engines.draw.device_check import ENCODING
 from engines.draw.refusal import require_finite
 from engines.editing.handed import squares_of
+from engines.editing.mask import Mask, kept_tokens
 from engines.errors import UsageError
 from engines.spec.arrays import as_batch, as_tokens
 from engines.spec.choices import FITS
@@ -63,6 +64,10 @@ class Converter:
     def reconstruct(self, images: Images, *, fit: str = FITS[0]) -> NDArray[np.uint8]:
         """Pictures through the tokens and back, uint8 (B, h, w, 3) of the model's size; arguments of `encode`."""
         return self.decode(self.encode(images, fit=fit))
+
+    def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
+        """See `engines.draw.results.ImageSource`: `forced`, the picture's tokens and where they are kept."""
+        return {"forced": (self.encode(squares), kept_tokens(self.config, redrawn))}
 
     def _map(self, graph: str, given: str, values: Array, result: str) -> Array:
         """Run a graph with one input and one output over all of `values`, in batches."""

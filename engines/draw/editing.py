@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.editing.handed import canvas_of, masks_of, pictures_of
-from engines.editing.mask import Mask, check_area, kept_tokens
+from engines.editing.mask import check_area
 from engines.errors import UsageError
 from engines.spec.config import ModelConfig
 
@@ -32,12 +32,9 @@ class Edit:
     classes: Sequence[int | str]
     """One per image."""
 
-    def forced(
-        self, config: ModelConfig, encode: Callable[[NDArray[np.uint8]], NDArray[np.int64]]
-    ) -> tuple[NDArray[np.int64], Mask]:
-        """The tokens that are kept, and where, for `Pipeline.generate`; `encode`: squares uint8 to tokens."""
-        squares = [canvas.to_square(picture) for canvas, picture in zip(self.canvases, self.pictures, strict=True)]
-        return encode(np.stack(squares)), kept_tokens(config, self.areas)
+    def squares(self) -> NDArray[np.uint8]:
+        """The pictures as the model sees them, uint8 (pictures, R, R, 3)."""
+        return np.stack([canvas.to_square(one) for canvas, one in zip(self.canvases, self.pictures, strict=True)])
 
     def laid_over(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The model's images (B, size, size, 3) laid over the originals, (B, h, w, 3) uint8.

@@ -230,8 +230,8 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         asked = prepare(self.config, images, mask, classes, seeds, fit)
         if composite:
             asked.check_composite()
-        forced = asked.forced(self.config, self.encode)
-        result = self.generate(asked.classes, seeds=seeds, forced=forced, on_scale=on_scale, stop=stop, **sampling)
+        kept = self.keeping(asked.squares(), asked.areas)
+        result = self.generate(asked.classes, seeds=seeds, on_scale=on_scale, stop=stop, **kept, **sampling)
         return dataclasses.replace(result, images=asked.laid_over(result.images)) if composite else result
 
     def describe_runtime(self) -> dict[str, Any]:

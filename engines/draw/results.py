@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Unpack
 
+    from engines.editing.mask import Mask
     from engines.spec.sampling import SamplingOptions
 
 
@@ -192,6 +193,18 @@ class ImageSource(Protocol):
         self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]
     ) -> Iterator[Preview]:
         """The same images after each scale, the last time whole. Raises as `generate`, and for too many at once."""
+
+    def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
+        """What `generate` and `stream` take besides, so that they redraw a part of pictures.
+
+        Args:
+            squares: uint8 (B, R, R, 3), of the model's size; one stands for all images.
+            redrawn: bool (B, S, S), the cells that are drawn anew; the others keep the tokens of the picture.
+
+        """
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Squares uint8 (B, R, R, 3) through the tokens and back."""
 
     def describe_runtime(self) -> dict[str, Any]:
         """Versions, and what it computes on, for reports."""

@@ -235,10 +235,10 @@ def resized(
     Pictures are resized with LANCZOS, planes bilinearly. `part`: left, top, right and bottom, in pixels of the picture,
     of what is wanted of it; what lies beside still counts where the filter reaches it.
     """
+    if part is None and picture.shape[:2] == (height, width):
+        return picture  # without Pillow, which a server need not have
     from PIL import Image
 
-    if part is None and picture.shape[:2] == (height, width):
-        return picture
     method = Image.Resampling.LANCZOS if picture.ndim == 3 else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(picture).resize((width, height), method, box=part))
 

@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.backends.base import Array
-from engines.draw.request import make_request
+from engines.draw.request import FORCED, make_request
 from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
 from engines.packages import install_command
-from engines.triton.wire import FACTS, INPUTS, full_inputs, unpack_facts
+from engines.triton.wire import FACTS, INPUTS, Order, full_inputs, unpack_facts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from engines.editing.mask import Mask
     from engines.spec.sampling import SamplingOptions
 
 SCHEME = "triton"
 GRPC_PORT = 8001
 _TYPES = {tensor.name: tensor.dtype for tensor in INPUTS}
+Edited = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+"""Squares (1 or B, R, R, 3), and the cells of them that are redrawn (1 or B, S, S)."""
 _YOURS = ("StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND")
 
 
@@ -51,26 +55,45 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
         self.max_batch = int(config.max_batch_size)
         self._stream_model = config.parameters["stream_model"].string_value
         self.manifest = unpack_facts(config.parameters[FACTS].string_value, url)
+        self._edits = "picture" in {tensor.name for tensor in config.input}
 
-    def generate(self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]) -> Result:
-        """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them."""
-        request = make_request(self.manifest, classes, seeds=seeds, **sampling)
-        given, parts = full_inputs(request), []
-        for start in range(0, len(request), self.max_batch):
+    def generate(
+        self,
+        classes: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        edited: Edited | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Result:
+        """One image per class. Raises `UsageError`, `BackendError`; timings are empty: the server has them.
+
+        Args: edited: from `keeping`.
+        """
+        order = self._order(classes, seeds, edited, sampling)
+        request = order.request
+        given, parts = full_inputs(order), []
+        for start in range(0, len(order), self.max_batch):
             inputs = self._tensors({name: array[start : start + self.max_batch] for name, array in given.items()})
             parts.append(self._asked(lambda inputs=inputs: self._client.infer(self.model, inputs)))
         images, tokens = (np.concatenate([part.as_numpy(name) for part in parts]) for name in ("image", "tokens"))
         texts = request.texts(self.manifest)
+        if edited is not None:
+            texts = tuple({**text, FORCED: "True"} for text in texts)
         return Result(images, tokens, tokens, request.classes, request.seeds, Timings(), texts)
 
     def stream(
-        self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]
+        self,
+        classes: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        edited: Edited | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Preview]:
         """The images after each scale. Raises as `generate`, and for more images than the server takes at once."""
-        request = make_request(self.manifest, classes, seeds=seeds, **sampling)
-        if len(request) > self.max_batch:
-            raise UsageError(f"{len(request)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
-        inputs = self._tensors(full_inputs(request))
+        order = self._order(classes, seeds, edited, sampling)
+        if len(order) > self.max_batch:
+            raise UsageError(f"{len(order)} images to stream, but {self.url} takes {self.max_batch}: lower --batch")
+        inputs = self._tensors(full_inputs(order))
         arrived: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
         self._client.start_stream(lambda result, error: arrived.put((result, error)))
         finished = False
@@ -82,10 +105,22 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
                     finished = True
                     raise self._translated(error)
                 scale, finished = int(result.as_numpy("scale")[0, 0]), bool(result.as_numpy("final")[0, 0])
-                which = np.arange(len(request), dtype=np.int64)
+                which = np.arange(len(order), dtype=np.int64)
                 yield Preview(scale, result.as_numpy("image"), result.as_numpy("tokens"), finished, which)
         finally:
             self._client.stop_stream(cancel_requests=not finished)
+
+    def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
+        """See `ImageSource`. Raises `UsageError` where the server's models are older than this."""
+        if not self._edits:
+            raise UsageError(f"{self.url} does not edit: write its repository again with var-export triton")
+        return {"edited": (squares, redrawn)}
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """See `ImageSource`: an edit that redraws nothing, which takes as long as an image."""
+        config, nothing = self.manifest.config, len(images) * [0]
+        kept = self.keeping(images, np.zeros((len(images), config.latent_size, config.latent_size), np.bool_))
+        return self.generate([config.unconditional_class] * len(images), seeds=nothing, cfg=0, **kept).images
 
     def describe_runtime(self) -> dict[str, Any]:
         """What the server says of itself, for reports."""
@@ -98,6 +133,14 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _order(
+        self, classes: Sequence[int], seeds: Sequence[int], edited: Edited | None, sampling: SamplingOptions
+    ) -> Order:
+        request = make_request(self.manifest, classes, seeds=seeds, **sampling)
+        if edited is None:
+            return Order(request)
+        return Order(request, *(np.broadcast_to(array, (len(request), *array.shape[1:])) for array in edited))
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ INPUTS = (
     TensorSpec("label", "BYTES", ("1",), "instead of `class`: a label of the bundle in any case, or `none`"),
     TensorSpec("seed", "UINT64", ("1",), "decides the draws; 0 where it is not given"),
     *(TensorSpec(option.name, TYPES[option.dtype], ("1",), option.meaning) for option in OPTIONS),
+    TensorSpec("picture", "UINT8", ("R", "R", "3"), "RGB, of which a part is redrawn; the class may then be left out"),
+    TensorSpec("redrawn", "BOOL", ("S", "S"), "the cells that are redrawn; none where it is not given"),
 )
+_BY_NAME = {tensor.name: tensor for tensor in INPUTS}
 IMAGE = TensorSpec("image", "UINT8", ("R", "R", "3"), "RGB")
 OUTPUTS = (IMAGE, TensorSpec("tokens", "INT64", ("T",), "token maps of all scales, coarse to fine"))
 STREAM_OUTPUTS = (
@@ -63,27 +67,64 @@ def unpack_facts(text: str, source: str) -> Manifest:
 
 def dims_of(tensor: TensorSpec, config: ModelConfig) -> list[int]:
     """Numbers for the dimensions of a tensor; -1 varies."""
-    sizes = {"R": config.image_size, "T": config.num_tokens}
+    sizes = {"R": config.image_size, "S": config.latent_size, "T": config.num_tokens}
     return [sizes[dim] if dim in sizes else int(dim) for dim in tensor.dims]
 
 
 Get = Callable[[str], Array | None]
-"""Of a request: an input (images, 1) by name, or None where it does not have it."""
+"""Of a request: an input (images, ...) by name, or None where it does not have it."""
 
 
-def read_request(get: Get, bundle: Manifest) -> Request:
-    """The images that a request asks for; classes and defaults are those of `bundle`. Raises `UsageError`."""
+@dataclass(frozen=True)
+class Order:
+    """What a client's request asks for: images, or pictures of which a part is redrawn."""
+
+    request: Request
+    pictures: Array | None = None
+    """uint8 (B, R, R, 3), where it is an edit."""
+    redrawn: Array | None = None
+    """bool (B, S, S), beside `pictures`."""
+
+    def __len__(self) -> int:
+        return len(self.request)
+
+
+def read_order(get: Get, bundle: Manifest) -> Order:
+    """What a request asks for; classes and defaults are those of `bundle`. Raises `UsageError`."""
+    pictures, redrawn, side = get("picture"), get("redrawn"), bundle.config.latent_size
+    if pictures is None:
+        if redrawn is not None:
+            raise UsageError("the input redrawn needs picture, of which these cells are")
+        return Order(_read_request(get, bundle, None))
+    _check_shape("picture", pictures, pictures.shape[:1], bundle.config)
+    redrawn = np.zeros((len(pictures), side, side), np.bool_) if redrawn is None else redrawn
+    _check_shape("redrawn", redrawn, pictures.shape[:1], bundle.config)
+    request = _read_request(get, bundle, len(pictures))
+    if len(request) != len(pictures):
+        raise UsageError(f"{len(pictures)} pictures for {len(request)} images: give one for each")
+    return Order(request, pictures, redrawn)
+
+
+def _read_request(get: Get, bundle: Manifest, pictures: int | None) -> Request:
+    """The images that are asked for. `pictures`: how many are edited, where it is an edit."""
     columns = {name: get(name) for name in ("seed", *(option.name for option in OPTIONS))}
     given: dict[str, Any] = {name: _rows(name, column) for name, column in columns.items() if column is not None}
-    classes = _classes(get)
+    if pictures is not None and get("class") is None and get("label") is None:
+        classes: list[int | str] = [bundle.config.unconditional_class] * pictures
+    else:
+        classes = _classes(get)
     seeds = given.pop("seed", np.zeros(len(classes), np.uint64))
     return make_request(bundle, classes, seeds=seeds, **given)
 
 
-def full_inputs(request: Request) -> dict[str, Array]:
-    """Inputs (images, 1) that ask for the same and leave nothing to defaults."""
+def full_inputs(order: Order) -> dict[str, Array]:
+    """Inputs (images, ...) that ask for the same and leave nothing to defaults."""
+    request = order.request
     values = {"class": request.classes, "seed": request.seeds, **request.sampling}
-    return {name: value[:, None] for name, value in values.items()}
+    inputs = {name: value[:, None] for name, value in values.items()}
+    if order.pictures is not None and order.redrawn is not None:
+        inputs |= {"picture": order.pictures, "redrawn": order.redrawn}
+    return inputs
 
 
 def read_parameters(text: str | None) -> Mapping[str, Any]:
@@ -121,6 +162,12 @@ def _classes(get: Get) -> list[int | str]:
         return [bytes(value).decode("utf-8") for value in _rows("label", label)]
     except UnicodeDecodeError as error:
         raise UsageError(f"label must be UTF-8 text: {error}") from error
+
+
+def _check_shape(name: str, value: Array, images: tuple[int, ...], config: ModelConfig) -> None:
+    wanted = (*images, *dims_of(_BY_NAME[name], config))
+    if value.shape != wanted:
+        raise UsageError(f"{name} must have the shape {wanted}, got {value.shape}")
 
 
 def _rows(name: str, value: Array | None) -> Array:

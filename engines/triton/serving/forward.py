@@ -18,7 +18,7 @@ from engines.bundle.manifest import Manifest
 from engines.errors import UsageError
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.service import INTERNAL, INVALID, UNEXPECTED, Asked
-from engines.triton.wire import CANCEL, PREVIEW_SCALES, full_inputs, read_request
+from engines.triton.wire import CANCEL, PREVIEW_SCALES, full_inputs, read_order
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Forwarder:
     def take(self, waiting: Waiting) -> None:
         """Start one request; it is answered later, from another thread. Its inputs are read now."""
         try:
-            inputs = full_inputs(read_request(waiting.tensor, self._bundle))
+            inputs = full_inputs(read_order(waiting.tensor, self._bundle))
         except UsageError as error:
             waiting.fail(INVALID, str(error))
             return

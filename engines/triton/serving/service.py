@@ -17,10 +17,9 @@ import numpy as np
 
 from engines.backends.base import Array
 from engines.draw.pipeline import Pipeline
-from engines.draw.request import Request
 from engines.draw.results import Preview
 from engines.errors import CancelledError, OutOfMemoryError, UsageError, VarExportError
-from engines.triton.wire import PREVIEW_SCALES, read_preview_scales, read_request
+from engines.triton.wire import PREVIEW_SCALES, Order, read_order, read_preview_scales
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Member:
     """One request of a batch."""
 
     incoming: Incoming
-    request: Request
+    order: Order
     scales: tuple[int, ...]
     first: int = 0
     """Place of its first image in the batch."""
@@ -121,7 +120,7 @@ class Service:
     def _accept(self, incoming: Incoming) -> Member | None:
         bundle = self._pipeline.bundle
         try:
-            request = read_request(incoming.tensor, bundle)
+            order = read_order(incoming.tensor, bundle)
             scales = read_preview_scales(incoming.parameter(PREVIEW_SCALES), bundle.config.num_scales)
         except UsageError as error:
             incoming.fail(INVALID, str(error))
@@ -130,7 +129,7 @@ class Service:
             log.exception("a request could not be read")
             incoming.fail(INTERNAL, UNEXPECTED)
             return None
-        member = Member(incoming, request, scales)
+        member = Member(incoming, order, scales)
         if member.is_gone():  # while it waited: it takes no place in the batch
             self._cancel(member)
             return None
@@ -153,10 +152,11 @@ class Service:
                 self._cancel(member)
 
     def _draw(self, members: Sequence[Member]) -> None:
-        requests = [member.request for member in members]
+        orders = [member.order for member in members]
+        requests = [order.request for order in orders]
         classes, seeds = (np.concatenate([getattr(r, name) for r in requests]) for name in ("classes", "seeds"))
         sampling: Any = {name: np.concatenate([r.sampling[name] for r in requests]) for name in requests[0].sampling}
-        scales = [member.scales for member in members for _ in range(len(member.request))]
+        scales = [member.scales for member in members for _ in range(len(member.order))]
         for first, member in zip(np.cumsum([0, *map(len, requests)]), members, strict=False):
             member.first = int(first)
         self._count("var_batches_total", {}, 1)
@@ -164,6 +164,7 @@ class Service:
             classes,
             seeds=seeds,
             preview_scales=scales,
+            forced=self._kept(orders),
             stop=lambda: all(member.is_gone() for member in members),
             **sampling,
         )
@@ -175,8 +176,20 @@ class Service:
             for member in members:
                 self._show(member, preview)
 
+    def _kept(self, orders: Sequence[Order]) -> tuple[Array, Array] | None:
+        """Tokens (B, T) of the pictures that are edited, and where they are kept; None where there are none."""
+        edits = [(order.pictures, order.redrawn) for order in orders if order.pictures is not None]
+        if not edits:
+            return None
+        pictures, redrawn = (np.concatenate(arrays) for arrays in zip(*edits, strict=True))
+        edited = np.repeat([order.pictures is not None for order in orders], [len(order) for order in orders])
+        shape = (len(edited), self._pipeline.config.num_tokens)
+        tokens, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+        tokens[edited], mask[edited] = self._pipeline.keeping(pictures, redrawn)["forced"]
+        return tokens, mask
+
     def _show(self, member: Member, preview: Preview) -> None:
-        images = len(member.request)
+        images = len(member.order)
         at = np.flatnonzero(preview.which == member.first)
         if not len(at) or member.is_gone():
             return
@@ -202,4 +215,4 @@ class Service:
         member.incoming.fail(CANCELLED, "the request was cancelled")
 
     def _images(self, result: str, member: Member) -> None:
-        self._count("var_images_total", {"result": result}, len(member.request))
+        self._count("var_images_total", {"result": result}, len(member.order))

@@ -42,16 +42,23 @@ def pictures(folder):
         ["--class", "parrot,none", "--count", "3", "--seed", "5", "--cfg", "2", "--top-k", "50", "--grid"],
         ["--class", "frog", "--preview"],
         ["--class", "3", "--count", "2", "--out", "{index}-{label}-{seed}.png", "--batch", "1"],
+        ["edit", "../wide.jpg", "--box", "0.3,0.4,0.7,1", "--class", "frog,fox", "--count", "5", "--cfg", "2"],
+        ["edit", "../wide.jpg", "--box", "0.3,0.4,0.7,1", "--outpaint", "--preview", "--no-composite"],
+        ["edit", "../wide.jpg", "../tall.jpg", "--box", "0,0.5,1,1", "--fit", "pad"],
+        ["reconstruct", "../wide.jpg"],
     ],
-    ids=["one", "many", "preview", "pattern"],
+    ids=["one", "many", "preview", "pattern", "edit", "outpaint", "edits", "reconstruct"],
 )
 def test_the_same_command_makes_the_same_files(arguments, server, folder, capsys, monkeypatch):
+    shades = np.linspace(0, 255, 90 * 120 * 3).reshape(90, 120, 3).astype(np.uint8)
+    Image.fromarray(shades).save("wide.jpg")
+    Image.fromarray(shades.swapaxes(0, 1)).save("tall.jpg")
     for name, where in (("here", ["--bundle", str(DEMO_BUNDLE)]), ("there", ["--url", f"triton://{server.grpc}"])):
         (folder / name).mkdir()
         monkeypatch.chdir(folder / name)
         assert main([*arguments, *where]) == 0, capsys.readouterr()
     here, there = pictures(folder / "here"), pictures(folder / "there")
-    assert list(here) == list(there)
+    assert list(here) == list(there) != []
     for name, picture in here.items():
         assert np.abs(picture.astype(int) - there[name]).max() <= 1, name
 
@@ -85,9 +92,13 @@ def test_tokens_arrays_and_classes_come_from_a_server_too(server, folder, capsys
     "option",
     ["--bundle=x", "--form=fused", "--threads=2", "--backend=onnxruntime", "--provider=cuda", "--device=1"],
 )
-def test_options_of_local_engines_are_refused(option, capsys):
-    assert main(["--class", "88", "--url", "triton://localhost", option]) == 2
-    assert capsys.readouterr().err == f"Error: --url and {option.split('=')[0]} cannot be combined\n"
+def test_options_of_local_engines_are_refused(option, capsys, folder):
+    Image.new("RGB", (64, 64)).save("a.png")
+    for command in (["--class", "88"], ["edit", "a.png", "--box", "0,0,1,.5"], ["reconstruct", "a.png"]):
+        if command[0] == "reconstruct" and option == "--form=fused":
+            continue  # it draws nothing, in no form
+        assert main([*command, "--url", "triton://localhost", option]) == 2
+        assert capsys.readouterr().err == f"Error: --url and {option.split('=')[0]} cannot be combined\n"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,9 @@ def test_errors_say_who_is_to_blame(server):
         with pytest.raises(UsageError, match="lower --batch"):
             remote.stream([1] * 9, seeds=range(9)).__next__()
         assert len(remote.generate([1] * 9, seeds=range(9)).images) == 9, "split as the server needs"
+        remote._edits = False  # as of a repository that was written before
+        with pytest.raises(UsageError, match="does not edit: write its repository again with var-export triton"):
+            remote.reconstruct(np.zeros((1, 64, 64, 3), np.uint8))
         remote.model = "nobody"
         with pytest.raises((UsageError, BackendError), match="nobody"):
             remote.generate([1], seeds=[0])
@@ -138,6 +152,9 @@ def test_examples(server, folder, local):
     np.testing.assert_array_equal(pixels("88-3.png"), wanted[2])
     assert run_example("triton_stream.py", server.grpc) == [f"frog-{scale}.png" for scale in range(7)]
     np.testing.assert_array_equal(pixels("frog-6.png"), local.generate("frog").images[0])
+    assert run_example("triton_edit.py", "parrot.png", "owl", server.grpc) == ["edited.png"]
+    lower = np.arange(8)[:, None].repeat(8, 1) >= 4
+    np.testing.assert_array_equal(pixels("edited.png"), local.edit("parrot.png", lower, "owl").images[0])
 
 
 @pytest.mark.slow

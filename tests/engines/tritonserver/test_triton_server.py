@@ -68,6 +68,11 @@ def test_json_without_a_client_library(server, local):
     once = json.loads(post("/v2/models/var/generate", {"class": 88, "seed": 7}))
     assert once["tokens"] == wanted.tokens[0].tolist()
     assert once["image"] == wanted.images.ravel().tolist()
+    picture = np.full((1, 64, 64, 3), 200, np.uint8)
+    lower = np.arange(8)[:, None].repeat(8, 1) >= 4
+    asked = {"class": 3, "picture": picture.ravel().tolist(), "redrawn": lower.ravel().tolist()}
+    edited = json.loads(post("/v2/models/var/generate", asked))
+    assert edited["tokens"] == local.edit(picture, lower, 3).tokens[0].tolist()
     lines = post("/v2/models/var_stream/generate_stream", {"class": 88, "seed": 7, "preview_scales": "2"})
     events = [json.loads(line.removeprefix("data: ")) for line in lines.splitlines() if line]
     assert [(event["scale"], event["final"]) for event in events] == [(2, False), (6, True)]

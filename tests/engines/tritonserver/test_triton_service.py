@@ -22,6 +22,7 @@ class Asked:
     """A request; `gone_after` scales its client has gone."""
 
     def __init__(self, *, gone_after=None, preview_scales=None, **given):
+        edit = {name: given.pop(name) for name in ("picture", "redrawn") if name in given}
         types = {"label": object, "seed": np.uint64, "class": np.int64, "top_k": np.int64, "smooth": np.bool_}
         self.given = {
             name.rstrip("_"): np.array(
@@ -29,6 +30,7 @@ class Asked:
             )
             for name, values in given.items()
         }
+        self.given |= edit
         self.gone_after, self.preview_scales = gone_after, preview_scales
         self.questions, self.sent, self.finals, self.error = 0, [], 0, None
 
@@ -128,6 +130,53 @@ def test_smoothed_and_drawn_images_share_a_batch(demo_smooth_bundle, monkeypatch
     for asked, images in zip(batch, wanted, strict=True):
         np.testing.assert_array_equal(asked.sent[-1]["tokens"], images.tokens)
         np.testing.assert_allclose(asked.sent[-1]["image"].astype(int), images.images.astype(int), atol=1)
+
+
+def test_edits_share_a_batch_with_images(service):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    redrawn = np.zeros((3, 8, 8), np.bool_)
+    redrawn[0, 4:] = redrawn[1, :, :2] = True
+    batch = [
+        Asked(class_=88, seed=1, preview_scales="none"),
+        Asked(class_=[3, 4], seed=[5, 6], picture=pictures[:2], redrawn=redrawn[:2], preview_scales="0"),
+        Asked(picture=pictures[1:2], redrawn=redrawn[1:2], seed=2, preview_scales="none"),
+        Asked(picture=pictures[2:], preview_scales="none"),
+    ]
+    service.run(batch)
+    assert [asked.error for asked in batch] == [None] * 4
+    with Pipeline.load(DEMO_BUNDLE, threads=1) as alone:
+        wanted = [
+            alone.generate(88, seeds=1),
+            alone.edit(pictures[:2], redrawn[:2], [3, 4], seeds=[5, 6]),
+            alone.edit(pictures[1], redrawn[1], seeds=2),
+        ]
+        for asked, images in zip(batch, wanted, strict=False):
+            np.testing.assert_array_equal(asked.sent[-1]["tokens"], images.tokens)
+            np.testing.assert_allclose(asked.sent[-1]["image"].astype(int), images.images.astype(int), atol=1)
+        np.testing.assert_array_equal(batch[3].sent[0]["tokens"], alone.encode(pictures[2:]))
+        kept = alone.reconstruct(pictures[2:]).astype(int)
+        np.testing.assert_allclose(batch[3].sent[0]["image"].astype(int), kept, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"redrawn": (1, 8, 8)}, "the input redrawn needs picture"),
+        ({"picture": (1, 32, 64, 3)}, "picture must have the shape (1, 64, 64, 3), got (1, 32, 64, 3)"),
+        ({"picture": (1, 64, 64, 3), "redrawn": (1, 4, 4)}, "redrawn must have the shape (1, 8, 8), got (1, 4, 4)"),
+        ({"picture": (2, 64, 64, 3), "redrawn": (1, 8, 8)}, "redrawn must have the shape (2, 8, 8)"),
+        ({"picture": (2, 64, 64, 3), "class_": [1, 2, 3]}, "2 pictures for 3 images: give one for each"),
+        ({"picture": ()}, "picture must have the shape"),
+    ],
+)
+def test_edits_that_cannot_be(given, says, service):
+    types = {"picture": np.uint8, "redrawn": np.bool_}
+    given = {name: np.zeros(value, types[name]) if name in types else value for name, value in given.items()}
+    wrong, fine = Asked(**{"class_": 1, **given} if "picture" not in given else given), Asked(class_=2)
+    service.run([wrong, fine])
+    assert wrong.error[0] == "INVALID_ARG"
+    assert says in wrong.error[1]
+    assert fine.error is None
 
 
 def test_the_batch_stops_when_all_have_gone(service, counted):
@@ -238,6 +287,13 @@ def test_what_is_handed_on_leaves_nothing_to_defaults(flags, tmp_path):
         "top_p": ((1, 1), "float32", pytest.approx(0.4)), "smooth": ((1, 1), "bool", False),
     }  # fmt: skip
     assert parameters["preview_scales"] == "none"
+    edit = Waiting(picture=np.ones((1, 64, 64, 3), np.uint8))
+    hands.take(edit)
+    assert edit.done.wait(10)
+    inputs, _ = seen[1]
+    assert inputs["class"].item() == 171
+    assert (inputs["picture"] == 1).all()
+    assert (inputs["redrawn"].shape, inputs["redrawn"].any()) == ((1, 8, 8), False)
     hands.close()
     assert not list(tmp_path.iterdir()), "the folder of flags is gone"
 
