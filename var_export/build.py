@@ -192,8 +192,8 @@ def traced_graphs(
 ) -> Iterator[tuple[str, ir.Model]]:
     """The graphs of the stepwise form, each traced when it is asked for."""
     precision, smooth = PRECISIONS[manifest.precision], manifest.smooth
-    for name in TRACED:
-        progress(f"graph: {name}")
+    for number, name in enumerate(TRACED):
+        progress(f"graph: {name}", Steps(number, len(TRACED), slow=True))
         module = make_graph(name, reference, quantizer, precision, manifest.max_top_k, smooth=smooth)
         model = trace(module, contract.GRAPHS[name], manifest.config, manifest.precision, smooth=smooth)
         tell_not_finite(model, name)

@@ -21,7 +21,7 @@ from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, Source
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.request import make_request
-from engines.draw.results import ImageSource, Preview
+from engines.draw.results import ImageSource, Preview, Stop
 from engines.errors import UsageError
 from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job
 from engines.foreign import read_arrays
@@ -63,8 +63,8 @@ def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions
         output = with_grid_of_sweep(output, layout, job, opened.manifest.config.image_size)
         sinks = ImageSinks(output, opened.manifest, job, class_naming(names, job), layout=layout)
 
-        def produce(pipeline: ImageSource, items: Sequence[Item]) -> Made:
-            return draw(pipeline, items, settings, preview=output.previews is not None)
+        def produce(pipeline: ImageSource, items: Sequence[Item], stop: Stop | None) -> Made:
+            return draw(pipeline, items, settings, preview=output.previews is not None, stop=stop)
 
         ImageRun(source, opened, job, sinks, produce).run(seed_remark(request.seed))
 
@@ -109,8 +109,17 @@ def seed_remark(seed: Seed | None) -> str | None:
     return f"seed {seed.value}: --seed {seed.value} draws this again" if seed.drawn else None
 
 
-def draw(source: ImageSource, items: Sequence[Item], settings: dict[str, Any], *, preview: bool, **more: Any) -> Made:
+def draw(
+    source: ImageSource,
+    items: Sequence[Item],
+    settings: dict[str, Any],
+    *,
+    preview: bool,
+    stop: Stop | None,
+    **more: Any,
+) -> Made:
     """Images of these items, with the sampling options in `settings`. `more`: what this source takes beside them."""
+    more |= {} if stop is None else {"stop": stop}
     options: Any = {option.name: settings[option.name] for option in OPTIONS} | more
     options |= {name: [item.sampling[name] for item in items] for name in items[0].sampling}
     classes, seeds = [item.class_id for item in items], [item.seed for item in items]
@@ -144,7 +153,7 @@ def decode_tokens(path: Path, output: OutputOptions, source: SourceOptions) -> N
     many = "{index:05d}.png" if classes is None or seeds is None else class_naming(names_of(manifest), job).many
     naming = Naming(single=f"{literal(path.stem)}-decoded.png", many=many, folder=Path("decoded"))
 
-    def produce(pipeline: Pipeline, batch: Sequence[Item]) -> Made:
+    def produce(pipeline: Pipeline, batch: Sequence[Item], _: Stop | None) -> Made:
         rows = tokens[[item.index for item in batch]]
         return Made(pipeline.decode(rows), rows)
 
@@ -162,7 +171,7 @@ def reconstruct(path: Path, output: OutputOptions, source: SourceOptions) -> Non
         )
         naming = Naming(single=f"{literal(path.stem)}-reconstructed.png", many="{index}.png", folder=Path("out"))
 
-        def produce(pipeline: ImageSource, _: Sequence[Item]) -> Made:
+        def produce(pipeline: ImageSource, _: Sequence[Item], _stop: Stop | None) -> Made:
             images = pipeline.reconstruct(image[None])
             quality = psnr(images[0], image)
             execution.extra["psnr_db"] = None if math.isinf(quality) else quality

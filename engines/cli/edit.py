@@ -30,7 +30,7 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import AreaOptions, DrawOptions, OutputOptions, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import ImageSinks, names_of
-from engines.draw.results import ImageSource
+from engines.draw.results import ImageSource, Stop
 from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
 from engines.editing.detections import Detections
@@ -163,10 +163,10 @@ def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) 
 
     kept: dict[str, Any] = {}
 
-    def produce(pipeline: ImageSource, items: Sequence[Item]) -> Made:
+    def produce(pipeline: ImageSource, items: Sequence[Item], stop: Stop | None) -> Made:
         if not kept:
             kept.update(pipeline.keeping(canvas.to_square(pixels)[None], redrawn[None]))
-        made = draw(pipeline, items, settings, preview=output.previews is not None, **kept)
+        made = draw(pipeline, items, settings, preview=output.previews is not None, stop=stop, **kept)
         if not area.composite:
             return made
         images = np.stack([canvas.lay_over(pixels, image, redrawn) for image in made.images])

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import click
 
 from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, peak_memory, show, tell, version
 from engines.cli.progress import StageClock
 from engines.cli.sinks import ImageSinks
-from engines.draw.results import ImageSource, Timings
+from engines.draw.results import ImageSource, Stop, Timings
 from engines.files.jobs import ImageJob, Item, Made, run_job
 from engines.progress import Steps
+from engines.spec.choices import STEPWISE
 from engines.words import counted
 
 if TYPE_CHECKING:
@@ -50,13 +48,16 @@ class ImageRun(Generic[Source]):
         opened: Opened[Source],
         job: ImageJob,
         sinks: ImageSinks,
-        produce: Callable[[Source, Sequence[Item]], Made],
+        produce: Callable[[Source, Sequence[Item], Stop | None], Made],
     ) -> None:
+        """`produce` makes images with what was loaded; the `Stop` is for whoever draws scale by scale, to ask."""
         self._options, self._opened, self._job, self._sinks, self._produce = options, opened, job, sinks, produce
         self._source: Source | None = None
         self._runtime: dict[str, Any] | None = None
         self._timings = Timings()
         self._load_seconds = self._total_seconds = 0.0
+        self._clock: StageClock | None = None
+        self._done = 0.0
         self.extra: dict[str, Any] = {}
         """More for the report."""
 
@@ -71,10 +72,10 @@ class ImageRun(Generic[Source]):
         sinks, files = self._sinks.open()
         for remark in filter(None, remarks):
             tell(remark)
-        total = len(self._job.items)
         try:
-            with _progress(total, self._options.batch) as progress:
-                made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=progress)
+            with StageClock() as clock:
+                self._clock = clock
+                made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=self._tell)
         finally:
             if self._source is not None and not self._opened.kept:
                 self._source.close()
@@ -92,11 +93,36 @@ class ImageRun(Generic[Source]):
             self._runtime = self._source.describe_runtime()
             loaded = time.perf_counter()
             self._load_seconds, start = loaded - start, loaded
-        made = self._produce(self._source, items)
+            if self._clock is not None:
+                self._clock.restart()
+            self._tell(self._done)
+        made = self._produce(self._source, items, self._scales(self._source, len(items)))
         if made.timings is not None:
             self._timings.add(made.timings)
         self._total_seconds += time.perf_counter() - start
         return made
+
+    def _tell(self, done: float) -> None:
+        """Say how many images are done; of one under way, a part."""
+        self._done, total = done, len(self._job.items)
+        if self._clock is not None:
+            self._clock(f"{int(done)} of {total} images", Steps(done, total))
+
+    def _scales(self, source: Source, images: int) -> Stop | None:
+        """What is asked before each scale of a batch, says that it goes on, and tells how far it is."""
+        if self._options.url is not None or self._job.settings.get("form") != STEPWISE:
+            return None
+        began, asked = self._done, itertools.count()
+        tokens = [side * side for side in self._opened.manifest.config.patch_nums]
+        total = sum(tokens) + tokens[-1]  # the decoder's work is about that of the last scale
+
+        def stop() -> bool:
+            part, scale = divmod(next(asked), len(tokens))
+            whole = part * source.max_batch
+            self._tell(began + whole + min(source.max_batch, images - whole) * sum(tokens[:scale]) / total)
+            return False
+
+        return stop
 
     def _summary(self, made: int, replaced: int) -> None:
         total = len(self._job.items)
@@ -146,16 +172,3 @@ def _list(files: Sequence[Path]) -> None:
         show(str(file))
     if len(files) > len(shown):
         show(f"... and {len(files) - len(shown)} more in {files[-1].parent}")
-
-
-@contextmanager
-def _progress(total: int, batch: int) -> Iterator[Callable[[int], None] | None]:
-    """What to call with the number of images done; None on a terminal for a job of one batch."""
-    if not sys.stderr.isatty():
-        with StageClock() as clock:
-            yield lambda done: clock(f"{done} of {total} images", Steps(done, total))
-    elif total <= batch:
-        yield None
-    else:
-        with click.progressbar(length=total, label="images", show_pos=True, file=sys.stderr) as bar:
-            yield lambda done: bar.update(done - bar.pos)

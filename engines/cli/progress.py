@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ from engines.words import duration, printable
 
 TICK = 0.5  # seconds between two looks at the clock
 SILENCE = 9.0  # seconds without a line, after which a log gets one: with a tick, and what delays it, below ten
+_LEAST = 0.05  # of a step
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,22 @@ class _Series:
 
     @property
     def rate(self) -> float:
-        """The share of a second; 0 before a step has ended."""
-        return (self.share - self.first) / (self.came - self.began) if self.came > self.began else 0.0
+        """The share of a second; 0 before there is enough to tell by."""
+        gained = self.share - self.first
+        known = self.came > self.began and gained * self.steps >= (_LEAST if self.steps else 0.0)
+        return gained / (self.came - self.began) if known else 0.0
+
+    @property
+    def _left_of_step(self) -> float:
+        """The share that the step under way has left: one that takes longer than the others is not over."""
+        at = round(self.share * self.steps, 6)
+        return (math.floor(at) + 1 - at) / self.steps if self.steps else 0.0
 
     def text(self, now: float) -> str:
         """`38%, 1.2 s each, 14 s left`; inside of a step, by the time that those before took."""
         if not self.rate:
             return f"{self.share:.0%}"
-        step = 0.9 / self.steps if self.steps else 0.0  # one that takes longer than the others is not over
-        share = min(self.share + min((now - self.came) * self.rate, step), 1.0)
+        share = min(self.share + min((now - self.came) * self.rate, 0.9 * self._left_of_step), 1.0)
         pace = f"{duration(1 / (self.rate * self.steps))} each, " if self.steps else ""
         return f"{share:.0%}, {pace}{duration((1 - share) / self.rate)} left"
 
@@ -78,6 +87,10 @@ class StageClock:
             self._draw()
         elif done is None or (isinstance(done, Steps) and done.slow) or now - self._told >= SILENCE:
             self._tell()
+
+    def restart(self) -> None:
+        """What comes is counted from now, as after the loading of what does it."""
+        self._series = None
 
     def __enter__(self) -> StageClock:
         self._clock.start()

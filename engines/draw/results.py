@@ -186,6 +186,9 @@ def _few(values: NDArray[Any], most: int = 4) -> str:
 class ImageSource(Protocol):
     """What draws images: a `Pipeline` on this machine, or the models of a server."""
 
+    max_batch: int
+    """Images that run at once; more are split."""
+
     def generate(self, classes: Sequence[int], *, seeds: Sequence[int], **sampling: Unpack[SamplingOptions]) -> Result:
         """One image per class and seed. Raises `UsageError`, `BackendError`."""
 

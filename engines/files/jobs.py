@@ -171,7 +171,7 @@ def run_job(
     produce: Callable[[Sequence[Item]], Made],
     *,
     batch: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> int:
     """Make what the sinks do not have yet, `batch` images at a time, and store it in all of them.
 

@@ -5,9 +5,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import var_run_fake as fake
 
 from engines.cli import progress as module
+from engines.cli.common import CLEAR
 from engines.cli.progress import StageClock
+from engines.cli.run import main
 from engines.progress import Steps
 from engines.words import duration
 
@@ -69,6 +72,50 @@ def test_inside_of_one_slow_step_lines_come_by_themselves(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 3
     assert all(re.search(r"0 of 1 images \(0%(, for \S+ s)?\)", line) for line in lines)
+
+
+def test_a_step_under_way_is_told_by_its_parts(clock, capsys):
+    progress = StageClock()
+    progress("0 of 2 images", Steps(0, 2))
+    clock.now = 100.0  # of loading
+    progress.restart()
+    for now, done in ((100.0, 0), (109.5, 0.01), (119.0, 0.5)):
+        clock.now = now
+        progress("0 of 2 images", Steps(done, 2))
+    lines = [line.split(" s  ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "0 of 2 images (0%)",
+        "0 of 2 images (0%, for 10 s)",  # a hundredth of an image says little
+        "0 of 2 images (25%, 38 s each, 57 s left)",
+    ]
+    clock.now = 190.0  # nothing came: it is not over
+    progress._tell()
+    assert "0 of 2 images (48%, 38 s each," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preview", [[], ["--preview"]])
+def test_a_slow_image_is_told_by_its_scales(preview, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fake.install(monkeypatch.setattr, fake.bundle())
+    monkeypatch.setenv("FAKE_DELAY", "0.6")
+    monkeypatch.setattr(module, "SILENCE", 0.05)
+    monkeypatch.setattr(module, "TICK", 0.01)
+    assert main(["parrot", *preview]) == 0
+    shares = [int(share) for share in re.findall(r"0 of 1 images \((\d+)%", capsys.readouterr().err)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] > 100 * 5 // 37  # the last scale, 16 of 37 with the decoder's, has begun
+    assert len(set(shares)) > 3
+
+
+def test_a_terminal_has_one_live_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fake.install(monkeypatch.setattr, fake.bundle())
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["all"]) == 0
+    shown = capsys.readouterr().err.split(CLEAR)
+    assert any("0 of 6 images" in line for line in shown)
+    assert shown[-1].startswith("6 images in")
 
 
 def test_no_silence_reaches_ten_seconds():

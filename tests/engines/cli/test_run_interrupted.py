@@ -97,7 +97,7 @@ def test_a_real_ctrl_c(tmp_path):
     assert "Traceback" not in err
 
 
-def test_a_terminal_shows_a_bar_and_a_log_shows_lines(tmp_path, call, monkeypatch):
+def test_a_terminal_has_a_line_that_goes_on_and_a_log_shows_lines(tmp_path, call, monkeypatch):
     terminal, end = pty.openpty()
     command = [sys.executable, str(FAKE), "--class", "all", "--batch", "2"]
     result = subprocess.run(
@@ -107,7 +107,7 @@ def test_a_terminal_shows_a_bar_and_a_log_shows_lines(tmp_path, call, monkeypatc
     shown = os.read(terminal, 100_000).decode()
     os.close(terminal)
     assert "images" in shown
-    assert "6/6" in shown
+    assert "6 of 6 images (100%" in shown
     assert result.stdout.startswith("out/")
     with monkeypatch.context() as slow:
         slow.setattr("engines.cli.progress.SILENCE", 0.0)

@@ -66,6 +66,7 @@ class FakePipeline:
 
     def __init__(self, **options):
         self.options = options
+        self.max_batch = options["max_batch"]
         self.closed = False
 
     @classmethod
@@ -75,9 +76,21 @@ class FakePipeline:
         return pipeline
 
     def generate(
-        self, classes, *, seeds=0, cfg=None, temperature=None, top_k=None, top_p=None, smooth=False, forced=None
+        self,
+        classes,
+        *,
+        seeds=0,
+        cfg=None,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        smooth=False,
+        forced=None,
+        stop=None,
     ):
-        time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
+        for _ in range(CONFIG.num_scales):
+            assert stop is None or not stop()
+            time.sleep(float(os.environ.get("FAKE_DELAY", "0")) / CONFIG.num_scales)
         assert len(classes) <= self.options["max_batch"]
         for pair in zip(classes, seeds, strict=True):
             if self.interrupt_at is not None and len(self.made) >= self.interrupt_at:
