@@ -103,7 +103,7 @@ def demo_graphs(demo_both_bundle, tmp_path_factory):
             manifest = dataclasses.replace(Manifest.read(demo_both_bundle), precision=precision)
             reference = demo_reference()
             quantizer = Quantizer(reference.vae.quantize)
-            models = traced_graphs(reference, quantizer, manifest, lambda line: None)
+            models = traced_graphs(reference, quantizer, manifest, lambda line, done: None)
             write_graphs(folder, manifest, models, scale_constants(reference, quantizer), lambda line: None)
             kept[precision] = folder
         return kept[precision]
