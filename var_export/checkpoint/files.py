@@ -22,6 +22,7 @@ from engines.errors import CheckpointError
 from engines.foreign import parse_json
 from engines.words import quoted
 from var_export.checkpoint.contents import Content, content_of
+from var_export.checkpoint.pickles import unfolds_too_far
 from var_export.checkpoint.sources import NamedFile, reading
 
 _HEAD = 512
@@ -74,6 +75,10 @@ def _read(file: NamedFile, head: bytes) -> Any:
     is_zip = head.startswith(_ZIP_START)
     if not is_safetensors and not is_zip and not head.startswith(_PICKLE_START):
         raise CheckpointError(f"{file.shown} is neither a torch nor a safetensors file: check which file it is")
+    if not is_safetensors and unfolds_too_far(file.path, is_zip=is_zip):
+        raise CheckpointError(
+            f"{file.shown} refers to its own parts over and over, more than any checkpoint does: check which file it is"
+        )
     with reading(file.shown), file.path.open("rb") as stream:
         try:
             if is_safetensors:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from checkpoint_samples import error_of, save_pair, save_safetensors, vae_state, var_state
 
+from var_export.checkpoint.pickles import unfolds_too_far
+
 
 class Trap:
     """Creates the file `path` when unpickled without care."""
@@ -129,6 +131,55 @@ class TestUnsafe:
         trace = tmp_path / "trace"
         refused(tmp_path, pickle.dumps({"a": Trap(trace)}, protocol=protocol))
         assert not trace.exists()
+
+
+def nested_key(levels: int) -> bytes:
+    """The pickle of a dict whose key is a tuple that holds another one twice, and so on."""
+    twice = b"".join(b"q" + bytes([k]) + b"h" + bytes([k]) + b"\x86" for k in range(levels))
+    return b"\x80\x02})" + twice + b"K\x01s."
+
+
+def zipped(content: bytes, tmp_path: Path) -> bytes:
+    with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3\n")
+    return (tmp_path / "z").read_bytes()
+
+
+class TestEndless:
+    """What would take years to load, or to walk through."""
+
+    def test_a_key_of_tuples_in_tuples(self, tmp_path: Path) -> None:
+        stream = b"".join(pickle.dumps(value, 2) for value in (119547037146038801333356, 1001, {}))
+        for content in (zipped(nested_key(60), tmp_path), stream + nested_key(60), nested_key(60)):
+            assert "refers to its own parts over and over" in refused(tmp_path, content)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    @pytest.mark.parametrize("kind", [list, dict, tuple])
+    def test_whatever_holds_itself_over_and_over(self, tmp_path: Path, kind: type, legacy: bool) -> None:
+        value: Any = kind()
+        for _ in range(60):
+            value = {"a": value, "b": value} if kind is dict else kind([value, value])
+        content = torch_bytes(tmp_path, {"model": value, **var_state()}, legacy=legacy)
+        assert "refers to its own parts over and over" in refused(tmp_path, content)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_tensors_that_are_shared_and_long_lists_are_not(self, tmp_path: Path, legacy: bool) -> None:
+        path = tmp_path / "var_d16.pth"
+        shared = var_state()
+        content = {"model": shared, "ema": shared, "losses": [0.5] * 100_000, "again": [[shared] * 9] * 9}
+        path.write_bytes(torch_bytes(tmp_path, content, legacy=legacy))
+        assert not unfolds_too_far(path, is_zip=not legacy)
+        path.write_bytes(zipped(nested_key(10), tmp_path))
+        assert not unfolds_too_far(path, is_zip=True)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"\x80", b"\x80\x02h\x07.", b"\x80\x02s.", b"\x80\x02q\x00.", b"PK\x03\x04"]
+    )
+    def test_what_cannot_be_followed_is_left_to_loading(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a").write_bytes(content)
+        assert not unfolds_too_far(tmp_path / "a", is_zip=False)
+        assert not unfolds_too_far(tmp_path / "a", is_zip=True)
 
 
 class TestContents:
