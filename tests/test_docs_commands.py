@@ -1,4 +1,4 @@
-"""The commands of the pages: those that can run here run as written, the others are listed with the reason.
+"""The commands of the pages: those that can run here run as written, in order, in one folder; the others have a reason.
 
 Every `var-export` and `var-run` command is parsed besides, so that none names an option that is gone.
 """
@@ -27,20 +27,9 @@ ELSEWHERE = {
     "the README's: tests/test_docs.py runs it in an environment of its own": [
         "make demo",
         'pip install ".[[]cpu*',
-        "var-run --class 88",
         "var-export build --precision fp16",
-        "var-run --class parrot --seed 7 --count 4 --grid",
-        "var-run frog --cfg *",
-        "var-run --class 0-9,none *",
-        "var-run --class frog --seed 3 --preview",
-        "var-run --class all --count 2 --npz samples.npz",
-        "var-run parrot -o parrot.png",
-        "var-run edit parrot.png *",
-        "var-run classes",
     ],
     "the page's own test in tests/test_docs.py runs it": [
-        "var-run --class dog-face --out dog.png",
-        "var-run edit dog.png *",
         "var-run --class parrot --smooth",
     ],
     "a build of half a minute and more: tests/var_export/cli builds in the same way": [
@@ -104,7 +93,7 @@ def reasons(command: ShownCommand) -> list[str]:
     return [why for why, patterns in ELSEWHERE.items() if any(fnmatch.fnmatchcase(command.line, p) for p in patterns)]
 
 
-RUN_HERE = list({command.line: command for command in SHOWN if not reasons(command)}.values())
+RUN_HERE = [command for command in SHOWN if not reasons(command)]
 
 
 def test_each_reason_is_for_a_command():
