@@ -87,9 +87,11 @@ def test_a_checkpoint_of_another_model_is_refused(call, tiny_build):
     assert "demo does not fit" in err.splitlines()[-1]
 
 
-def test_a_busy_machine_is_said_beside_the_figures(call, tiny_build, monkeypatch):
+def test_a_busy_machine_is_said_beside_the_figures(call, tiny_build, monkeypatch, tmp_path):
     busy = replace(machine(), load=64.0, cores=2)
     monkeypatch.setattr("engines.machine.machine", lambda: busy)
     args = ("bench", tiny_build.path, "--batch", 1, "--cfg", 0, *QUICK)
-    assert "uncertain: the load was 64.0 on 2 cores before" in call(*args)[1].splitlines()[-1]
+    out = call(*args, "--html", tmp_path / "p.html")[1]
+    assert "uncertain: the load was 64.0 on 2 cores before" in out
+    assert "; the load was 64.0 on 2 cores before" in (tmp_path / "p.html").read_text(encoding="utf-8")
     assert json.loads(call(*args, "--json")[1])["doubts"][0] == "the load was 64.0 on 2 cores before"
