@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from engines.bundle.held import HeldFiles
 from engines.bundle.manifest import GOLDEN, MANIFEST, WEIGHTS, Manifest, graph_file, is_bundle
 from engines.bundle.plans import FileEntry, PlanFile, PlanSet, Platform
-from engines.errors import BundleError
+from engines.errors import BundleError, UsageError
 from engines.foreign import read_arrays, reading
 from engines.hub import download, is_hub_name, parse_hub_folder
 from engines.spec import golden_run
+from engines.spec.choices import CHECKPOINT_SUFFIXES
 from engines.storage import expanded, sha256_of
 
 DEMO_BUNDLE = Path(__file__).parents[1] / "data" / "demo"
@@ -166,6 +167,17 @@ def _downloaded(name: str | Path) -> Path:
     for file in (*facts.files, *(plan.file for plans in facts.plans for plan in plans.graphs.values())):
         download(of_commit.inside(file), error=BundleError)
     return manifest.parent
+
+
+def is_hub_bundle(name: str | Path) -> bool:
+    """Whether an `hf://` name means a folder that is a bundle; False too where the Hub cannot be asked."""
+    try:
+        folder = parse_hub_folder(name)
+    except UsageError:
+        return False
+    if folder.file.endswith(CHECKPOINT_SUFFIXES):
+        return False
+    return download(folder.inside(MANIFEST), missing_ok=True, unreachable_ok=True) is not None
 
 
 def place_of(path: Path) -> Path:

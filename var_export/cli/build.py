@@ -105,11 +105,21 @@ def _opened(path: str | Path) -> Bundle:
 
 def _given_bundle(context: click.Context, options: BuildOptions, quantised: bool) -> Path | None:
     """The bundle that was given in place of a checkpoint. Raises `UsageError` where nothing is left to do for it."""
+    from engines.bundle.bundle import is_hub_bundle
     from engines.bundle.manifest import is_bundle
+    from engines.hub import is_hub_name
 
-    if options.checkpoint is None or not is_bundle(Path(options.checkpoint)):
+    if options.checkpoint is None:
+        return None
+    on_hub = is_hub_name(options.checkpoint)
+    if not (is_hub_bundle(options.checkpoint) if on_hub else is_bundle(Path(options.checkpoint))):
         return None
     bundle = _opened(options.checkpoint)
+    if on_hub and options.target in PLAN_TARGETS and not quantised:
+        raise UsageError(
+            f"{options.checkpoint} lies in the cache of the Hub, where no plans can join it: download it first, "
+            "as with hf download OWNER/REPO --local-dir FOLDER"
+        )
     if options.target not in PLAN_TARGETS and not quantised:
         runs = "" if bundle.for_gpus else f", which ONNX Runtime runs as it is: {_next_command(bundle)}"
         raise UsageError(

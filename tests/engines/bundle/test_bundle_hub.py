@@ -6,7 +6,7 @@ from support import copy_bundle, refused
 
 pytest.importorskip("huggingface_hub")
 
-from engines.bundle.bundle import DEMO_BUNDLE, Bundle
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle, is_hub_bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, UsageError
 from engines.hub import HubFile, parse_hub_folder
@@ -43,6 +43,17 @@ def test_a_bundle_of_the_hub_draws(hub, place):
     before = len([line for line in hub.requests if line.startswith("GET")])
     Bundle.open(f"hf://owner/repo{place}")
     assert len([line for line in hub.requests if line.startswith("GET")]) == before  # the cache has all of it
+
+
+def test_a_bundle_of_the_hub_is_known_by_its_manifest(hub):
+    copy_bundle(DEMO_BUNDLE, hub.root / "owner/repo/demo")
+    (hub.root / "owner/repo/var_d16.pth").write_bytes(b"a")
+    assert is_hub_bundle("hf://owner/repo/demo")
+    assert not is_hub_bundle("hf://owner/repo")
+    asked = len(hub.requests)
+    assert not is_hub_bundle("hf://owner/repo/var_d16.pth")
+    assert not is_hub_bundle("hf://owner")
+    assert len(hub.requests) == asked
 
 
 def test_what_is_no_bundle_on_the_hub_is_one_line(hub):

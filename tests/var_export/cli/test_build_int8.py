@@ -18,6 +18,7 @@ from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.draw.pipeline import Pipeline
 from engines.packages import install_command
+from tests.support import copy_bundle
 from var_export.cli.main import main
 
 CALIBRATION = "tiny.calibration.json"
@@ -369,6 +370,20 @@ def test_without_out_the_name_says_the_form(call, made, tiny_build, no_drawing, 
     code, _, err = call(*args[:at], *args[at + 2 :])
     assert code == 0, err
     assert names(made.parent / "bundles") == ["tiny-int8-fused"]
+
+
+def test_from_a_bundle_of_the_hub(call, made, tiny_build, no_drawing, monkeypatch, hub, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    copy_bundle(tiny_build.path, hub.root / "owner/repo/tiny")
+    monkeypatch.chdir(tmp_path)
+    name = "hf://owner/repo/tiny"
+    code, out, err = call(*arguments(name, "int8", "--calibration", made.parent / CALIBRATION))
+    assert code == 0, err
+    assert out.startswith("int8 (")
+    assert not any(path.is_symlink() for path in (tmp_path / "int8").iterdir())
+    assert Bundle.open("int8").golden_key == Bundle.open(tiny_build.path).golden_key
+    one_line(call("build", name), f"{name} is a bundle already, which ONNX Runtime runs as it is")
+    one_line(call("build", name, "--target", "tensorrt"), "no plans can join it: download it first")
 
 
 @pytest.mark.slow
