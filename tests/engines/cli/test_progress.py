@@ -97,7 +97,7 @@ def test_a_step_under_way_is_told_by_its_parts(clock, capsys):
 def test_a_slow_image_is_told_by_its_scales(preview, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     fake.install(monkeypatch.setattr, fake.bundle())
-    monkeypatch.setenv("FAKE_DELAY", "0.6")
+    monkeypatch.setenv("FAKE_DELAY", "1.2")
     monkeypatch.setattr(module, "SILENCE", 0.05)
     monkeypatch.setattr(module, "TICK", 0.01)
     assert main(["parrot", *preview]) == 0
