@@ -260,6 +260,7 @@ READERS = {
 ELSEWHERE = {
     ("var_export/checkpoint/files.py", "torch.load"): "needs PyTorch",
     ("var_export/checkpoint/files.py", "load_file"): "needs PyTorch",
+    ("var_export/checkpoint/pickles.py", "zipfile.ZipFile"): "looks before torch.load does, and leaves faults to that",
     ("calib/graphs/layers.py", "ir.load"): "needs onnx-ir; in `reading`",
     ("engines/backends/tensorrt/options.py", "tomllib.loads"): "the only TOML; in `reading`",
     ("engines/files/npz.py", "zipfile.ZipFile"): "writes",

@@ -77,7 +77,8 @@ def _read(file: NamedFile, head: bytes) -> Any:
         raise CheckpointError(f"{file.shown} is neither a torch nor a safetensors file: check which file it is")
     if not is_safetensors and unfolds_too_far(file.path, is_zip=is_zip):
         raise CheckpointError(
-            f"{file.shown} refers to its own parts over and over, more than any checkpoint does: check which file it is"
+            f"{file.shown} refers to its own parts over and over, or lists millions of things, as no checkpoint does: "
+            "check which file it is"
         )
     with reading(file.shown), file.path.open("rb") as stream:
         try:

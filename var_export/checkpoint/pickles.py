@@ -13,6 +13,8 @@ from typing import IO
 
 MOST_ENTRIES = 10_000_000
 """A checkpoint with the state of its optimizer has some hundred thousand."""
+MOST_INSTRUCTIONS = 1_000_000
+"""Of one pickle: a compressed one may hold more of them than its file has bytes."""
 _STREAMS = 5  # pickles in the older plain form: a magic number, version, system, what was saved, names of storages
 _RECORD = "/data.pkl"
 _TAKE_IN = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # what lies deepest takes in the others
@@ -21,6 +23,8 @@ _Node = list[int]  # the entries of one object, which grows where it is a list o
 
 def unfolds_too_far(path: Path, *, is_zip: bool) -> bool:
     """Whether a file of `torch.save` holds more than `MOST_ENTRIES`, counted as often as they are reached.
+
+    So does one with more than `MOST_INSTRUCTIONS`.
 
     False where its pickles cannot be followed: loading says what is wrong with them.
     """
@@ -40,10 +44,12 @@ def unfolds_too_far(path: Path, *, is_zip: bool) -> bool:
 
 
 def _entries(stream: IO[bytes]) -> int:
-    """The entries of the next pickle of a stream; it ends early where they are more than `MOST_ENTRIES`."""
+    """The entries of the next pickle of a stream, or some of those that are more than `MOST_ENTRIES`; else 0."""
     stack: list[_Node | None] = []  # None is a mark
     memo: dict[int, _Node] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count >= MOST_INSTRUCTIONS:
+            return MOST_ENTRIES + 1
         name = opcode.name
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else int(argument)] = stack[-1] or [1]

@@ -154,6 +154,12 @@ class TestEndless:
         for content in (zipped(nested_key(60), tmp_path), stream + nested_key(60), nested_key(60)):
             assert "refers to its own parts over and over" in refused(tmp_path, content)
 
+    def test_a_small_file_that_lists_millions(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "var_d16.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02(" + b"N" * 5_000_000 + b"l.")
+        assert (tmp_path / "var_d16.pth").stat().st_size < 20_000
+        assert "or lists millions of things" in error_of(tmp_path / "var_d16.pth")
+
     @pytest.mark.parametrize("legacy", [False, True])
     @pytest.mark.parametrize("kind", [list, dict, tuple])
     def test_whatever_holds_itself_over_and_over(self, tmp_path: Path, kind: type, legacy: bool) -> None:
