@@ -56,7 +56,6 @@ class ImageRun(Generic[Source]):
         self._runtime: dict[str, Any] | None = None
         self._timings = Timings()
         self._load_seconds = self._total_seconds = 0.0
-        self._clock: StageClock | None = None
         self._done = 0.0
         self.extra: dict[str, Any] = {}
         """More for the report."""
@@ -73,8 +72,7 @@ class ImageRun(Generic[Source]):
         for remark in filter(None, remarks):
             tell(remark)
         try:
-            with StageClock() as clock:
-                self._clock = clock
+            with StageClock() as self._clock:
                 made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=self._tell)
         finally:
             if self._source is not None and not self._opened.kept:
@@ -93,8 +91,7 @@ class ImageRun(Generic[Source]):
             self._runtime = self._source.describe_runtime()
             loaded = time.perf_counter()
             self._load_seconds, start = loaded - start, loaded
-            if self._clock is not None:
-                self._clock.restart()
+            self._clock.restart()
             self._tell(self._done)
         made = self._produce(self._source, items, self._scales(self._source, len(items)))
         if made.timings is not None:
@@ -105,8 +102,7 @@ class ImageRun(Generic[Source]):
     def _tell(self, done: float) -> None:
         """Say how many images are done; of one under way, a part."""
         self._done, total = done, len(self._job.items)
-        if self._clock is not None:
-            self._clock(f"{int(done)} of {total} images", Steps(done, total))
+        self._clock(f"{int(done)} of {total} images", Steps(done, total))
 
     def _scales(self, source: Source, images: int) -> Stop | None:
         """What is asked before each scale of a batch, says that it goes on, and tells how far it is."""

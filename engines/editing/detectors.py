@@ -127,9 +127,9 @@ class _Fit:
     """Where a picture lies in the model's input."""
 
     width: int
-    """Of the picture, in pixels, as all that follows."""
+    """Width of the picture in pixels, as all that follows."""
     height: int
-    """Of the picture."""
+    """Height of the picture."""
     copy: tuple[int, int]
     """Width and height of its copy in the input."""
     size: tuple[int, int]

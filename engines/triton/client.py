@@ -118,9 +118,9 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
 
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `ImageSource`: an edit that redraws nothing, which takes as long as an image."""
-        config, nothing = self.manifest.config, len(images) * [0]
-        kept = self.keeping(images, np.zeros((len(images), config.latent_size, config.latent_size), np.bool_))
-        return self.generate([config.unconditional_class] * len(images), seeds=nothing, cfg=0, **kept).images
+        config, count = self.manifest.config, len(images)
+        kept = self.keeping(images, np.zeros((count, config.latent_size, config.latent_size), np.bool_))
+        return self.generate([config.unconditional_class] * count, seeds=[0] * count, cfg=0, **kept).images
 
     def describe_runtime(self) -> dict[str, Any]:
         """What the server says of itself, for reports."""

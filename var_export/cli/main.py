@@ -39,8 +39,9 @@ class _Loaded(Mapping[str, click.Command]):
     """The commands by name, each imported when it is looked up."""
 
     def __getitem__(self, name: str) -> click.Command:
-        file, _ = _COMMANDS[name]
+        file, line = _COMMANDS[name]
         command: click.Command = getattr(import_module(f"var_export.cli.{file}"), file)
+        command.short_help = line  # which the completion of shells shows
         return command
 
     def __iter__(self) -> Iterator[str]:

@@ -127,6 +127,8 @@ def test_errors_say_who_is_to_blame(server):
         with pytest.raises(UsageError, match="lower --batch"):
             remote.stream([1] * 9, seeds=range(9)).__next__()
         assert len(remote.generate([1] * 9, seeds=range(9)).images) == 9, "split as the server needs"
+        kept = remote.keeping(np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 8, 8), np.bool_))
+        assert "forced" in remote.generate([1], seeds=[0], **kept).texts[0]
         remote._edits = False  # as of a repository that was written before
         with pytest.raises(UsageError, match="does not edit: write its repository again with var-export triton"):
             remote.reconstruct(np.zeros((1, 64, 64, 3), np.uint8))

@@ -1,6 +1,7 @@
 """How `var-export` starts: light, without torch, with completion; and how its mistakes read."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -51,6 +52,8 @@ def test_help_lists_the_commands_in_the_order_of_use(call):
     assert code == 0
     found = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line.split()[0] in COMMANDS]
     assert tuple(found) == COMMANDS
+    for name, command in group.commands.items():
+        assert re.search(rf"^  {name} +{re.escape(command.short_help)}$", out, re.MULTILINE)
     assert call() == (0, out, "")
 
 
