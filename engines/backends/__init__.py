@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.errors import BackendError
-from engines.spec.choices import BACKENDS, ONNXRUNTIME, PLAN_TARGETS
+from engines.spec.choices import BACKENDS, ONNXRUNTIME, OPENVINO, PLAN_TARGETS
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -22,7 +22,7 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
     Args:
         name: one of `engines.spec.choices.BACKENDS`.
         provider: of ONNX Runtime: what it computes on.
-        threads: of ONNX Runtime's CPU operators.
+        threads: of the CPU, for ONNX Runtime and OpenVINO.
         device: which GPU.
 
     Raises `BackendError` where it is unknown or not installed, or there is no such device.
@@ -32,6 +32,10 @@ def create(name: str, *, provider: str = "cpu", threads: int | None = None, devi
         from engines.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(provider, threads, device=device)
+    if name == OPENVINO:
+        from engines.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(threads=threads)
     if name in PLAN_TARGETS:
         from engines.backends.tensorrt.runner import TensorRTBackend
 

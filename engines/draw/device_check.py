@@ -21,7 +21,7 @@ from engines.judging.figures import JudgedFigure, judged_figures
 from engines.judging.similarity import psnr
 from engines.judging.thresholds import bounds
 from engines.machine import machine
-from engines.spec.choices import CHECKS, STEPWISE
+from engines.spec.choices import CHECKS, OPENVINO, STEPWISE
 from engines.storage import cache_folder, digest_of, write_json
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,8 @@ def _verdict(engines: Engines, what: str) -> Path | None:
 def _remedy(engines: Engines) -> str:
     """The likely cause, and what to do."""
     backend, precision = engines.describe_runtime().get("backend"), engines.bundle.precision
+    if backend == OPENVINO:
+        return "OpenVINO computes something else here: take --backend onnxruntime, or another version of it"
     if backend != "onnxruntime":
         return "Build the plans again on this machine, with --precision bf16 or fp32 if that does not help"
     if precision == "fp32":

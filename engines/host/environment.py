@@ -26,6 +26,7 @@ PACKAGES = (
     "onnxscript",
     "safetensors",
     "huggingface_hub",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "cuda-bindings",

@@ -9,11 +9,13 @@ FORMS = (STEPWISE, FUSED)
 """How an image is drawn: scale by scale, or in one graph."""
 BUNDLE_FORMS = (*FORMS, BOTH)
 
-ONNXRUNTIME, TENSORRT, TENSORRT_RTX = "onnxruntime", "tensorrt", "tensorrt-rtx"
+ONNXRUNTIME, OPENVINO, TENSORRT, TENSORRT_RTX = "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
 PLAN_TARGETS = (TENSORRT, TENSORRT_RTX)
 """Runtimes whose plans are built on, or for, one GPU."""
-BACKENDS = (ONNXRUNTIME, *PLAN_TARGETS)
-"""Runtimes that draw; also what `build --target` prepares a bundle for."""
+TARGETS = (ONNXRUNTIME, *PLAN_TARGETS)
+"""What `build --target` prepares a bundle for."""
+BACKENDS = (ONNXRUNTIME, OPENVINO, *PLAN_TARGETS)
+"""Runtimes that draw."""
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv_tensorrt_rtx")
 """What ONNX Runtime computes on."""
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")

@@ -101,7 +101,7 @@ def int8_options(
     layers: LayerOptions | None = None,
     form: str = STEPWISE,
 ) -> Int8Options:
-    """The options as `calib` takes them; `target` may be any of `BACKENDS`. Raises `UsageError`."""
+    """The options as `calib` takes them; `target` may be any of `TARGETS`. Raises `UsageError`."""
     from calib.choose.options import Int8Options
     from calib.choose.ranges import Ranges
     from calib.choose.selection import Bounds

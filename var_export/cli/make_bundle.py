@@ -14,7 +14,7 @@ from engines.cli.common import POSITIVE, filled_by, option, option_group, tell, 
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import UsageError
-from engines.spec.choices import BACKENDS, BUNDLE_FORMS, DEFAULT_MAX_TOP_K, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE
+from engines.spec.choices import BUNDLE_FORMS, DEFAULT_MAX_TOP_K, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE, TARGETS
 from engines.storage import DISK_ERRORS
 from var_export.cli.base import Origin, as_in, find_base, origin_of, remember
 from var_export.cli.common import (
@@ -41,7 +41,7 @@ class BuildOptions:
 
     checkpoint: str | None = filled_by(click.argument("checkpoint", required=False, type=CHECKPOINT))
     precision: str = option(type=click.Choice(PRECISIONS), default="fp16", help="Of the engines.")
-    target: str = option(type=click.Choice(BACKENDS), default=BACKENDS[0], help="What runs the engines.")
+    target: str = option(type=click.Choice(TARGETS), default=TARGETS[0], help="What runs the engines.")
     form: str = option(
         type=click.Choice(BUNDLE_FORMS),
         default=STEPWISE,

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
-from engines.backends.base import Array, Backend, Buffer, Call, Engine, HostMark, Mark
+from engines.backends.base import Backend, Buffer, Call, Engine, HostMark, Mark
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer, zeros
+from engines.backends.host_buffer import HostBuffer
 from engines.backends.onnxruntime import providers
 from engines.backends.onnxruntime.arithmetic import exact_products, saturates
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
 from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
-from engines.errors import BackendError, OutOfMemoryError, VarExportError
+from engines.errors import BackendError, VarExportError
 from engines.machine import machine
 from engines.spec.contract import TensorInfo
 
@@ -63,32 +62,6 @@ Load = Callable[[Path], Session]
 Sessions = Callable[[str, Load], RunnableGraph]
 """Decides what runs for a graph, given its name and how to load a file: the seam for graphs that are not the bundle's.
 Inputs and outputs must be those of the bundle's graph but for the type of the cache."""
-
-
-class HostBuffer(Buffer):
-    """Memory of the host."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self.shape, self.dtype = array.shape, array.dtype
-
-    @property
-    def address(self) -> int:
-        """Where it begins."""
-        assert self.array.flags.c_contiguous
-        return int(self.array.ctypes.data)
-
-    def write(self, value: Array) -> None:
-        np.copyto(self.array, value, casting="no")
-
-    def read(self) -> Array:
-        return self.array.copy()
-
-    def rows(self, start: int, count: int) -> HostBuffer:
-        return HostBuffer(self.array[start : start + count])
-
-    def shaped(self, shape: tuple[int, ...]) -> HostBuffer:
-        return HostBuffer(self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
 
 
 class OnnxRuntimeBackend(Backend):
@@ -187,11 +160,7 @@ class OnnxRuntimeBackend(Backend):
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer | DeviceBuffer:
         if self.cuda is not None:
             return zeros(self.cuda, shape, dtype)
-        try:
-            return HostBuffer(np.zeros(shape, dtype))
-        except MemoryError as error:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            raise OutOfMemoryError(f"cannot allocate {size / 2**20:.0f} MiB; lower the batch size") from error
+        return HostBuffer.zeros(shape, dtype)
 
     def mark(self) -> Mark:
         """See `Backend`: on a GPU an event, since calls return before their work is done."""

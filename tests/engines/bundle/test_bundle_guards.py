@@ -21,7 +21,7 @@ from engines.bundle.manifest import is_bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BundleError, VarExportError
 from engines.spec import contract
-from engines.spec.choices import BACKENDS
+from engines.spec.choices import TARGETS
 from tests.bundles import shared_bundle
 
 FILES = (*(f"{graph}.onnx" for graph in contract.graphs_of("both")), "weights.bin", "golden.npz")
@@ -300,7 +300,7 @@ def well_formed(bundle):
     assert all(type(side) is int for side in config.patch_nums)
     assert bundle.precision in contract.CACHE_DTYPES
     assert bundle.form in ("stepwise", "fused", "both")
-    assert bundle.target in BACKENDS
+    assert bundle.target in TARGETS
     assert type(bundle.max_top_k) is int
     assert 1 <= bundle.max_top_k <= V
     sampling = bundle.sampling

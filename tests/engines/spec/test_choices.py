@@ -26,7 +26,7 @@ def test_every_table_has_a_row_for_each_choice():
     assert tuple(PROVIDERS) == choices.PROVIDERS
     assert tuple(COMPATIBILITY_LEVELS) == choices.HARDWARE_COMPATIBILITY
     assert tuple(FLAVOURS) == choices.PLAN_TARGETS
-    assert set(STOCK) <= set(choices.BACKENDS)
+    assert set(STOCK) <= set(choices.TARGETS)
     assert set(choices.HIGH_PRECISIONS.values()) <= set(choices.FLOAT_PRECISIONS)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from engines.bundle.bundle import Bundle
 from engines.errors import BackendError, BundleError
-from engines.spec.choices import BACKENDS, FLOAT_PRECISIONS, FORMS
+from engines.spec.choices import FLOAT_PRECISIONS, FORMS, TARGETS
 from var_export.gpu_check import building, hardware
 from var_export.gpu_check.cases import (
     CHECKED_BACKENDS,
@@ -33,7 +33,7 @@ def kinds(steps):
 def test_the_matrix_is_that_of_the_project():
     settings = Settings()
     assert (settings.precisions, settings.forms) == (FLOAT_PRECISIONS, FORMS)
-    assert set(settings.backends) == set(CHECKED_BACKENDS) == set(BACKENDS)
+    assert set(settings.backends) == set(CHECKED_BACKENDS) == set(TARGETS)
     assert ("demo", *building.RANDOM) == MODELS
     assert building.RANDOM["d16"].transformer.depth == 16
 

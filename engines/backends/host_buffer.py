@@ -1,0 +1,43 @@
+"""Buffers in the memory of the host, for backends that compute there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.backends.base import Array, Buffer
+from engines.errors import OutOfMemoryError
+
+
+class HostBuffer(Buffer):
+    """Memory of the host."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: str) -> HostBuffer:
+        """A new one. Raises `OutOfMemoryError`."""
+        try:
+            return cls(np.zeros(shape, dtype))
+        except MemoryError as error:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            raise OutOfMemoryError(f"cannot allocate {size / 2**20:.0f} MiB; lower the batch size") from error
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        assert self.array.flags.c_contiguous
+        return int(self.array.ctypes.data)
+
+    def write(self, value: Array) -> None:
+        np.copyto(self.array, value, casting="no")
+
+    def read(self) -> Array:
+        return self.array.copy()
+
+    def rows(self, start: int, count: int) -> HostBuffer:
+        return HostBuffer(self.array[start : start + count])
+
+    def shaped(self, shape: tuple[int, ...]) -> HostBuffer:
+        return HostBuffer(self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
