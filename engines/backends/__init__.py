@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.errors import BackendError
-from engines.spec.choices import BACKENDS, ONNXRUNTIME, OPENVINO, PLAN_TARGETS
+from engines.spec.choices import BACKENDS, ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, PLAN_TARGETS, Device
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
@@ -16,26 +16,32 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def create(name: str, *, provider: str = "cpu", threads: int | None = None, device: int = 0) -> Backend:
+def create(name: str, *, provider: str = "cpu", threads: int | None = None, device: Device = 0) -> Backend:
     """A configured backend.
 
     Args:
         name: one of `engines.spec.choices.BACKENDS`.
         provider: of ONNX Runtime: what it computes on.
         threads: of the CPU, for ONNX Runtime and OpenVINO.
-        device: which GPU.
+        device: which GPU, as CUDA counts them; of OpenVINO, a name such as `engines.spec.choices.OPENVINO_DEVICES`.
 
     Raises `BackendError` where it is unknown or not installed, or there is no such device.
 
     """
+    if name == OPENVINO:
+        from engines.backends.openvino import OpenVinoBackend
+
+        if provider != "cpu":
+            raise BackendError(f"provider {provider} is one of ONNX Runtime's: OpenVINO takes a device, such as GPU")
+        if device and not isinstance(device, str):
+            raise BackendError(f"devices of OpenVINO have names: {', '.join(OPENVINO_DEVICES)} or GPU.1, not {device}")
+        return OpenVinoBackend(str(device or OPENVINO_DEVICES[0]), threads)
+    if isinstance(device, str):
+        raise BackendError(f"device {device} is a name of OpenVINO's, and {name} counts them from 0: take {OPENVINO}")
     if name == ONNXRUNTIME:
         from engines.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend(provider, threads, device=device)
-    if name == OPENVINO:
-        from engines.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(threads=threads)
     if name in PLAN_TARGETS:
         from engines.backends.tensorrt.runner import TensorRTBackend
 
@@ -49,7 +55,7 @@ def for_bundle(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    device: int = 0,
+    device: Device = 0,
     tell: Callable[[str], None] | None = None,
 ) -> Backend:
     """The backend to run `bundle` with: the named one, or that of its newest plans that fit here, or ONNX Runtime.

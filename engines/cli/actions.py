@@ -29,7 +29,7 @@ from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
 from engines.pictures.images import load_square
 from engines.spec.arrays import check_tokens
-from engines.spec.choices import ONNXRUNTIME
+from engines.spec.choices import ONNXRUNTIME, OPENVINO
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
 
@@ -231,10 +231,12 @@ def _runtime_settings(source: SourceOptions, manifest: Manifest) -> dict[str, An
 
 
 def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
-    """What pixels may depend on beside the bundle: ONNX Runtime's provider, whose plans are run, or a server."""
+    """What pixels may depend on beside the bundle: ONNX Runtime's provider, OpenVINO's device, plans, or a server."""
     if source.url is not None:
         return "triton"
     provider, backend = source.runtime.provider.lower(), source.runtime.backend
+    if backend == OPENVINO:
+        return f"{OPENVINO} {source.runtime.device}" if source.runtime.device else OPENVINO
     if backend == ONNXRUNTIME or provider != "cpu":
         return provider
     usable = [plans.name for plans in manifest.plans if backend in (None, plans.built_on.target)]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import VarExportError
-from engines.spec.choices import BACKENDS, CHECKS, PROVIDERS
+from engines.spec.choices import BACKENDS, CHECKS, OPENVINO_DEVICES, PROVIDERS, Device, device_of
 from engines.storage import DISK_ERRORS, expanded
 from engines.words import one_line, printable
 
@@ -165,6 +165,20 @@ def refuse(context: click.Context, names: Iterable[str] | type[Any], why: str) -
             raise click.UsageError(f"{flag} {why}")
 
 
+class _DeviceType(click.ParamType):  # type: ignore[type-arg]  # which older versions of click do not have
+    """A GPU's number, or a device's name."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        device = device_of(str(value))
+        if isinstance(device, str) and device.partition(".")[0] not in OPENVINO_DEVICES:
+            self.fail(f"{value!r} is neither a number nor one of {', '.join(OPENVINO_DEVICES)}", param, ctx)
+        return device
+
+
+DEVICE = _DeviceType()
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 threads_option = click.option("--threads", type=POSITIVE, help="CPU threads. [default: all physical cores]")
 
@@ -185,7 +199,7 @@ class Runtime:
     backend: str | None = option(type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
     """None: that of the bundle's plans, else ONNX Runtime."""
     provider: str = option(default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}.")
-    device: int = option(type=click.IntRange(min=0), default=0, help="Which GPU.")
+    device: Device = option(type=DEVICE, default=0, help="Which GPU; of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO.")
 
     def open(self, bundle: Bundle) -> Backend:
         """The backend for `bundle`, telling where its plans cannot run here. Raises `BackendError`."""

@@ -30,7 +30,7 @@ from engines.draw.request import (
 )
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
-from engines.spec.choices import FITS
+from engines.spec.choices import FITS, Device
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -78,7 +78,7 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         backend: str | None = None,
         provider: str = "cpu",
         threads: int | None = None,
-        device: int = 0,
+        device: Device = 0,
         form: str | None = None,
         max_batch: int = 8,
         check: str = "once",
@@ -93,7 +93,7 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
                 else ONNX Runtime, by default.
             provider: what ONNX Runtime computes on; never anything else than asked.
             threads: of each operator on the CPU; all physical cores by default.
-            device: which GPU, as CUDA counts them.
+            device: which GPU, as CUDA counts them; of OpenVINO, `CPU`, `GPU`, `GPU.1`, `NPU` or `AUTO`.
             form: `stepwise` or `fused`; the bundle's first form by default.
             max_batch: images that run at once; more are split.
             check: `once`, `always` or `never`: when to hold this machine against the golden run before it draws. That

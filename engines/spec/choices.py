@@ -16,6 +16,17 @@ TARGETS = (ONNXRUNTIME, *PLAN_TARGETS)
 """What `build --target` prepares a bundle for."""
 BACKENDS = (ONNXRUNTIME, OPENVINO, *PLAN_TARGETS)
 """Runtimes that draw."""
+Device = int | str
+"""What computes: a GPU as CUDA counts them, or a device as OpenVINO names it."""
+OPENVINO_DEVICES = ("CPU", "GPU", "NPU", "AUTO")
+"""What OpenVINO computes on; of several, the second is called GPU.1."""
+
+
+def device_of(text: str) -> Device:
+    """A device as an option or a setting has it: a number, or a name in any case."""
+    return int(text) if text.isdecimal() else text.upper()
+
+
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv_tensorrt_rtx")
 """What ONNX Runtime computes on."""
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")

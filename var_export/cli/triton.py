@@ -73,6 +73,8 @@ def triton(
         models = plan_python(opened, Serving(**values, **vars(runtime)), embed=not link)
     else:
         gpu = None if stock == ONNXRUNTIME and runtime.provider == "cpu" else runtime.device
+        if isinstance(gpu, str):
+            raise click.UsageError(f"--device {gpu} cannot be combined with --stock {stock}, which counts GPUs from 0")
         models = [plan_stock(opened, stock, name=values["name"], gpu=gpu)]
     folders = write(models, repository, overwrite=overwrite)
     if as_json:

@@ -22,10 +22,11 @@ from engines.spec.contract import TensorInfo
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
+_CPU = "CPU"
 _NO_MEMORY = ("bad_alloc", "out of memory", "failed to allocate")
 # Compiled pieces are kept by what they compute and not by all of its shapes: with more than one past length, a step's
 # attention was wrong from the third scale on (2026.4.1, CPU with AVX2: logits off by 28 where 2e-5 is right).
-_OPTIONS = {"CPU": {"CPU_RUNTIME_CACHE_CAPACITY": "0"}}
+_CPU_OPTIONS = {"CPU_RUNTIME_CACHE_CAPACITY": "0"}
 _HINTS = {"INFERENCE_PRECISION_HINT": "f32"}  # by default it is bfloat16 where the processor has it
 
 
@@ -56,7 +57,9 @@ class OpenVinoBackend(Backend):
         self._core = self._ov.Core()
         self.provider, self._threads = device, threads
         available = list(self._core.available_devices)
-        if device not in available and device.partition(".")[0] not in {each.partition(".")[0] for each in available}:
+        # Of the CPU, which computes for AUTO too.
+        self._core.set_property(_CPU, _CPU_OPTIONS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads}))
+        if device not in (*available, "AUTO", *(each.partition(".")[0] for each in available)):
             raise BackendError(f"OpenVINO {self._ov.__version__} finds no {device} here; it has {', '.join(available)}")
 
     def lacks(self, bundle: Bundle) -> str | None:
@@ -69,14 +72,11 @@ class OpenVinoBackend(Backend):
         problem = self.lacks(bundle)
         if problem is not None:
             raise BackendError(problem)
-        options: dict[str, Any] = {**_HINTS, **_OPTIONS.get(self.provider, {})}
         if bundle.precision == INT8 and self.arithmetic().get("saturates"):
-            options |= FLOAT_LAYERS
-        if self._threads is not None:
-            options["INFERENCE_NUM_THREADS"] = self._threads
+            self._core.set_property(_CPU, FLOAT_LAYERS)
         path = bundle.graph_path(graph, cpu=True)
         try:
-            model = self._core.compile_model(self._core.read_model(path), self.provider, options)
+            model = self._core.compile_model(self._core.read_model(path), self.provider, _HINTS)
         except Exception as error:
             raise translated(error, f"loading {graph}") from error
         bundle.graph_path(graph, cpu=True)  # still in place: so it was what was read
@@ -87,7 +87,7 @@ class OpenVinoBackend(Backend):
 
     def arithmetic(self) -> dict[str, Any]:
         """See `Backend`: whether the CPU's 8-bit products saturate, which its name need not tell."""
-        return {"saturates": saturates(self._ov)} if self.provider == "CPU" else {}
+        return {"saturates": saturates(self._ov)} if self.provider in (_CPU, "AUTO") else {}
 
     def describe(self) -> dict[str, Any]:
         """See `Backend`."""

@@ -18,6 +18,7 @@ import numpy as np
 from engines.backends.base import Array
 from engines.errors import VarExportError
 from engines.foreign import parse_json
+from engines.spec.choices import device_of
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
 from engines.triton.serving.service import INTERNAL, METRICS, UNAVAILABLE, Service
@@ -70,7 +71,7 @@ class StreamModel(_Model):
             max_batch=self.config["max_batch_size"],
             backend=self.setting("backend") or None,
             provider=self.setting("provider"),
-            device=int(self.setting("device")),
+            device=device_of(self.setting("device")),
             threads=int(self.setting("threads")) if self.setting("threads") else None,
             check=self.setting("check"),
         )

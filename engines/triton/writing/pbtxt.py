@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.bundle.manifest import Manifest
-from engines.spec.choices import CHECKS
+from engines.spec.choices import CHECKS, Device
 from engines.spec.config import ModelConfig
 from engines.spec.contract import TensorSpec
 from engines.triton.wire import FACTS, INPUTS, OUTPUTS, STREAM_OUTPUTS, dims_of, pack_facts
@@ -35,7 +35,7 @@ class Serving:
     cache: bool = False
     backend: str | None = None
     provider: str = "cpu"
-    device: int = 0
+    device: Device = 0
     threads: int | None = None
     check: str = CHECKS[0]
 

@@ -42,6 +42,7 @@ numpy>=1.26
 _RUNTIMES = {
     "onnxruntime": "onnxruntime>=1.23\n",
     "onnxruntime-gpu": "onnxruntime-gpu>=1.27\ncuda-bindings>=12.8\n",
+    "openvino": "openvino>=2025.4\n",
     "tensorrt": "tensorrt>=10.3\ncuda-bindings>=12.8\n",
     "tensorrt-rtx": "tensorrt-rtx>=1.7\ncuda-bindings>=12.8\n",
 }

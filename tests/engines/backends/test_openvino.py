@@ -73,6 +73,11 @@ def test_an_int8_bundle_keeps_its_thresholds_on_any_processor(demo_int8_bundle, 
         Pipeline.load(demo_int8_bundle, backend="openvino", threads=1, check="always")
 
 
+def test_auto_takes_what_is_there(other):
+    with Pipeline.load(DEMO_BUNDLE, backend="openvino", device="AUTO", threads=1) as pipeline:
+        alike(pipeline.generate([88, 3], seeds=1), other.generate([88, 3], seeds=1))
+
+
 def test_threads_share_a_pipeline(pipeline, other):
     wanted = [other.generate([k, k + 1], seeds=k) for k in range(4)]
     drawn = {}
@@ -97,6 +102,12 @@ def test_it_says_what_it_is(pipeline):
 def test_what_is_missing_is_one_line(monkeypatch, demo_bf16_bundle):
     with pytest.raises(BackendError, match="finds no XPU here; it has CPU"):
         OpenVinoBackend("XPU")
+    with pytest.raises(BackendError, match=r"devices of OpenVINO have names: CPU, GPU, NPU, AUTO or GPU\.1, not 1"):
+        create("openvino", device=1)
+    with pytest.raises(BackendError, match="provider cuda is one of ONNX Runtime's"):
+        create("openvino", provider="cuda")
+    with pytest.raises(BackendError, match="device GPU is a name of OpenVINO's, and onnxruntime counts them from 0"):
+        create("onnxruntime", device="GPU")
     with pytest.raises(BackendError, match="threads must be 1 or more"):
         create("openvino", threads=0)
     with create("openvino") as backend, pytest.raises(BackendError, match="is for TensorRT: build one"):

@@ -32,6 +32,8 @@ def again(call, picture, *more):
         "1,t-shirt --seed 7",
         "--class 5 --cfg 0.1 --top-k 0 --top-p 0.123456789 --temperature 0.7 --form fused",
         "parrot --cfg 1,2.5 --provider cuda",
+        "parrot --backend openvino",
+        "parrot --backend openvino --device GPU.1",
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
