@@ -132,6 +132,10 @@ class Backend(AbstractContextManager["Backend"]):
         """What a probe of this machine's kernels found, on which a verdict about them depends; nothing by default."""
         return {}
 
+    def judged_as(self, bundle: Bundle) -> str:
+        """The precision whose thresholds hold for `bundle` here; its own, unless the backend computes in another."""
+        return bundle.precision
+
     def lacks(self, bundle: Bundle) -> str | None:
         """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
         return None

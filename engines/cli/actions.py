@@ -234,9 +234,10 @@ def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
     """What pixels may depend on beside the bundle: ONNX Runtime's provider, OpenVINO's device, plans, or a server."""
     if source.url is not None:
         return "triton"
-    provider, backend = source.runtime.provider.lower(), source.runtime.backend
+    runtime = source.runtime
+    provider, backend = runtime.provider.lower(), runtime.asked_for()
     if backend == OPENVINO:
-        return f"{OPENVINO} {source.runtime.device}" if source.runtime.device else OPENVINO
+        return " ".join(str(word) for word in (OPENVINO, runtime.device, runtime.precision_hint) if word)
     if backend == ONNXRUNTIME or provider != "cpu":
         return provider
     usable = [plans.name for plans in manifest.plans if backend in (None, plans.built_on.target)]

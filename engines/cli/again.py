@@ -14,7 +14,7 @@ from engines.errors import UsageError
 from engines.files.jobs import KEY
 from engines.foreign import parse_json
 from engines.pictures.images import read_picture_text
-from engines.spec.choices import OPENVINO, PROVIDERS
+from engines.spec.choices import OPENVINO, PRECISION_HINTS, PROVIDERS
 from engines.spec.sampling import OPTIONS
 
 AREA = "area"
@@ -52,9 +52,11 @@ def command_of(text: Mapping[str, str]) -> str | None:
         words += ["--form", "fused"]
     if text.get("provider") == "triton":
         return shlex.join([*words, "--url", _ADDRESS])
-    runtime, _, device = text.get("provider", "").partition(" ")
+    runtime, *settings = text.get("provider", "").split() or [""]
     if runtime == OPENVINO:
-        words += ["--backend", OPENVINO, *(["--device", device] if device else [])]
+        words += ["--backend", OPENVINO]
+        for setting in settings:
+            words += ["--precision-hint" if setting in PRECISION_HINTS else "--device", setting]
     if text.get("provider") in PROVIDERS[1:]:  # else the CPU, or plans, which are taken where they fit
         words += ["--provider", text["provider"]]
     return shlex.join([*words, "--bundle", str(_bundle_of(text.get("build_key")) or "BUNDLE")])

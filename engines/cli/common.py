@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from engines.errors import VarExportError
-from engines.spec.choices import BACKENDS, CHECKS, OPENVINO_DEVICES, PROVIDERS, Device, device_of
+from engines.spec.choices import BACKENDS, CHECKS, OPENVINO_DEVICES, PRECISION_HINTS, PROVIDERS, Device, device_of
 from engines.storage import DISK_ERRORS, expanded
 from engines.words import one_line, printable
 
@@ -200,6 +200,17 @@ class Runtime:
     """None: that of the bundle's plans, else ONNX Runtime."""
     provider: str = option(default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}.")
     device: Device = option(type=DEVICE, default=0, help="Which GPU; of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO.")
+
+    precision_hint: str | None = option(
+        type=click.Choice(PRECISION_HINTS), help="Of OpenVINO: what it computes floating point in. [default: f32]"
+    )
+
+    def asked_for(self) -> str | None:
+        """The backend that these options name, or that no other has them; None where the bundle decides."""
+        from engines import backends
+
+        options = vars(self)
+        return self.backend or backends.asked_for(**{name: options[name] for name in options if name != "backend"})
 
     def open(self, bundle: Bundle) -> Backend:
         """The backend for `bundle`, telling where its plans cannot run here. Raises `BackendError`."""

@@ -66,7 +66,7 @@ def judge(engines: Engines, measured: Measured) -> list[JudgedFigure]:
 
     values = {name: whole(name, each, len(each)) for name, each in measured.items()}
     known = {name: whole(name, recorded[name], len(each)) for name, each in measured.items() if name in recorded}
-    return judged_figures(values, bounds(engines.bundle.precision, known))
+    return judged_figures(values, bounds(engines.backend.judged_as(engines.bundle), known))
 
 
 class DeviceCheck:

@@ -30,7 +30,7 @@ from engines.draw.request import (
 )
 from engines.draw.results import OnScale, Preview, Result, Stop, Timings
 from engines.errors import UsageError
-from engines.spec.choices import FITS, Device
+from engines.spec.choices import FITS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,13 +76,11 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         path: str | Path | None = None,
         *,
         backend: str | None = None,
-        provider: str = "cpu",
-        threads: int | None = None,
-        device: Device = 0,
         form: str | None = None,
         max_batch: int = 8,
         check: str = "once",
         tell: Callable[[str], None] | None = None,
+        **runtime: Unpack[backends.RuntimeOptions],
     ) -> Pipeline:
         """Open a bundle and its engines.
 
@@ -91,25 +89,23 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
                 demo, by default.
             backend: one of `engines.spec.choices.BACKENDS`; the one of the bundle's plans that fit this machine,
                 else ONNX Runtime, by default.
-            provider: what ONNX Runtime computes on; never anything else than asked.
-            threads: of each operator on the CPU; all physical cores by default.
-            device: which GPU, as CUDA counts them; of OpenVINO, `CPU`, `GPU`, `GPU.1`, `NPU` or `AUTO`.
             form: `stepwise` or `fused`; the bundle's first form by default.
             max_batch: images that run at once; more are split.
             check: `once`, `always` or `never`: when to hold this machine against the golden run before it draws. That
                 takes one image, or 5 seconds and a decode; who passed is kept in the user's cache folder.
             tell: called with a line where plans cannot run here and before a check; by default both are logged.
+            runtime: provider, threads, device and precision_hint, as `engines.backends.RuntimeOptions` explains them.
 
         Raises `BundleError`, `BackendError`, and `CheckFailedError` where this machine computes something else.
 
         """
         judged = DeviceCheck(check, tell)
         bundle = Bundle.open(default_bundle()[0] if path is None else path)
-        runtime = backends.for_bundle(bundle, backend, provider=provider, threads=threads, device=device, tell=tell)
+        opened = backends.for_bundle(bundle, backend, tell=tell, **runtime)
         try:
-            return cls(bundle, runtime, form=form, max_batch=max_batch, check=judged)
+            return cls(bundle, opened, form=form, max_batch=max_batch, check=judged)
         except BaseException:
-            runtime.close()
+            opened.close()
             raise
 
     @classmethod

@@ -55,7 +55,7 @@ def verify(
     same = runs.free.tokens == tokens
     differing = [scale for scale in range(config.num_scales) if not same[:, config.scale_slice(scale)].all()]
     return Report(
-        precision=pipeline.bundle.precision,
+        precision=pipeline.backend.judged_as(pipeline.bundle),
         recorded=pipeline.bundle.recorded(pipeline.form).run,
         images=len(tokens),
         draws=float((runs.forced.drawn == tokens).mean()),

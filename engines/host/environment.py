@@ -127,6 +127,7 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
         _extra("write pages and charts", "report", versions, fallback=("matplotlib", "jinja2")),
+        _openvino(),
         _onnxruntime_gpu(runtime, available, problem, device),
         *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
     ]
@@ -230,6 +231,18 @@ class _Gpu:
     def absent(self) -> bool:
         """Whether there is no GPU that CUDA can use; `problem` then says why."""
         return self.name is None and self.fix is None
+
+
+def _openvino() -> Capability:
+    """Whether bundles can run through OpenVINO, and on which devices."""
+    from engines.backends.openvino.runner import import_openvino
+
+    what = "run bundles through OpenVINO"
+    try:
+        openvino = import_openvino()
+    except BackendError as error:
+        return Capability(what, False, f"openvino is not installed ({error.__cause__})", install_command("openvino"))
+    return Capability(what, True, f"openvino {openvino.__version__} on {', '.join(openvino.Core().available_devices)}")
 
 
 def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | None, device: _Gpu) -> Capability:

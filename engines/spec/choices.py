@@ -21,6 +21,9 @@ Device = int | str
 OPENVINO_DEVICES = ("CPU", "GPU", "NPU", "AUTO")
 """What OpenVINO computes on; of several, the second is called GPU.1."""
 
+PRECISION_HINTS = ("f32", "bf16", "f16")
+"""What OpenVINO computes floating point in."""
+
 
 def device_of(text: str) -> Device:
     """A device as an option or a setting has it: a number, or a name in any case."""

@@ -11,7 +11,18 @@ from engines.cli.common import POSITIVE, Runtime, check_option, json_option, jso
 from engines.spec.choices import GRAPH_TARGETS, ONNXRUNTIME, TENSORRT
 from var_export.cli.common import FOLDER, bundle_argument, open_bundle
 
-_PYTHON_ONLY = ("max_batch", "queue_size", "queue_seconds", "instances", "cache", "link", "backend", "threads", "check")
+_PYTHON_ONLY = (
+    "max_batch",
+    "queue_size",
+    "queue_seconds",
+    "instances",
+    "cache",
+    "link",
+    "backend",
+    "threads",
+    "precision_hint",
+    "check",
+)
 
 
 @click.command("triton")

@@ -6,28 +6,37 @@ nothing of the past is copied.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.backends.host_buffer import HostBuffer
 from engines.backends.openvino.arithmetic import FLOAT_LAYERS, saturates
+from engines.bundle.manifest import WEIGHTS
 from engines.errors import BackendError, OutOfMemoryError
 from engines.machine import machine
 from engines.packages import install_command
-from engines.spec.choices import INT8, OPENVINO
+from engines.spec.choices import INT8, OPENVINO, PRECISION_HINTS
 from engines.spec.contract import TensorInfo
+from engines.storage import cache_folder, digest_of, link_or_copy
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
-_CPU = "CPU"
+log = logging.getLogger(__name__)
+_CPU, AUTO = "CPU", "AUTO"
 _NO_MEMORY = ("bad_alloc", "out of memory", "failed to allocate")
-# Compiled pieces are kept by what they compute and not by all of its shapes: with more than one past length, a step's
-# attention was wrong from the third scale on (2026.4.1, CPU with AVX2: logits off by 28 where 2e-5 is right).
-_CPU_OPTIONS = {"CPU_RUNTIME_CACHE_CAPACITY": "0"}
-_HINTS = {"INFERENCE_PRECISION_HINT": "f32"}  # by default it is bfloat16 where the processor has it
+# Kernels made of several operators (snippets) are kept by what they compute and not by all of its shapes: with more
+# than one past length, a step's attention was wrong from the third scale on (2026.4.1, CPU with AVX2: logits off by 28
+# where 2e-5 is right). Not to keep any kernel mends it too, and every call then makes all of its kernels anew.
+_CPU_OPTIONS = {"SNIPPETS_MODE": "DISABLE"}
 
 
 def import_openvino() -> Any:
@@ -45,21 +54,28 @@ class OpenVinoBackend(Backend):
 
     name = OPENVINO
 
-    def __init__(self, device: str = "CPU", threads: int | None = None, *, module: Any = None) -> None:
+    def __init__(
+        self, device: str = _CPU, threads: int | None = None, *, hint: str | None = None, module: Any = None
+    ) -> None:
         """Args: device: as OpenVINO calls it, such as CPU, GPU or GPU.1; threads: of the CPU, all physical cores by
-        default; module: for tests.
+        default; hint: one of `engines.spec.choices.PRECISION_HINTS`, f32 by default; module: for tests.
 
         Raises `BackendError` where OpenVINO or the device is missing.
         """
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, got {threads}")
+        if hint not in (None, *PRECISION_HINTS):
+            raise BackendError(f"a precision hint is one of {', '.join(PRECISION_HINTS)}, got {hint!r:.60}")
+        if hint is not None and device == AUTO:
+            raise BackendError(f"{AUTO} does not say what it computes in: name the device for --precision-hint {hint}")
+        self.hint = hint or PRECISION_HINTS[0]
         self._ov = module or import_openvino()
         self._core = self._ov.Core()
         self.provider, self._threads = device, threads
         available = list(self._core.available_devices)
         # Of the CPU, which computes for AUTO too.
         self._core.set_property(_CPU, _CPU_OPTIONS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads}))
-        if device not in (*available, "AUTO", *(each.partition(".")[0] for each in available)):
+        if device not in (*available, AUTO, *(each.partition(".")[0] for each in available)):
             raise BackendError(f"OpenVINO {self._ov.__version__} finds no {device} here; it has {', '.join(available)}")
 
     def lacks(self, bundle: Bundle) -> str | None:
@@ -75,11 +91,16 @@ class OpenVinoBackend(Backend):
         if bundle.precision == INT8 and self.arithmetic().get("saturates"):
             self._core.set_property(_CPU, FLOAT_LAYERS)
         path = bundle.graph_path(graph, cpu=True)
+        options = {"INFERENCE_PRECISION_HINT": self.hint, **self._cache(bundle, path.name)}
         try:
-            model = self._core.compile_model(self._core.read_model(path), self.provider, _HINTS)
+            with _without_links(bundle, path) as file:
+                model = self._core.compile_model(self._core.read_model(file), self.provider, options)
+            taken = None if self.provider == AUTO else model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except Exception as error:
             raise translated(error, f"loading {graph}") from error
         bundle.graph_path(graph, cpu=True)  # still in place: so it was what was read
+        if taken not in (None, self.hint):
+            raise BackendError(f"{self.hint} was asked for, but OpenVINO's {self.provider} computes in {taken} here")
         return OpenVinoEngine(self._ov, graph, model, *bundle.tensors(graph))
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
@@ -87,16 +108,39 @@ class OpenVinoBackend(Backend):
 
     def arithmetic(self) -> dict[str, Any]:
         """See `Backend`: whether the CPU's 8-bit products saturate, which its name need not tell."""
-        return {"saturates": saturates(self._ov)} if self.provider in (_CPU, "AUTO") else {}
+        return {"saturates": saturates(self._ov)} if self.provider in (_CPU, AUTO) else {}
+
+    def judged_as(self, bundle: Bundle) -> str:
+        """See `Backend`: half precision by its own thresholds, where the bundle promises more than the hint."""
+        asked = {"bf16": "bf16", "f16": "fp16"}.get(self.hint, bundle.precision)
+        return max(asked, bundle.precision, key=("fp32", "fp16", "bf16", INT8).index)
 
     def describe(self) -> dict[str, Any]:
         """See `Backend`."""
         return {
             "backend": self.name,
             "openvino": self._ov.__version__,
-            "device": self.provider,
+            "provider": self.provider,
+            "hint": self.hint,
             "threads": self._threads or machine().physical_cores,
         }
+
+    def _cache(self, bundle: Bundle, file: str) -> dict[str, str]:
+        """Where compiled models are kept, by the content that they were made of.
+
+        For devices that take their time to compile. A CPU does not: of d16, a gigabyte would save 1 of 3 seconds.
+        """
+        home = None if self.provider == _CPU else cache_folder()
+        if home is None:
+            return {}
+        content = digest_of([self._ov.__version__, *(bundle.files[name].sha256 for name in (file, WEIGHTS))])
+        folder = home / "kernels" / self.name / content[:32]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("graphs are compiled anew each time: %s", error)
+            return {}
+        return {"CACHE_DIR": str(folder)}
 
     def close(self) -> None:
         """See `Backend`."""
@@ -142,6 +186,25 @@ class OpenVinoCall(Call):
                 self._request.infer()
         except Exception as error:
             raise translated(error, f"running {self._engine.name}") from error
+
+
+@contextmanager
+def _without_links(bundle: Bundle, graph: Path) -> Iterator[Path]:
+    """A graph's file with its weights beside it: OpenVINO reads none that a link leads to, as in the caches of hubs.
+
+    A mapped file stays as long as it is used, without a name too.
+    """
+    if not bundle.held.linked(graph.name, WEIGHTS):
+        yield graph
+        return
+    home = cache_folder()
+    if home is not None:  # where links to the cache of a hub are likely to be possible
+        with contextlib.suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home if home is not None and os.access(home, os.W_OK) else None) as folder:
+        for name in (graph.name, WEIGHTS):
+            link_or_copy(graph.parent / name, Path(folder, name))
+        yield Path(folder, graph.name)
 
 
 def translated(error: Exception, doing: str) -> BackendError:

@@ -73,6 +73,7 @@ class StreamModel(_Model):
             provider=self.setting("provider"),
             device=device_of(self.setting("device")),
             threads=int(self.setting("threads")) if self.setting("threads") else None,
+            precision_hint=self.setting("precision_hint") or None,
             check=self.setting("check"),
         )
 

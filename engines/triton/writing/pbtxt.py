@@ -37,6 +37,7 @@ class Serving:
     provider: str = "cpu"
     device: Device = 0
     threads: int | None = None
+    precision_hint: str | None = None
     check: str = CHECKS[0]
 
     @property
@@ -83,6 +84,7 @@ def stream_config(serving: Serving, bundle: Manifest, place: str) -> str:
                 provider=serving.provider,
                 device=serving.device,
                 threads=serving.threads or "",
+                precision_hint=serving.precision_hint or "",
                 check=serving.check,
             ),
         }

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import engines
+from engines.backends import asked_for
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
 from engines.foreign import MALFORMED, read_json
+from engines.spec.choices import ONNXRUNTIME
 from engines.storage import link_or_copy, sha256_of, write_json, writing
 from engines.triton.writing.pbtxt import Serving, stream_config, unary_config
 
@@ -77,7 +79,9 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
         )
     code = {place: file.read_text(encoding="utf-8") for place, file in _files_of_runtime("*.py").items()}
     graphs = _files_of_runtime("*.onnx")  # that the code runs to probe the machine
-    runtime = serving.backend or ("onnxruntime" if serving.provider == "cpu" else "onnxruntime-gpu")
+    runtime = serving.backend or _asked_for(serving) or ONNXRUNTIME
+    if runtime == ONNXRUNTIME and serving.provider != "cpu":
+        runtime = "onnxruntime-gpu"
     place = f"../{BUNDLE}" if embed else str(bundle.path.resolve())
     stream = {
         CONFIG: stream_config(serving, bundle, place),
@@ -93,6 +97,10 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
         Model(serving.name, unary | code),
         Model(serving.stream_name, stream | code, graphs | (_bundle_files(bundle) if embed else {})),
     ]
+
+
+def _asked_for(serving: Serving) -> str | None:
+    return asked_for(provider=serving.provider, device=serving.device, precision_hint=serving.precision_hint)
 
 
 def write(models: list[Model], repository: Path, *, overwrite: bool = False) -> list[Path]:

@@ -1,20 +1,22 @@
 """OpenVINO beside ONNX Runtime: the same tokens from the same bundles, alone and in any batch."""
 
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 from support import copy_bundle
 
-from engines.backends import create
+from engines.backends import asked_for, create, for_bundle
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.openvino.arithmetic import saturates
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, BundleError, CheckFailedError
 from engines.packages import install_command
-
-openvino = pytest.importorskip("openvino")
+from engines.spec.choices import INT8, PRECISION_HINTS
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_threads_share_a_pipeline(pipeline, other):
 
 def test_it_says_what_it_is(pipeline):
     described = pipeline.describe_runtime()
-    assert (described["backend"], described["device"], described["threads"]) == ("openvino", "CPU", 1)
+    assert (described["backend"], described["provider"], described["threads"]) == ("openvino", "CPU", 1)
     assert described["openvino"].startswith(openvino.__version__.split("-")[0])
 
 
@@ -110,12 +112,120 @@ def test_what_is_missing_is_one_line(monkeypatch, demo_bf16_bundle):
         create("onnxruntime", device="GPU")
     with pytest.raises(BackendError, match="threads must be 1 or more"):
         create("openvino", threads=0)
+    with pytest.raises(BackendError, match="a precision hint is one of f32, bf16, f16, got 'fp16'"):
+        create("openvino", precision_hint="fp16")
+    with pytest.raises(BackendError, match="AUTO does not say what it computes in: name the device"):
+        create("openvino", device="AUTO", precision_hint="f16")
+    with pytest.raises(BackendError, match="a precision hint is for OpenVINO, not for onnxruntime"):
+        create("onnxruntime", precision_hint="f32")
     with create("openvino") as backend, pytest.raises(BackendError, match="is for TensorRT: build one"):
         backend.open(Bundle.open(demo_bf16_bundle), "step")
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError) as caught:
         create("openvino")
     assert str(caught.value).endswith(install_command("openvino"))
+
+
+class Compiled:
+    """A model as a device compiles it that has half precision."""
+
+    def __init__(self, taken):
+        self._taken = taken
+
+    def get_property(self, name):
+        return {"INFERENCE_PRECISION_HINT": self._taken}[name]
+
+
+def with_device(backend, monkeypatch, taken):
+    """The backend on a device that takes another hint than was asked; what it was asked for."""
+    asked = []
+
+    class Core:
+        def read_model(self, path):
+            return path
+
+        def compile_model(self, model, device, options):
+            asked.append(options)
+            return Compiled(taken)
+
+    monkeypatch.setattr(backend, "_core", Core())
+    return asked
+
+
+@pytest.mark.parametrize("hint", [None, *PRECISION_HINTS])
+def test_a_precision_is_computed_or_refused(hint, monkeypatch):
+    bundle = Bundle.open(DEMO_BUNDLE)
+    wanted = hint or "f32"
+    for taken in PRECISION_HINTS:
+        with create("openvino", precision_hint=hint) as backend:
+            asked = with_device(backend, monkeypatch, getattr(openvino.Type, taken))
+            if taken == wanted:
+                backend.open(bundle, "step")
+            else:
+                with pytest.raises(
+                    BackendError, match=f"{wanted} was asked for, but OpenVINO's CPU computes in {taken}"
+                ):
+                    backend.open(bundle, "step")
+            assert [options["INFERENCE_PRECISION_HINT"] for options in asked] == [wanted]
+
+
+def test_half_precision_is_judged_as_such(demo_int8_bundle, demo_fp32_bundle):
+    demo, whole, int8 = map(Bundle.open, (DEMO_BUNDLE, demo_fp32_bundle, demo_int8_bundle))
+    assert (demo.precision, whole.precision, int8.precision) == ("fp16", "fp32", INT8)
+    for hint, judged in ((None, "fp16 fp32 int8"), ("f16", "fp16 fp16 int8"), ("bf16", "bf16 bf16 int8")):
+        with create("openvino", precision_hint=hint) as backend:
+            assert [backend.judged_as(bundle) for bundle in (demo, whole, int8)] == judged.split()
+            assert backend.describe()["hint"] == (hint or "f32")
+    with create("onnxruntime") as backend:
+        assert backend.judged_as(int8) == INT8
+
+
+def test_compiled_models_are_kept_for_devices_that_compile_long(tmp_path, monkeypatch, other):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "var-export" / "kernels" / "openvino"
+    options = {"backend": "openvino", "threads": 1, "check": "never"}
+    for device in ("CPU", "AUTO", "AUTO"):
+        with Pipeline.load(DEMO_BUNDLE, device=device, **options) as pipeline:
+            alike(pipeline.generate(3, seeds=1), other.generate(3, seeds=1))
+            assert kept.exists() == (device == "AUTO")
+    blobs = sorted(kept.rglob("*.blob"))
+    assert len({blob.parent for blob in blobs}) == 3  # graphs: cond, step and decode
+    for blob in blobs:  # as of a process that was killed
+        blob.write_bytes(blob.read_bytes()[: blob.stat().st_size // 2])
+    with Pipeline.load(DEMO_BUNDLE, device="AUTO", **options) as pipeline:
+        alike(pipeline.generate(3, seeds=1), other.generate(3, seeds=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with Pipeline.load(DEMO_BUNDLE, device="AUTO", **options):
+        pass
+
+
+def test_options_that_only_one_backend_has_choose_it(monkeypatch):
+    assert asked_for() is asked_for(threads=2, device=1) is None
+    assert asked_for(device="AUTO") == asked_for(precision_hint="f32") == "openvino"
+    assert asked_for(provider="cuda") == "onnxruntime"
+    bundle = Bundle.open(DEMO_BUNDLE)
+    with for_bundle(bundle, device="AUTO", threads=1) as backend:
+        assert (backend.name, backend.provider) == ("openvino", "AUTO")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with for_bundle(bundle, threads=1) as backend:
+        assert (backend.name, backend.provider) == ("openvino", "CPU")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match="no ONNX Runtime is installed"):
+        for_bundle(bundle)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_bundle_of_links_runs(tmp_path, other, writable, monkeypatch):
+    home = tmp_path / "home" if writable else Path("/dev/null")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    linked = copy_bundle(DEMO_BUNDLE, tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for number, file in enumerate(sorted(linked.iterdir())):
+        blob = file.rename(linked / str(number))
+        (tmp_path / "snapshot" / file.name).symlink_to(blob)
+    with Pipeline.load(tmp_path / "snapshot", backend="openvino", threads=1) as pipeline:
+        alike(pipeline.generate(3, seeds=1), other.generate(3, seeds=1))
+        assert not [entry for entry in home.rglob("*") if entry.name == "weights.bin"]
 
 
 def test_a_bundle_that_was_replaced_is_not_mixed(tmp_path):
