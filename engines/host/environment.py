@@ -235,7 +235,7 @@ class _Gpu:
 
 def _openvino() -> Capability:
     """Whether bundles can run through OpenVINO, and on which devices."""
-    from engines.backends.openvino.runner import import_openvino
+    from engines.backends.openvino.library import import_openvino
 
     what = "run bundles through OpenVINO"
     try:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.backends.host_buffer import HostBuffer
 from engines.backends.openvino.arithmetic import FLOAT_LAYERS, saturates
+from engines.backends.openvino.library import import_openvino, translated
 from engines.bundle.manifest import WEIGHTS
-from engines.errors import BackendError, OutOfMemoryError
+from engines.errors import BackendError
 from engines.machine import machine
-from engines.packages import install_command
 from engines.spec.choices import INT8, OPENVINO, PRECISION_HINTS
 from engines.spec.contract import TensorInfo
 from engines.storage import cache_folder, digest_of, link_or_copy
@@ -32,21 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _CPU, AUTO = "CPU", "AUTO"
-_NO_MEMORY = ("bad_alloc", "out of memory", "failed to allocate")
 # Kernels made of several operators (snippets) are kept by what they compute and not by all of its shapes: with more
 # than one past length, a step's attention was wrong from the third scale on (2026.4.1, CPU with AVX2: logits off by 28
 # where 2e-5 is right). Not to keep any kernel mends it too, and every call then makes all of its kernels anew.
 _CPU_OPTIONS = {"SNIPPETS_MODE": "DISABLE"}
-
-
-def import_openvino() -> Any:
-    """The module openvino. The one place that imports it. Raises `BackendError` where none is installed."""
-    try:
-        import openvino
-        import openvino.opset13
-    except ImportError as error:
-        raise BackendError(f"no OpenVINO is installed ({error}); {install_command('openvino')}") from error
-    return openvino
 
 
 class OpenVinoBackend(Backend):
@@ -205,11 +194,3 @@ def _without_links(bundle: Bundle, graph: Path) -> Iterator[Path]:
         for name in (graph.name, WEIGHTS):
             link_or_copy(graph.parent / name, Path(folder, name))
         yield Path(folder, graph.name)
-
-
-def translated(error: Exception, doing: str) -> BackendError:
-    """The border: what OpenVINO throws, as one line of ours."""
-    text = " ".join(line for line in str(error).split("\n") if line and not line.startswith("Exception from"))
-    if isinstance(error, MemoryError) or any(phrase in text.lower() for phrase in _NO_MEMORY):
-        return OutOfMemoryError(f"out of memory while {doing}; lower the batch size ({text[:200]})")
-    return BackendError(f"OpenVINO failed while {doing}: {text[:400]}")

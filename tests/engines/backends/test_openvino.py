@@ -5,18 +5,20 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 from support import copy_bundle
 
 from engines.backends import asked_for, create, for_bundle
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.openvino.arithmetic import saturates
+from engines.backends.openvino.library import import_openvino
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, BundleError, CheckFailedError
 from engines.packages import install_command
 from engines.spec.choices import INT8, PRECISION_HINTS
+
+openvino = import_openvino()
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_a_bundle_that_was_replaced_is_not_mixed(tmp_path):
 
 
 def test_what_it_throws_is_one_line_of_ours():
-    from engines.backends.openvino.runner import translated
+    from engines.backends.openvino.library import translated
 
     raised = RuntimeError("Exception from src/x.cpp:224:\nException from src/y.cpp:1:\n[CPU] MatMul: shapes\n\n")
     assert str(translated(raised, "running step")) == "OpenVINO failed while running step: [CPU] MatMul: shapes"

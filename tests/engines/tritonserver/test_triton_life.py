@@ -68,6 +68,15 @@ def test_a_bundle_may_lie_elsewhere(needs_triton, local, tmp_path):
     np.testing.assert_array_equal(tokens, local.generate(88).tokens)
 
 
+def test_openvino_serves_too(needs_triton, own_repository, local, tmp_path):
+    repository = own_repository(backend="openvino", threads=1)
+    assert "openvino" in (repository / "var_stream/requirements.txt").read_text(encoding="utf-8")
+    with Server(repository, tmp_path) as server:
+        tokens = unary(server, class_=88, seed=4)[1]
+        np.testing.assert_array_equal(tokens, local.generate(88, seeds=4).tokens)
+    assert "openvino_telemetry" not in server.text()
+
+
 def test_the_cache_answers_what_was_asked_before(needs_triton, own_repository, local, tmp_path):
     with Server(own_repository(cache=True), tmp_path, "--cache-config=local,size=4194304") as server:
         first, again = (unary(server, class_=88, seed=7) for _ in range(2))

@@ -1,4 +1,4 @@
-"""ONNX Runtime's telemetry is off unless the application itself decides: no files, no words, no host looked up."""
+"""Telemetry of the runtimes is off unless the application itself decides: no files, no words, no host looked up."""
 
 import ast
 import os
@@ -12,8 +12,17 @@ ROOT = Path(__file__).parents[3]
 DRAW = """
 from engines import Pipeline
 from engines.bundle.bundle import DEMO_BUNDLE
-with Pipeline.load(DEMO_BUNDLE, threads=1) as pipeline:
+with Pipeline.load(DEMO_BUNDLE, threads=1, backend="{backend}") as pipeline:
     print(pipeline.generate(0, seeds=1).images.shape)
+"""
+SENDER = """
+import sys
+import engines.backends
+with engines.backends.create("openvino"):
+    assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+import openvino_telemetry
+with engines.backends.create("openvino"):
+    print(openvino_telemetry.Telemetry)
 """
 DECIDED = """
 import os
@@ -48,25 +57,34 @@ def imported_modules(file):
             yield str(getattr(node.args[0], "value", ""))
 
 
-def test_one_place_imports_onnxruntime():
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_one_place_imports_a_runtime(runtime):
     files = [file for package in ("engines", "calib", "var_export") for file in (ROOT / package).rglob("*.py")]
     assert len(files) > 100
     importing = {
         file.relative_to(ROOT).as_posix()
         for file in files
-        if any(name.split(".")[0] == "onnxruntime" for name in imported_modules(file))
+        if any(name.split(".")[0] == runtime for name in imported_modules(file))
     }
-    assert importing == {"engines/backends/onnxruntime/library.py"}
+    assert importing == {f"engines/backends/{runtime}/library.py"}
 
 
-def test_a_draw_leaves_nothing_of_onnxruntime_at_home(tmp_path):
-    assert python(DRAW, HOME=str(tmp_path)) == "(1, 64, 64, 3)\n"
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_draw_leaves_nothing_of_the_runtime_at_home(tmp_path, backend):
+    assert python(DRAW.format(backend=backend), HOME=str(tmp_path)) == "(1, 64, 64, 3)\n"
+    assert [file.name for file in tmp_path.iterdir()] == [".cache"]
+    assert [file.name for file in (tmp_path / ".cache").iterdir()] == ["var-export"]
     assert [file for file in tmp_path.rglob("*") if "onnxruntime" in file.name or "Microsoft" in file.name] == []
 
 
+def test_openvinos_sender_is_left_to_who_imports_it(tmp_path):
+    assert "Telemetry" in python(SENDER, HOME=str(tmp_path))
+
+
 @pytest.mark.parametrize("home", [{}, {"HOME": "/proc/none"}], ids=["no HOME", "HOME that cannot be written"])
-def test_a_draw_without_a_home_says_nothing(home):
-    assert python(DRAW, **home) == "(1, 64, 64, 3)\n"
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_draw_without_a_home_says_nothing(home, backend):
+    assert python(DRAW.format(backend=backend), **home) == "(1, 64, 64, 3)\n"
 
 
 @pytest.mark.parametrize("chosen", ["0", ""])
