@@ -117,17 +117,16 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
         if versions.get("cuda-bindings")
         else _Gpu(None, "cuda-bindings is not installed", install_command("gpu"))
     )
+    through_openvino = _openvino(versions)
+    missing = problem or f"{runtime} has no {PROVIDERS['cpu']}"
     return [
-        Capability(
-            RUN_ON_CPU,
-            on_cpu,
-            runtime if on_cpu else problem or f"{runtime} has no {PROVIDERS['cpu']}",
-            None if on_cpu else install_command("cpu"),
-        ),
+        Capability(RUN_ON_CPU, True, runtime if on_cpu else through_openvino.reason)
+        if on_cpu or through_openvino.usable
+        else Capability(RUN_ON_CPU, False, missing, install_command("cpu")),
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
         _extra("write pages and charts", "report", versions, fallback=("matplotlib", "jinja2")),
-        _openvino(),
+        through_openvino,
         _onnxruntime_gpu(runtime, available, problem, device),
         *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
     ]
@@ -233,16 +232,18 @@ class _Gpu:
         return self.name is None and self.fix is None
 
 
-def _openvino() -> Capability:
+def _openvino(versions: dict[str, str | None]) -> Capability:
     """Whether bundles can run through OpenVINO, and on which devices."""
     from engines.backends.openvino.library import import_openvino
 
-    what = "run bundles through OpenVINO"
+    what, fix = "run bundles through OpenVINO", install_command("openvino")
+    if not versions.get("openvino"):
+        return Capability(what, False, "openvino is not installed", fix)
     try:
-        openvino = import_openvino()
+        devices = import_openvino().Core().available_devices
     except BackendError as error:
-        return Capability(what, False, f"openvino is not installed ({error.__cause__})", install_command("openvino"))
-    return Capability(what, True, f"openvino {openvino.__version__} on {', '.join(openvino.Core().available_devices)}")
+        return Capability(what, False, str(error), fix)
+    return Capability(what, True, f"openvino {versions['openvino']} on {', '.join(devices)}")
 
 
 def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | None, device: _Gpu) -> Capability:

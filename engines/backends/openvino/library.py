@@ -30,6 +30,11 @@ def import_openvino() -> Any:
     return openvino
 
 
+def version_of(openvino: Any) -> str:
+    """Its version without the build: `2026.4.1`."""
+    return str(openvino.__version__).partition("-")[0]
+
+
 @contextlib.contextmanager
 def _without(package: str) -> Iterator[None]:
     """While it lasts, a package that was not imported yet cannot be."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engines.backends.base import Backend, Buffer, Call, Engine
 from engines.backends.host_buffer import HostBuffer
 from engines.backends.openvino.arithmetic import FLOAT_LAYERS, saturates
-from engines.backends.openvino.library import import_openvino, translated
+from engines.backends.openvino.library import import_openvino, translated, version_of
 from engines.bundle.manifest import WEIGHTS
 from engines.errors import BackendError
 from engines.machine import machine
@@ -65,7 +65,7 @@ class OpenVinoBackend(Backend):
         # Of the CPU, which computes for AUTO too.
         self._core.set_property(_CPU, _CPU_OPTIONS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads}))
         if device not in (*available, AUTO, *(each.partition(".")[0] for each in available)):
-            raise BackendError(f"OpenVINO {self._ov.__version__} finds no {device} here; it has {', '.join(available)}")
+            raise BackendError(f"OpenVINO {version_of(self._ov)} finds no {device} here; it has {', '.join(available)}")
 
     def lacks(self, bundle: Bundle) -> str | None:
         """See `Backend`: graphs that were made for TensorRT."""
@@ -108,7 +108,7 @@ class OpenVinoBackend(Backend):
         """See `Backend`."""
         return {
             "backend": self.name,
-            "openvino": self._ov.__version__,
+            "openvino": version_of(self._ov),
             "provider": self.provider,
             "hint": self.hint,
             "threads": self._threads or machine().physical_cores,

@@ -1,6 +1,7 @@
 """What can be done with what is installed, and the command that fixes the rest."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,21 @@ def test_no_runtime():
     found = capability(environment.RUN_ON_CPU, {}, (), "No module named 'onnxruntime'")
     assert found.reason == "No module named 'onnxruntime'"
     assert found.fix == install_command("cpu")
+
+
+def test_openvino_alone_draws(monkeypatch):
+    found = capability("run bundles through OpenVINO", {})
+    assert (found.usable, found.reason, found.fix) == (
+        False,
+        "openvino is not installed",
+        install_command("openvino"),
+    )
+    alone = {"openvino": "2026.4.1"}
+    for what in ("run bundles through OpenVINO", environment.RUN_ON_CPU):
+        found = capability(what, alone, (), "No module named 'onnxruntime'")
+        assert (found.usable, found.reason, found.fix) == (True, "openvino 2026.4.1 on CPU", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not capability(environment.RUN_ON_CPU, alone, (), "No module named 'onnxruntime'").usable
 
 
 GPU = ("CUDAExecutionProvider", *CPU)

@@ -82,11 +82,13 @@ def test_no_demo_is_no_failure(call, demo, tmp_path):
     assert "make one with: var-export build" in out
 
 
-def test_no_onnx_runtime(call, demo, tiny_build, monkeypatch):
+def test_no_runtime(call, demo, tiny_build, monkeypatch):
     import sys
 
     demo(tiny_build.path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "self-test:  passed" in call("doctor")[1]  # through OpenVINO
+    monkeypatch.setitem(sys.modules, "openvino", None)
     code, out, _ = call("doctor")
     assert code == 0
     assert install_command("cpu") in out
