@@ -138,7 +138,7 @@ def test_without_plans_and_runtime_the_error_names_both_ways():
         except BackendError as error:
             print(json.dumps(str(error)))
         """,
-        blocked=("onnxruntime",),
+        blocked=("onnxruntime", "openvino"),
     )
     assert f"{install_command('cpu')}; or, for a GPU: var-export build " in message
     assert message.endswith(" --target tensorrt")

@@ -68,10 +68,24 @@ def live_run(
     )
 
 
-def draw_with(reference: Reference, sampling: Sampling, max_top_k: int, *, device: torch.device | None = None) -> Draw:
-    """Images of the reference, which is on `device`, from classes and seeds to pixels on the host."""
+def draw_with(
+    reference: Reference,
+    sampling: Sampling,
+    max_top_k: int,
+    *,
+    device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
+) -> Draw:
+    """Images of the reference, which is on `device`, from classes and seeds to pixels on the host.
+
+    `autocast`: what PyTorch computes products in, where not in the type of the weights.
+    """
 
     def draw(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
+        with torch.autocast((device or torch.device("cpu")).type, autocast, enabled=autocast is not None):
+            return in_type(classes, seeds)
+
+    def in_type(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
         settings = tensors_of(sampling.fitted(max_top_k), len(classes))
         drawn = reference.generate(
             torch.tensor(classes, device=device),

@@ -1,4 +1,4 @@
-"""Measuring a loaded bundle: latency per scale, throughput over batch sizes, and a fair race with a reference.
+"""Measuring a loaded bundle: latency per scale, throughput over batch sizes, and fair races with rivals.
 
 Every run draws classes that the runs before it did not, so that the AdaLN vectors of a class are computed
 and not found in the cache; only the unconditional ones are, as in a server that runs for a while. (A model
@@ -98,12 +98,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Race:
-    """Reference and engine in turns, A B A B, with the same work."""
+    """A rival and the engine in turns, A B A B, with the same work."""
 
-    reference: Spread
+    rival: Spread
     engine: Spread
     ratios: tuple[float, ...]
-    """Seconds of the engine for one of the reference, pair by pair."""
+    """Seconds of the engine for one of the rival, pair by pair."""
     tokens_alike: float
     """Share of tokens that both drew alike: whether they did the same work. FP16 leaves draws near an edge open."""
 
@@ -117,6 +117,23 @@ class Race:
         return asdict(self) | {"ratio": asdict(self.ratio)}
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What came of one race."""
+
+    name: str
+    """Of the rival, short, as `PyTorch`."""
+    title: str
+    """The rival with all that decides its time: version, precision, weights."""
+    same_weights: bool
+    """Whether both drew with the same weights: only then does it say something how many tokens are alike."""
+    race: Race
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, seconds."""
+        return {"name": self.name, "title": self.title, "same_weights": self.same_weights, **self.race.to_dict()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Everything that was measured of one bundle on one machine."""
@@ -128,20 +145,18 @@ class Measured:
     load_seconds: float
     cases: list[Case]
     peak_memory: int
-    """Bytes that the process held at most, before a reference was loaded."""
-    comparison: Race | None = None
-    reference: str | None = None
-    """Weights of the PyTorch reference in `comparison`: a checkpoint, or `RANDOM`."""
-    torch_version: str | None = None
+    """Bytes that the process held at most, before a rival was loaded."""
+    comparisons: tuple[Comparison, ...] = ()
 
     def doubts(self) -> list[str]:
         """Why the figures may say little: what else ran on the machine, and how far runs of the same work differ."""
-        here, race = self.machine, self.comparison
-        spread, what = (self.cases[0].total, "runs") if race is None else (race.ratio, "pairs")
+        here, what = self.machine, "pairs" if self.comparisons else "runs"
+        spreads = [each.race.ratio for each in self.comparisons] or [self.cases[0].total]
+        width = max(spread.width for spread in spreads)
         found = [f"the load was {here.load:.1f} on {counted(here.cores, 'core')} before"] * (
             here.load > BUSY * here.cores
         )
-        return found + [f"{what} differ by {spread.width:.0%}"] * (spread.width > WIDE)
+        return found + [f"{what} differ by {width:.0%}"] * (width > WIDE)
 
 
 class Bench:
@@ -171,20 +186,20 @@ class Bench:
                 cases.append(_case(batch, cfg, _samples(run, runs, limit, told)))
         return cases
 
-    def race(self, reference: Draw, *, cfg: float, pairs: int) -> Race:
-        """Race the engine against `reference`, image by image: the same class, seed and guidance in every pair."""
+    def race(self, rival: Draw, *, cfg: float, pairs: int) -> Race:
+        """Race the engine against `rival`, image by image: the same class, seed and guidance in every pair."""
 
         def engine(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
             return self._pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
 
         def requests(count: int, name: str) -> Iterator[tuple[list[int], list[int]]]:
             for turn in range(count):
-                self._progress(f"reference and engine, {name.format(turn + 1)}")
+                self._progress(f"rival and engine, {name.format(turn + 1)}")
                 yield self._fresh(1)
 
         for _ in range(self._warmup):
-            race(reference, engine, requests(1, "warm-up"), rest=REST)
-        return race(reference, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST)
+            race(rival, engine, requests(1, "warm-up"), rest=REST)
+        return race(rival, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST)
 
     def _run(self, batch: int, cfg: float) -> Timings:
         """One run; its total is the wall clock."""
@@ -201,17 +216,17 @@ class Bench:
 
 
 def race(
-    reference: Draw, engine: Draw, requests: Iterable[tuple[Sequence[int], Sequence[int]]], *, rest: float = 0.0
+    rival: Draw, engine: Draw, requests: Iterable[tuple[Sequence[int], Sequence[int]]], *, rest: float = 0.0
 ) -> Race:
-    """Time both on the same classes and seeds, in turns: of every pair the reference first.
+    """Time both on the same classes and seeds, in turns: of every pair the rival first.
 
     `requests`: classes and seeds of each pair, one at least; `rest`: seconds of sleep before each run.
     """
     slow, fast, alike = [], [], []
     for classes, seeds in requests:
-        wanted, reference_seconds = _timed(reference, classes, seeds, rest)
+        wanted, rival_seconds = _timed(rival, classes, seeds, rest)
         drawn, engine_seconds = _timed(engine, classes, seeds, rest)
-        slow.append(reference_seconds)
+        slow.append(rival_seconds)
         fast.append(engine_seconds)
         alike.append(float((wanted == drawn).mean()))
     ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))

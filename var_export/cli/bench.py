@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +24,18 @@ from engines.cli.common import (
     print_facts,
     print_table,
     refuse,
-    runtime_options,
     show,
 )
 from engines.cli.progress import StageClock
-from engines.spec.choices import FORMS
+from engines.errors import UsageError
+from engines.spec.choices import BACKENDS, FORMS, ONNXRUNTIME, OPENVINO
 from engines.words import counted, guidance, mebibytes
 from var_export.cli.common import (
     CHECKPOINT,
+    FOLDER,
     CheckpointParts,
     bundle_argument,
+    choices_option,
     html_option,
     needs_export_packages,
     open_bundle,
@@ -42,7 +46,10 @@ from var_export.cli.common import (
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
-    from engines.fidelity.speed import Draw, Measured
+    from engines.draw.pipeline import Pipeline
+    from engines.fidelity.speed import Bench, Comparison, Draw, Measured
+
+TORCH_TYPES = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,27 @@ class BenchOptions:
     reference: str | None = option(
         type=CHECKPOINT,
         metavar="CHECKPOINT|demo|random",
-        help="Race PyTorch (eager, FP32, same threads) in turns with the engine; random: weights of the same shapes.",
+        help="Race PyTorch (eager, same threads) in turns with the engine; random: weights of the same shapes.",
+    )
+    reference_dtypes: tuple[str, ...] = filled_by(
+        choices_option(
+            "--reference-dtype",
+            "reference_dtypes",
+            TORCH_TYPES,
+            "What PyTorch computes in: FP32, or autocast to BF16.",
+            default=TORCH_TYPES[0],
+        )
+    )
+    backends: tuple[str, ...] = filled_by(
+        choices_option(
+            "--backend",
+            "backends",
+            BACKENDS,
+            "What computes; further ones race in turns with it. [default: of the bundle's plans, else onnxruntime]",
+        )
+    )
+    against: tuple[Path, ...] = option(
+        type=FOLDER, multiple=True, metavar="BUNDLE", help="Race another bundle of the same model in turns; repeatable."
     )
     parts: CheckpointParts = filled_by(
         option_group(
@@ -74,7 +101,7 @@ class BenchOptions:
 @click.command()
 @bundle_argument
 @option_group("options", BenchOptions)
-@runtime_options
+@option_group("runtime", Runtime, without=("backend",))
 @html_option
 @json_option
 @click.pass_context
@@ -96,6 +123,8 @@ def bench(
 
     if options.reference in (None, RANDOM):
         refuse(context, CheckpointParts, "needs --reference with a checkpoint")
+    if options.reference is None:
+        refuse(context, ("reference_dtypes",), "needs --reference")
     opened = open_bundle(bundle)
     with StageClock() as progress:
         measured = _measure(options, runtime, opened, progress)
@@ -110,7 +139,6 @@ def bench(
 
 
 def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: StageClock) -> Measured:
-    from engines.draw.pipeline import Pipeline
     from engines.fidelity.speed import Bench, Measured
     from engines.machine import machine
 
@@ -118,18 +146,15 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
     threads = runtime.threads or here.physical_cores
     progress(f"loading {bundle.path}")
     before = progress.seconds
-    with Pipeline(bundle, runtime.open(bundle), form=options.form, max_batch=max(options.batch)) as pipeline:
+    with _opened(bundle, runtime, options, options.backends[0] if options.backends else None) as pipeline:
         load_seconds = progress.seconds - before
         strength = bundle.sampling.cfg if options.cfg is None else options.cfg
         cfgs = (strength,) if options.cfg is not None or strength == 0 else (strength, 0.0)
         timer = Bench(pipeline, warmup=options.warmup, progress=progress)
         cases = timer.measure(batches=options.batch, cfgs=cfgs, runs=options.runs)
         peak = peak_memory()
-        comparison, torch_version = None, None
-        if options.reference is not None:
-            draw, torch_version = _reference(options.reference, options.parts, bundle, strength, progress)
-            with torch_threads(threads):
-                comparison = timer.race(draw, cfg=strength, pairs=options.runs)
+        with torch_threads(threads) if options.reference else contextlib.nullcontext():
+            comparisons = tuple(_races(timer, options, runtime, bundle, strength, progress))
         ran_by = pipeline.describe_runtime() | {"threads": threads}
     return Measured(
         machine=here,
@@ -138,16 +163,73 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
         load_seconds=load_seconds,
         cases=cases,
         peak_memory=peak,
-        comparison=comparison,
-        reference=options.reference,
-        torch_version=torch_version,
+        comparisons=comparisons,
     )
 
 
+def _opened(bundle: Bundle, runtime: Runtime, options: BenchOptions, backend: str | None) -> Pipeline:
+    """A pipeline on a backend, with those of the options that it has; several backends share one command line."""
+    from engines.draw.pipeline import Pipeline
+
+    suited = runtime
+    if len(options.backends) > 1:
+        named = isinstance(runtime.device, str)
+        suited = replace(
+            runtime,
+            provider=runtime.provider if backend == ONNXRUNTIME else "cpu",
+            precision_hint=runtime.precision_hint if backend == OPENVINO else None,
+            device=runtime.device if named == (backend == OPENVINO) else 0,
+        )
+    opened = replace(suited, backend=backend).open(bundle)
+    return Pipeline(bundle, opened, form=options.form, max_batch=max(options.batch))
+
+
+def _races(
+    timer: Bench, options: BenchOptions, runtime: Runtime, bundle: Bundle, cfg: float, progress: StageClock
+) -> Iterator[Comparison]:
+    """One race after the other, each rival in turns with the engine; of the rivals, one is loaded at a time."""
+    from engines.bundle.bundle import Bundle
+    from engines.fidelity.speed import RANDOM, Comparison
+
+    def race(name: str, title: str, draw: Draw, *, same_weights: bool = True) -> Comparison:
+        return Comparison(name, title, same_weights, timer.race(draw, cfg=cfg, pairs=options.runs))
+
+    for backend in options.backends[1:]:
+        progress(f"loading {bundle.path} for {backend}")
+        with _opened(bundle, runtime, options, backend) as rival:
+            yield race(backend, runtime_title(rival.describe_runtime()), _drawing(rival, cfg))
+    for path in options.against:
+        progress(f"loading {path}")
+        other = Bundle.open(path)
+        if (given := other.config.to_dict() | {"name": ""}) != (wanted := bundle.config.to_dict() | {"name": ""}):
+            differing = ", ".join(key for key in wanted if given[key] != wanted[key])
+            raise UsageError(f"{path} is of another model than {bundle.path}: its {differing} differ")
+        with _opened(other, runtime, options, options.backends[0] if options.backends else None) as rival:
+            title = f"{path} ({other.precision}, {runtime_title(rival.describe_runtime())})"
+            same = other.checkpoint_sha256 == bundle.checkpoint_sha256
+            yield race(path.name or str(path), title, _drawing(rival, cfg), same_weights=same)
+    if options.reference is not None:
+        for dtype, draw, version in _reference(options, bundle, cfg, progress):
+            how = "eager FP32" if dtype == TORCH_TYPES[0] else f"eager, autocast to {dtype.upper()}"
+            title = f"PyTorch {version} ({how}, weights: {options.reference})"
+            name = "PyTorch" if dtype == TORCH_TYPES[0] else f"PyTorch {dtype.upper()}"
+            yield race(name, title, draw, same_weights=options.reference != RANDOM)
+
+
+def _drawing(rival: Pipeline, cfg: float) -> Draw:
+    return lambda classes, seeds: rival.generate(classes, seeds=seeds, cfg=cfg).tokens
+
+
+def runtime_title(runtime: Mapping[str, Any]) -> str:
+    """What computes, with its version, as `onnxruntime 1.31.1, CPUExecutionProvider`."""
+    hint = f", {runtime['hint']}" if "hint" in runtime else ""
+    return f"{runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}{hint}"
+
+
 def _reference(
-    weights: str, parts: CheckpointParts, bundle: Bundle, cfg: float, progress: StageClock
-) -> tuple[Draw, str]:
-    """What draws an image with the PyTorch reference, and the version of PyTorch."""
+    options: BenchOptions, bundle: Bundle, cfg: float, progress: StageClock
+) -> Iterator[tuple[str, Draw, str]]:
+    """What draws an image with the PyTorch reference in each type, and the version of PyTorch."""
     progress("loading the PyTorch reference")
     with needs_export_packages("--reference"):
         import torch
@@ -156,12 +238,14 @@ def _reference(
         from var_export.model.reference import Reference
     from engines.fidelity.speed import RANDOM
 
-    if weights == RANDOM:
+    if options.reference == RANDOM:
         reference = Reference.random(bundle.config)
     else:
-        reference = live.checkpoint_for(bundle, weights, **vars(parts)).reference()
+        reference = live.checkpoint_for(bundle, str(options.reference), **vars(options.parts)).reference()
     sampling = replace(bundle.sampling, cfg=cfg)
-    return live.draw_with(reference, sampling, bundle.max_top_k), torch.__version__
+    for dtype in options.reference_dtypes:
+        autocast = torch.bfloat16 if dtype == "bf16" else None
+        yield dtype, live.draw_with(reference, sampling, bundle.max_top_k, autocast=autocast), torch.__version__
 
 
 def _print(bundle: Bundle, measured: Measured) -> None:
@@ -170,7 +254,7 @@ def _print(bundle: Bundle, measured: Measured) -> None:
         {
             "machine": f"{measured.machine}, load {measured.machine.load:.1f} before",
             "bundle": f"{bundle.path}: {bundle.name}, {bundle.precision}, {runtime['form']}",
-            "runtime": f"{runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}, "
+            "runtime": f"{runtime_title(runtime)}, "
             f"{runtime.get('gpu') or counted(measured.threads, 'thread')}, loaded in {measured.load_seconds:.1f} s",
             "sampling": bundle.sampling.fitted(bundle.max_top_k).describe(),
         }
@@ -188,33 +272,31 @@ def _print(bundle: Bundle, measured: Measured) -> None:
     ]
     print_table(rows, ("batch", "guidance", "runs", "ms p50", "images/s"))
     show(f"\npeak memory: {mebibytes(measured.peak_memory)}")
-    _print_comparison(measured)
+    for comparison in measured.comparisons:
+        _print_comparison(measured, comparison)
     if measured.doubts():
         show(f"uncertain: {'; '.join(measured.doubts())}; close other programs, or take more --runs")
 
 
-def _print_comparison(measured: Measured) -> None:
-    from engines.fidelity.speed import RANDOM
-
-    race, weights = measured.comparison, measured.reference
-    if race is None:
-        return
-    ratio = race.ratio
+def _print_comparison(measured: Measured, comparison: Comparison) -> None:
+    race, ratio = comparison.race, comparison.race.ratio
     show(
-        f"\nagainst PyTorch {measured.torch_version} (eager FP32, {weights}), batch 1, "
-        f"{guidance(measured.cases[0].cfg)}, {counted(measured.threads, 'thread')}, {len(race.ratios)} pairs in turns"
+        f"\nagainst {comparison.title}, batch 1, {guidance(measured.cases[0].cfg)}, "
+        f"{counted(measured.threads, 'thread')}, {len(race.ratios)} pairs in turns"
     )
     rows = [
         (name, *(Figure(1e3 * value, ".1f") for value in (spread.p50, spread.min, spread.max)))
-        for name, spread in (("PyTorch", race.reference), ("engine", race.engine))
+        for name, spread in ((comparison.name, race.rival), ("engine", race.engine))
     ]
     print_table(rows, ("", "ms p50", "min", "max"))
-    alike = "" if weights == RANDOM else f"; {race.tokens_alike:.2%} of the tokens alike"
-    show(f"the engine takes {ratio.p50:.2f} of PyTorch's time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}")
+    alike = f"; {race.tokens_alike:.2%} of the tokens alike" if comparison.same_weights else ""
+    show(
+        f"the engine takes {ratio.p50:.2f} of {comparison.name}'s time "
+        f"(pair by pair {ratio.min:.2f} to {ratio.max:.2f}){alike}"
+    )
 
 
 def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict[str, Any]:
-    race = measured.comparison
     return {
         "machine": asdict(measured.machine),
         "bundle": {
@@ -234,7 +316,5 @@ def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict
         "cases": [case.to_dict() for case in measured.cases],
         "peak_memory_bytes": measured.peak_memory,
         "doubts": measured.doubts(),
-        "reference": None
-        if race is None
-        else {"weights": measured.reference, "torch": measured.torch_version, **race.to_dict()},
+        "comparisons": [comparison.to_dict() for comparison in measured.comparisons],
     }

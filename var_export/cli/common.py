@@ -58,17 +58,36 @@ class CheckpointParts:
     )
 
 
+def _listed(value: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in value.split(",")))
+
+
 def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:
     """`--batch` as a list of sizes with commas."""
 
     def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-        parts = [part.strip() for part in value.split(",")]
-        sizes = tuple(dict.fromkeys(int(part) for part in parts if part.isdecimal()))
-        if not all(part.isdecimal() for part in parts) or min(sizes) < 1:
+        parts = _listed(value)
+        if not all(part.isdecimal() and int(part) for part in parts):
             raise click.BadParameter(f"{value!r} is no list of batch sizes such as {default}", param=parameter)
-        return sizes
+        return tuple(map(int, parts))
 
     return click.option("--batch", default=default, metavar="N,M", callback=parse, help=help_text)
+
+
+def choices_option(
+    flag: str, name: str, choices: Sequence[str], help_text: str, *, default: str | None = None
+) -> Callable[[Command], Command]:
+    """An option that takes several choices as a list with commas; an empty tuple where it has no default."""
+
+    def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+        parts = [] if value is None else _listed(value)
+        for part in parts:
+            if part not in choices:
+                raise click.BadParameter(f"{part!r} is none of {', '.join(choices)}", param=parameter)
+        return tuple(parts)
+
+    metavar = f"[{'|'.join(choices)}],..."
+    return click.option(flag, name, default=default, metavar=metavar, callback=parse, help=help_text)
 
 
 def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:

@@ -84,10 +84,10 @@ class Rival(Reference):
 
     def draw(self, classes: Sequence[int], seeds: Sequence[int], cfg: float) -> NDArray[np.int64]:
         """Tokens (B, T) of images that are drawn all the way to pixels on the host."""
-        draw = draw_with(self, replace(self.sampling, cfg=cfg), self.max_top_k, device=self.device)
+        sampling = replace(self.sampling, cfg=cfg)
+        draw = draw_with(self, sampling, self.max_top_k, device=self.device, autocast=self.dtype)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch.autocast(self.device.type, self.dtype):
-            return draw(classes, seeds)
+        return draw(classes, seeds)
 
     def warm_up(self, batch: int, cfg: float) -> float:
         """Run until nothing is compiled or recorded any more; the seconds of the first run."""

@@ -213,7 +213,7 @@ def _races(steps: Sequence[Entry]) -> str:
             ratio = row["ratio"]
             spread = f"**{ratio['p50']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f}, {row['pairs']} pairs)"
             memory = "-" if row["torch_memory"] is None else _mib(row["torch_memory"])
-            times = (_ms(row["reference"]["p50"]), _ms(row["engine"]["p50"]), spread)
+            times = (_ms(row["rival"]["p50"]), _ms(row["engine"]["p50"]), spread)
             rows.append((*head, *times, f"{row['tokens_alike']:.1%}", memory, f"{row['first_run_seconds']:.1f}"))
     headers = ("case", "PyTorch", "batch", "its ms", "engine's ms", "ratio", "tokens alike")
     return _table((*headers, "its GPU MiB", "its first run, s"), rows)

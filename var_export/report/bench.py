@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.bundle.bundle import Bundle
-from engines.fidelity.speed import RANDOM, Case, Measured, Race
+from engines.fidelity.speed import Case, Comparison, Measured
 from engines.words import counted, guidance
 from var_export.report.charts import bars, bars_height, curves, drawn
 from var_export.report.facts import bundle_facts, environment_facts
@@ -18,10 +18,8 @@ from var_export.report.words import duration, milliseconds, number, size
 
 def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequence[str]) -> int:
     """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
-    first, race = measured.cases[0], measured.comparison
-    charts = [_latency(bundle, first), _throughput(measured.cases)]
-    if race is not None:
-        charts.append(_race(race, measured.torch_version or "", measured.reference or ""))
+    first = measured.cases[0]
+    charts = [_latency(bundle, first), _throughput(measured.cases), *map(_race, measured.comparisons)]
     strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
     sampling = bundle.sampling.fitted(bundle.max_top_k).describe()
     settings = [("sampling", sampling), ("guidance", " and ".join(strengths))]
@@ -48,18 +46,19 @@ def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequenc
 def _tiles(measured: Measured) -> list[Tile]:
     best = max(measured.cases, key=lambda case: case.images_per_second)
     doubts = "".join(f"; {doubt}" for doubt in measured.doubts())
-    alone = doubts if measured.comparison is None else ""
+    alone = "" if measured.comparisons else doubts
     how = f"batch {best.batch}, {guidance(best.cfg)}{alone}"
     tiles = [
         Tile("Throughput", f"{number(best.images_per_second)} images/s", how),
         Tile("Peak memory", size(measured.peak_memory), "of the process, engines alone"),
         Tile("Loading", duration(measured.load_seconds), "bundle and engines"),
     ]
-    if measured.comparison is not None:
-        ratio = measured.comparison.ratio
+    races = []
+    for comparison in measured.comparisons:
+        ratio = comparison.race.ratio
         note = f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}{doubts}"
-        tiles.insert(0, Tile("Time against PyTorch", f"{ratio.p50:.2f} ×", note))
-    return tiles
+        races.append(Tile(f"Time against {comparison.name}", f"{ratio.p50:.2f} ×", note))
+    return races + tiles
 
 
 def _latency(bundle: Bundle, case: Case) -> Chart:
@@ -100,8 +99,9 @@ def _throughput(cases: Sequence[Case]) -> Chart:
     return Chart("Throughput", drawn("throughput", f"Images per second. {said}.", plot), table)
 
 
-def _race(race: Race, version: str, weights: str) -> Chart:
-    sides = (("PyTorch", race.reference), ("engine", race.engine))
+def _race(comparison: Comparison) -> Chart:
+    name, race = comparison.name, comparison.race
+    sides = ((name, race.rival), ("engine", race.engine))
     spreads = [spread for _, spread in sides]
     labels = [duration(spread.p50) for spread in spreads]
     ends = tuple([1e3 * abs(edge - spread.p50) for spread, edge in zip(spreads, edges, strict=True)]
@@ -109,7 +109,7 @@ def _race(race: Race, version: str, weights: str) -> Chart:
     ratio = race.ratio
     svg = drawn(
         "race",
-        f"One image by PyTorch {labels[0]}, by the engine {labels[1]}: {ratio.p50:.2f} of PyTorch's time, pair by pair "
+        f"One image by {name} {labels[0]}, by the engine {labels[1]}: {ratio.p50:.2f} of {name}'s time, pair by pair "
         f"{ratio.min:.2f} to {ratio.max:.2f}.",
         bars(
             [name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends
@@ -118,10 +118,10 @@ def _race(race: Race, version: str, weights: str) -> Chart:
     )
     rows = [(f"pair {pair}", f"{value:.3f}") for pair, value in enumerate(race.ratios, 1)]
     rows += [("median", f"{ratio.p50:.3f}")]
-    alike = "" if weights == RANDOM else f" {100 * race.tokens_alike:.2f} % of the tokens alike."
+    alike = f" {100 * race.tokens_alike:.2f} % of the tokens alike." if comparison.same_weights else ""
     note = (
-        f"PyTorch {version}, eager FP32, weights: {weights}; in turns with the engine, one image at a time, "
+        f"{comparison.title}; in turns with the engine, one image at a time, "
         f"{counted(len(race.ratios), 'pair')}; whiskers from the fastest to the slowest.{alike}"
     )
-    table = Table("Time of the engine for one of PyTorch", ("pair", "ratio"), rows, emphasised=len(rows) - 1)
-    return Chart("Against PyTorch", svg, table, note)
+    table = Table(f"Time of the engine for one of {name}", ("pair", "ratio"), rows, emphasised=len(rows) - 1)
+    return Chart(f"Against {name}", svg, table, note)

@@ -9,7 +9,7 @@ import pytest
 
 from engines.draw.results import Timings
 from engines.fidelity import speed as bench
-from engines.fidelity.speed import Bench, Measured, Race, Spread
+from engines.fidelity.speed import Bench, Comparison, Measured, Race, Spread
 from engines.machine import machine
 
 
@@ -133,7 +133,7 @@ def test_a_busy_machine_is_known_by_its_load_and_by_what_differs(load, ratios, d
         load_seconds=0.0,
         cases=[],
         peak_memory=0,
-        comparison=Race(one, one, ratios, 1.0),
+        comparisons=(Comparison("PyTorch", "PyTorch 2.13", True, Race(one, one, ratios, 1.0)),),
     )
     assert measured.doubts() == doubts
 

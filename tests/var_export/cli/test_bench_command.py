@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from support import copy_bundle
 
+from engines.bundle.bundle import DEMO_BUNDLE
 from engines.machine import machine
 
 QUICK = ("--runs", 2, "--threads", 1)
@@ -56,7 +58,7 @@ def test_json(call, tiny_build):
         assert case["total"]["p99"] is None  # of two runs
         assert case["images_per_second"] == pytest.approx(case["batch"] / case["total"]["p50"])
     assert document["peak_memory_bytes"] > 1 << 20
-    assert document["reference"] is None
+    assert document["comparisons"] == []
 
 
 @pytest.mark.slow
@@ -69,16 +71,58 @@ def test_against_the_checkpoint(call, tiny_build, tiny_checkpoint):
     assert "1 thread, 2 pairs in turns" in out
     assert "100.00% of the tokens alike" in out
     assert "pair 2 of 2" in err
-    reference = json.loads(call(*args, "--json")[1])["reference"]
-    assert reference["tokens_alike"] == 1
-    assert len(reference["ratios"]) == 2
-    assert reference["ratio"]["min"] == min(reference["ratios"])
+    (race,) = json.loads(call(*args, "--json")[1])["comparisons"]
+    assert (race["name"], race["same_weights"]) == ("PyTorch", True)
+    assert race["tokens_alike"] == 1
+    assert len(race["ratios"]) == 2
+    assert race["ratio"]["min"] == min(race["ratios"])
 
 
 def test_random_weights_race_too(call, tiny_build):
     out = call("bench", tiny_build.path, "--batch", 1, "--reference", "random", *QUICK)[1]
     assert "the engine takes " in out
     assert "tokens alike" not in out
+
+
+def test_rivals_of_all_kinds_race_in_turns(call, tiny_build, tmp_path):
+    rivals = ("--backend", "onnxruntime,openvino", "--reference", "random", "--reference-dtype", "fp32,bf16")
+    other = ("--against", copy_bundle(tiny_build.path, tmp_path / "other"), "--html", tmp_path / "page.html")
+    code, out, _ = call("bench", tiny_build.path, "--batch", 1, *rivals, *other, "--json", *QUICK)
+    document = json.loads(out)
+    assert code == 0
+    assert document["runtime"]["backend"] == "onnxruntime"
+    races = {race["name"]: race for race in document["comparisons"]}
+    assert list(races) == ["openvino", "other", "PyTorch", "PyTorch BF16"]
+    assert [race["same_weights"] for race in races.values()] == [True, True, False, False]
+    assert races["openvino"]["title"].startswith("openvino 20")
+    assert races["openvino"]["title"].endswith(", CPU, f32")
+    assert races["other"]["title"].startswith(f"{tmp_path / 'other'} (fp32, onnxruntime ")
+    assert "autocast to BF16" in races["PyTorch BF16"]["title"]
+    for race in races.values():
+        assert len(race["ratios"]) == 2
+        assert race["tokens_alike"] == 1 or not race["same_weights"]
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(f"Against {name}" in page for name in races)
+
+
+def test_options_of_one_backend_reach_it_alone(call, tiny_build):
+    args = ("bench", tiny_build.path, "--batch", 1, "--cfg", 0, *QUICK)
+    out = call(*args, "--backend", "openvino,onnxruntime", "--device", "AUTO")[1]
+    assert "openvino 20" in out.split("latency")[0]
+    assert "AUTO, f32, 1 thread" in out
+    assert "against onnxruntime " in out
+    assert "the engine takes " in out.splitlines()[-1] or "uncertain" in out.splitlines()[-1]
+    code, _, err = call(*args, "--backend", "onnxruntime,openvino", "--precision-hint", "f16")
+    assert (code, err.splitlines()[-1]) == (2, "Error: f16 was asked for, but OpenVINO's CPU computes in f32 here")
+    assert call(*args, "--backend", "onnxruntime", "--device", "AUTO")[0] == 2
+    assert "'cuda' is none of onnxruntime, " in call(*args, "--backend", "onnxruntime,cuda")[2]
+    assert "--reference-dtype needs --reference" in call(*args, "--reference-dtype", "bf16")[2]
+
+
+def test_a_rival_of_another_model_is_refused(call, tiny_build):
+    code, _, err = call("bench", tiny_build.path, "--batch", 1, "--against", DEMO_BUNDLE, *QUICK)
+    assert code == 2
+    assert f"{DEMO_BUNDLE} is of another model than {tiny_build.path}: its " in err.splitlines()[-1]
 
 
 def test_a_checkpoint_of_another_model_is_refused(call, tiny_build):

@@ -112,7 +112,7 @@ def test_the_document_keeps_its_form(check, emulated, in_process, torch_on_cpu, 
     assert race["mode"] == "reduce-overhead"
     assert [row["batch"] for row in race["rows"]] == [1, 2]
     assert set(race["rows"][0]) == {
-        *("batch", "cfg", "pairs", "problem", "reference", "engine", "ratios", "ratio", "tokens_alike"),
+        *("batch", "cfg", "pairs", "problem", "rival", "engine", "ratios", "ratio", "tokens_alike"),
         *("first_run_seconds", "torch_memory"),
     }
     assert len(race["rows"][0]["ratios"]) == 2

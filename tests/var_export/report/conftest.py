@@ -11,7 +11,7 @@ from calib.judge.effects import Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.draw.pipeline import Pipeline
 from engines.fidelity.checks import Runs, verify
-from engines.fidelity.speed import RANDOM, Case, Measured, Race, Spread
+from engines.fidelity.speed import RANDOM, Case, Comparison, Measured, Race, Spread
 from engines.machine import machine
 from engines.spec.policy import PER_BLOCK, PER_TOKEN, STATIC
 from tests.bundles import shared_bundle
@@ -102,9 +102,14 @@ def measured() -> Any:
         load_seconds=0.5,
         cases=cases,
         peak_memory=1 << 28,
-        comparison=Race(spread(0.2), spread(0.05), (0.2, 0.25, 0.3), 0.5),
-        reference=RANDOM,
-        torch_version="2.0",
+        comparisons=(
+            Comparison(
+                "PyTorch",
+                f"PyTorch 2.0 (eager FP32, weights: {RANDOM})",
+                False,
+                Race(spread(0.2), spread(0.05), (0.2, 0.25, 0.3), 0.5),
+            ),
+        ),
     )
 
 

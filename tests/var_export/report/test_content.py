@@ -114,7 +114,7 @@ def test_the_bench_page(pages):
         "256.0 MiB",
         "batch 1",
         "76.3 images/s",
-        "PyTorch 2.0, eager FP32, weights: random",
+        "PyTorch 2.0 (eager FP32, weights: random)",
     ):
         assert part in words, part
     assert "tokens alike" not in words  # of random weights, that would say nothing
