@@ -11,7 +11,7 @@ from engines.backends.base import Backend, Buffer, Call, Engine
 
 @dataclass
 class Event:
-    """`what` is buffer, write, read, bind or run."""
+    """`what` is buffer, write, read, gather, bind or run."""
 
     what: str
     graph: str = ""
@@ -46,6 +46,12 @@ class RecordingBuffer(Buffer):
 
     def shaped(self, shape):
         return RecordingBuffer(self.log, self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
+
+    def gather(self, source, entries, axis):
+        assert source.dtype == self.dtype
+        assert not np.shares_memory(source.array, self.array)
+        self.log.append(Event("gather", address=self.address, size=self.array.nbytes))
+        self.array[...] = source.array.take(list(entries), axis=axis)
 
 
 class RecordingCall(Call):

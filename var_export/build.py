@@ -123,7 +123,7 @@ def _manifest(checkpoint: Checkpoint, options: FloatOptions) -> Manifest:
         {
             "checkpoint": checkpoint.sha256,
             "config": checkpoint.config.to_dict(),
-            "sampling": asdict(checkpoint.sampling),
+            "sampling": checkpoint.sampling.to_dict(),
             "max_top_k": max_top_k,
             "torch": versions["torch"],
             "sources": code_digest(FLOAT_BUNDLE),

@@ -28,13 +28,13 @@ from onnx_ir.passes import common
 from calib.graphs.layers import initializer
 from engines.spec import contract
 from engines.spec.config import ModelConfig, mixing, num_phi, phi_index
-from engines.spec.sampling import OPTIONS
+from engines.spec.sampling import IN_GRAPHS
 
 STITCHED = ("cond", "step", "decode")
 """What becomes part of the fused graph."""
 _SLICED = ("uniforms", "forced_tokens", "forced_mask", "noise")
 """Inputs of which each scale takes its part, where the graph has them."""
-_EVERY_SCALE = (*(option.name for option in OPTIONS if not option.per_scale), "cond_row", "uncond_row", "image_row")
+_EVERY_SCALE = (*(option.name for option in IN_GRAPHS if not option.per_scale), "cond_row", "uncond_row", "image_row")
 """Inputs that every scale takes as they are, where the graph has them."""
 Rule = Callable[[ir.Node, Mapping[ir.Value, ir.Value]], ir.Value | None]
 """Given a node and the copies made so far: what stands for its output instead of a copy, or None."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,13 @@ class Buffer(ABC):
     @abstractmethod
     def shaped(self, shape: tuple[int, ...]) -> Buffer:
         """The beginning of this buffer under another, smaller shape, sharing memory."""
+
+    @abstractmethod
+    def gather(self, source: Buffer, entries: Sequence[int], axis: int) -> None:
+        """Fill this buffer with some entries of an axis of `source`, where both lie: nothing passes the host.
+
+        `source` is of the same backend and dtype, and of the same sizes but for that axis; the two share no memory.
+        """
 
 
 class Call(ABC):

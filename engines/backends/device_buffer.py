@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,41 @@ class DeviceBuffer(Buffer):
     def shaped(self, shape: tuple[int, ...]) -> DeviceBuffer:
         return DeviceBuffer(self._cuda, self._memory, self._offset, shape, self.dtype)
 
+    def gather(self, source: Buffer, entries: Sequence[int], axis: int) -> None:
+        """See `Buffer`: returns before the copies are done, of which there is one for each run of neighbours."""
+        assert isinstance(source, DeviceBuffer)
+        cuda = self._cuda
+        outer, entry = int(np.prod(self.shape[:axis])), int(np.prod(self.shape[axis + 1 :])) * self.dtype.itemsize
+        pitch, old_pitch = self.shape[axis] * entry, source.shape[axis] * entry
+        kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        with cuda.held():
+            for place, first, count in _runs(entries):
+                to, old, width = self.address + place * entry, source.address + first * entry, count * entry
+                cuda.call(
+                    "cudaMemcpy2DAsync",
+                    to,
+                    pitch,
+                    old,
+                    old_pitch,
+                    width,
+                    outer,
+                    kind,
+                    cuda.stream,
+                    doing="copying rows",
+                )
+
     def _staged(self) -> tuple[Array, int]:
         if self._staging is None or self._pinned is None:
             self._pinned = self._cuda.allocate(self.size, pinned=True)
             raw = (ctypes.c_uint8 * self.size).from_address(self._pinned.address)
             self._staging = np.ctypeslib.as_array(raw).view(self.dtype).reshape(self.shape)
         return self._staging, self._pinned.address
+
+
+def _runs(entries: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Place, first entry and length of each run of entries that follow on one another."""
+    start = 0
+    for end in range(1, len(entries) + 1):
+        if end == len(entries) or entries[end] != entries[end - 1] + 1:
+            yield start, int(entries[start]), end - start
+            start = end

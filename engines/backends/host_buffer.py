@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from engines.backends.base import Array, Buffer
@@ -41,3 +43,7 @@ class HostBuffer(Buffer):
 
     def shaped(self, shape: tuple[int, ...]) -> HostBuffer:
         return HostBuffer(self.array.reshape(-1)[: int(np.prod(shape))].reshape(shape))
+
+    def gather(self, source: Buffer, entries: Sequence[int], axis: int) -> None:
+        assert isinstance(source, HostBuffer)
+        np.take(source.array, entries, axis=axis, out=self.array, mode="clip")  # "raise" would copy once more

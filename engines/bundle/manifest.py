@@ -188,7 +188,7 @@ class Manifest:
             "target": self.target,
             "max_top_k": self.max_top_k,
             "smooth": self.smooth,
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.to_dict(),
             "labels": self.labels,
             "build_key": self.build_key,
             "golden_key": self.golden_key,

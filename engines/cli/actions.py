@@ -249,9 +249,9 @@ def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest
 
     What is unusual is told.
     """
-    chosen = request.sampling
+    chosen, form = request.sampling, request.form or manifest.forms[0]
     for cell in combinations(chosen.sweep):
-        make_request(manifest, [0], seeds=0, **{**chosen.one, **cell})
+        make_request(manifest, [0], seeds=0, **{**chosen.one, **cell}).check_form(form, manifest.config)
     values: Any = {name: (value,) for name, value in chosen.one.items()} | chosen.sweep
     warnings = [option.warning(value) for option in OPTIONS for value in values.get(option.name, ())]
     for warning in filter(None, warnings):
@@ -259,7 +259,7 @@ def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest
     defaults: Any = dataclasses.asdict(manifest.sampling.fitted(manifest.max_top_k))
     return {
         **_runtime_settings(source, manifest),
-        "form": request.form or manifest.forms[0],
+        "form": form,
         **(defaults | chosen.one),
     }
 

@@ -15,7 +15,7 @@ from engines.files.jobs import KEY
 from engines.foreign import parse_json
 from engines.pictures.images import read_picture_text
 from engines.spec.choices import OPENVINO, PRECISION_HINTS, PROVIDERS
-from engines.spec.sampling import OPTIONS
+from engines.spec.sampling import OPTIONS, RECOMMENDED, Sampling
 
 AREA = "area"
 """The text that holds which part of a picture was redrawn, as options of a command line."""
@@ -46,7 +46,7 @@ def command_of(text: Mapping[str, str]) -> str | None:
         value = text.get(option.name, "")
         if option.kind == "bool":
             words += [option.flag] if value == "True" else []
-        elif value:
+        elif value and (option in RECOMMENDED or value != str(getattr(Sampling(), option.name))):
             words += [option.flag, _values(value)]
     if text.get("form") == "fused":
         words += ["--form", "fused"]

@@ -44,6 +44,27 @@ class Rows:
             image_row=np.concatenate([np.arange(B), guided]),
         )
 
+    def read(self, guided: Array) -> Array:
+        """Which rows a scale reads that guides these images, bool (B,) -> bool (N,)."""
+        which = np.zeros(len(self.labels), np.bool_)
+        which[self.cond_row] = which[self.uncond_row[guided]] = True
+        return which
+
+    def only(self, kept: Array) -> Rows:
+        """The same images with these of the rows, int64 (n,), in order: among them all that are read.
+
+        An image whose unconditional row is none of them has its conditional one in its place.
+        """
+        place = np.full(len(self.labels), -1)
+        place[kept] = np.arange(len(kept))
+        cond_row, uncond_row = place[self.cond_row], place[self.uncond_row]
+        return Rows(
+            labels=self.labels[kept],
+            cond_row=cond_row,
+            uncond_row=np.where(uncond_row < 0, cond_row, uncond_row),
+            image_row=self.image_row[kept],
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -64,6 +85,12 @@ class Batch:
     def inputs(self) -> dict[str, Array]:
         """All arrays by the names of the fused graph's inputs, but for what is not read."""
         return {**vars(self.rows), **self.sampling, **self.per_token}
+
+    def guided(self, scale: int) -> Array:
+        """Whose guidance reaches this scale, bool (B,); images without any count among them."""
+        first_scales = self.sampling["cfg_scales"]
+        reached: Array = (first_scales == 0) | (scale < first_scales)
+        return reached
 
     def padded(self, shape: tuple[int, int]) -> Batch:
         """The same images in a larger batch (B, N): for an engine whose batch was fixed when it was built.

@@ -134,13 +134,14 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
             forced: tokens int (B, T), or a pair of tokens and bool mask (B, T): taken instead of drawn.
             on_scale: called after each scale with its logits and draws.
             stop: asked before each scale, in the thread that called; where it says true, no more is computed.
-            sampling: cfg, temperature, top_k, top_p, smooth, as `engines.spec.sampling.Sampling` explains them: each a
-                value, or one per image; the bundle recommends one where none is given.
+            sampling: cfg, temperature, top_k, top_p, smooth, cfg_scales, as `engines.spec.sampling.Sampling` explains
+                them: each a value, or one per image; the bundle recommends one where none is given.
 
         Raises `UsageError` on values that cannot be, `CancelledError` where `stop` said so.
 
         """
         request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
+        request.check_form(self.form, self.config)
         if self.form == "fused" and on_scale is not None:
             raise UsageError("logits per scale need the stepwise form; load with form='stepwise'")
         parts, timings = [], Timings()

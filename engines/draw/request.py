@@ -16,6 +16,7 @@ from engines.bundle.labels import NONE, ClassNames
 from engines.draw.batch import UNREAD, Batch, Rows
 from engines.errors import UsageError
 from engines.spec.arrays import as_array, check_tokens
+from engines.spec.choices import FUSED
 from engines.spec.config import ModelConfig
 from engines.spec.sampling import OPTIONS, SamplingOption, SamplingOptions
 from engines.spec.uniforms import MAX_SEED, noise, uniforms
@@ -67,6 +68,12 @@ class Request:
             }
             for k, (index, seed) in enumerate(zip(self.classes.tolist(), self.seeds.tolist(), strict=True))
         )
+
+    def check_form(self, form: str, config: ModelConfig) -> None:
+        """Raises `UsageError` where guidance ends early, and the form is the one that computes all scales in a call."""
+        reached = self.sampling["cfg_scales"]
+        if form == FUSED and ((reached > 0) & (reached < config.num_scales) & (self.sampling["cfg"] != 0)).any():
+            raise UsageError("cfg_scales needs the stepwise form: --form stepwise, or load with form='stepwise'")
 
     def batch(self, config: ModelConfig, part: slice) -> Batch:
         """Some of the images as a batch of the scale loop."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from engines.spec import choices
 from engines.spec.config import ModelConfig, num_phi
-from engines.spec.sampling import OPTIONS
+from engines.spec.sampling import IN_GRAPHS
 
 CONTRACT_VERSION = 1
 """Changes when a bundle written before can no longer be run by this code."""
@@ -80,7 +80,7 @@ _ROWS = """
 
 def _sampling(*, opt_in: bool) -> str:
     """The lines of the options that a step takes as they are."""
-    options = [option for option in OPTIONS if option.opt_in == opt_in and not option.per_scale]
+    options = [option for option in IN_GRAPHS if option.opt_in == opt_in and not option.per_scale]
     return "".join(f"{option.name} {option.dtype} (B) {option.meaning}\n" for option in options)
 
 
@@ -167,7 +167,7 @@ FUSED = GraphSpec(
     labels        int64   (N)     class of each row
     uniforms      float32 (B, T)  one number in [0, 1) decides each draw
     """
-        + "".join(f"{option.name} {option.dtype} (B) {option.meaning}\n" for option in OPTIONS if option.per_scale)
+        + "".join(f"{option.name} {option.dtype} (B) {option.meaning}\n" for option in IN_GRAPHS if option.per_scale)
         + _sampling(opt_in=False)
         + _ROWS
         + _FORCED.replace("*", "T")
@@ -185,7 +185,7 @@ COMMON_GRAPHS = ("decode", "encode", "accumulate")
 PARTS = TRANSFORMER, DECODER, ENCODER = ("transformer", "decoder", "encoder")
 PART_OF = {"cond": TRANSFORMER, "step": TRANSFORMER, "decode": DECODER, "encode": ENCODER}
 """Which part of the model a graph with trained layers belongs to."""
-SMOOTHING = (*(option.name for option in OPTIONS if option.opt_in), "noise", "mixing", "mixed")
+SMOOTHING = (*(option.name for option in IN_GRAPHS if option.opt_in), "noise", "mixing", "mixed")
 """Inputs and outputs that only the graphs of a bundle that was built with smoothing have."""
 
 

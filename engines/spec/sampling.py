@@ -1,8 +1,9 @@
 """The sampling options of an image: the one table of what each is called, holds, allows and means.
 
 Requests, batches, graphs, golden runs, both command lines and Triton read it: a field of `Sampling` is an option of
-`Pipeline.generate`, of `var-run`, of a request to a server, and an input of the graphs. `var_export/model/sampling.py`
-says what they do to a draw, and `var_export/graphs/sampler.py` does it in a graph.
+`Pipeline.generate`, of `var-run`, of a request to a server, and an input of the graphs unless the scale loop alone
+obeys it. `var_export/model/sampling.py` says what they do to a draw, and `var_export/graphs/sampler.py` does it in a
+graph.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class SamplingOption:
     """Whether a step takes what the loop makes of it (cfg becomes `guidance`), instead of the value itself."""
     opt_in: bool = False
     """Whether only the graphs of a bundle that was built for it take it. No bundle recommends it."""
+    by_loop: bool = False
+    """Whether the scale loop alone obeys it: no graph takes it, and no bundle knows of it."""
 
     @property
     def dtype(self) -> str:
@@ -94,6 +97,7 @@ class Sampling:
     top_k: int = _option(900, "most likely tokens kept; 0 keeps all", low=0)
     top_p: float = _option(0.95, "probability mass kept; 0 and 1 keep all", low=0, high=1)
     smooth: bool = _option(False, "mixes codebook entries: softer; of bundles built with --smooth", opt_in=True)
+    cfg_scales: int = _option(0, "guidance in so many first scales; 0 is all", low=0, by_loop=True)
 
     def __post_init__(self) -> None:
         check_types(self, "sampling.")
@@ -102,6 +106,10 @@ class Sampling:
                 raise UsageError(f"sampling.{option.refusal(value)}")
             if option.kind == "float":  # as JSON may have it without a point
                 object.__setattr__(self, option.name, float(value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types: what a manifest holds of it."""
+        return {option.name: getattr(self, option.name) for option in IN_GRAPHS}
 
     def fitted(self, max_top_k: int) -> Sampling:
         """The same with what a bundle can do that sorts so many tokens."""
@@ -116,7 +124,9 @@ class Sampling:
 OPTIONS = tuple(
     SamplingOption(name=entry.name, kind=str(entry.type), **entry.metadata) for entry in dataclasses.fields(Sampling)
 )
-RECOMMENDED = tuple(option for option in OPTIONS if not option.opt_in)
+IN_GRAPHS = tuple(option for option in OPTIONS if not option.by_loop)
+"""What graphs take, or make `guidance` of, and manifests hold."""
+RECOMMENDED = tuple(option for option in IN_GRAPHS if not option.opt_in)
 """What a bundle recommends, and its golden run was drawn with."""
 
 if TYPE_CHECKING:
@@ -135,3 +145,4 @@ class SamplingOptions(TypedDict, total=False):
     top_k: PerImage
     top_p: PerImage
     smooth: PerImageFlag
+    cfg_scales: PerImage

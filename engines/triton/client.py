@@ -16,6 +16,7 @@ from engines.draw.request import FORCED, make_request
 from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
 from engines.packages import install_command
+from engines.spec.sampling import OPTIONS, Sampling
 from engines.triton.wire import FACTS, INPUTS, Order, full_inputs, unpack_facts
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
         self.max_batch = int(config.max_batch_size)
         self._stream_model = config.parameters["stream_model"].string_value
         self.manifest = unpack_facts(config.parameters[FACTS].string_value, url)
-        self._edits = "picture" in {tensor.name for tensor in config.input}
+        self._takes = {tensor.name for tensor in config.input}
 
     def generate(
         self,
@@ -112,7 +113,7 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
 
     def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
         """See `ImageSource`. Raises `UsageError` where the server's models are older than this."""
-        if not self._edits:
+        if "picture" not in self._takes:
             raise UsageError(f"{self.url} does not edit: write its repository again with var-export triton")
         return {"edited": (squares, redrawn)}
 
@@ -138,13 +139,22 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
         self, classes: Sequence[int], seeds: Sequence[int], edited: Edited | None, sampling: SamplingOptions
     ) -> Order:
         request = make_request(self.manifest, classes, seeds=seeds, **sampling)
+        for option in OPTIONS:
+            if (
+                option.name not in self._takes
+                and (request.sampling[option.name] != getattr(Sampling(), option.name)).any()
+            ):
+                raise UsageError(
+                    f"{self.url} takes no {option.name}: write its repository again with var-export triton"
+                )
         if edited is None:
             return Order(request)
         return Order(request, *(np.broadcast_to(array, (len(request), *array.shape[1:])) for array in edited))
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []
-        for name, array in arrays.items():
+        for name in arrays.keys() & self._takes:  # a server that is older than an option does as without it
+            array = arrays[name]
             tensors.append(self._grpc.InferInput(name, list(array.shape), _TYPES[name]))
             tensors[-1].set_data_from_numpy(np.ascontiguousarray(array))
         return tensors

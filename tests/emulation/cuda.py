@@ -28,6 +28,7 @@ class cudaError_t(enum.IntEnum):
 class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class cudaStreamCaptureMode(enum.IntEnum):
@@ -222,6 +223,22 @@ class HostCuda:
 
         def work():
             ctypes.memmove(self.region(to, size).ctypes.data, self.region(source, size).ctypes.data, size)
+
+        return self._enqueue(stream, work)
+
+    def cudaMemcpy2DAsync(self, to, to_pitch, source, source_pitch, width, height, kind, stream):
+        self.require(kind == cudaMemcpyKind.cudaMemcpyDeviceToDevice, "a copy of rows that passes the host")
+        self.require(0 < width <= min(to_pitch, source_pitch), "rows that are wider than their distance")
+        places = [(to + row * to_pitch, source + row * source_pitch) for row in range(height)]
+        for address in places[-1:]:
+            for end in address:
+                self.region(end, width)
+        apart = places[-1][0] + width <= source or places[-1][1] + width <= to
+        self.require(apart, "a copy of rows onto one another: their order is nowhere promised")
+
+        def work():
+            for there, here in places:
+                ctypes.memmove(self.region(there, width).ctypes.data, self.region(here, width).ctypes.data, width)
 
         return self._enqueue(stream, work)
 

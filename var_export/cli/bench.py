@@ -310,7 +310,7 @@ def _document(options: BenchOptions, bundle: Bundle, measured: Measured) -> dict
             "batch": list(options.batch),
             "runs": options.runs,
             "warmup": options.warmup,
-            "sampling": asdict(bundle.sampling),
+            "sampling": bundle.sampling.to_dict(),
         },
         "load_seconds": measured.load_seconds,
         "cases": [case.to_dict() for case in measured.cases],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def _document(made: Bundle) -> dict[str, Any]:
         "build_key": made.build_key,
         "weights_bytes": made.weights_bytes(),
         "patch_nums": list(made.config.patch_nums),
-        "sampling": asdict(made.sampling),
+        "sampling": made.sampling.to_dict(),
         "checkpoint": made.provenance.get("checkpoint"),
     }
 

@@ -85,6 +85,7 @@ class Reference:
         forced: Tensor | None = None,
         forced_mask: Tensor | None = None,
         noise: Tensor | None = None,
+        cfg_scales: Tensor | None = None,
         keep_logits: bool = False,
         **sampling: Tensor,
     ) -> Drawn:
@@ -98,12 +99,16 @@ class Reference:
             forced: int64 (B, sum L), tokens to take instead of the drawn ones.
             forced_mask: bool (B, sum L), where to take them; everywhere by default.
             noise: float32 (B, sum L, V) in (0, 1): smooths all images, by mixing codebook entries where none is forced.
+            cfg_scales: int64 (B,), how many first scales are guided; 0, the default, is all.
             keep_logits: keep the guided logits of every scale.
             sampling: what else decides a draw, each (B,), as `var_export.model.sampling.sample` takes it.
 
         """
         config, B = self.config, labels.shape[0]
         guided = bool((cfg != 0).any())
+        guided_scales = torch.full((B,), config.num_scales, device=labels.device)
+        if cfg_scales is not None:
+            guided_scales = torch.where(cfg_scales == 0, guided_scales, cfg_scales)
         halves = torch.cat((labels, torch.full_like(labels, config.unconditional_class))) if guided else labels
         cond = self.var.class_emb(halves)
         x = self.var.first_input(cond)
@@ -114,9 +119,13 @@ class Reference:
         codebook = self.vae.quantize.embedding.weight
         for scale in range(config.num_scales):
             here = config.scale_slice(scale)
+            if guided and bool((scale >= guided_scales).all()):  # the unconditional half is not needed any more
+                assert past is not None
+                guided, x, cond, past = False, x[:B], cond[:B], [(k[:B], v[:B]) for k, v in past]
             logits, past = self.var(x, cond, past)
             if guided:
-                t = (cfg * scale / (config.num_scales - 1)).view(B, 1, 1)
+                t = cfg * scale / (config.num_scales - 1)
+                t = torch.where(scale < guided_scales, t, 0).view(B, 1, 1)
                 logits = (1 + t) * logits[:B] - t * logits[B:]
             if keep_logits:
                 kept_logits.append(logits)

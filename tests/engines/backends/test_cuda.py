@@ -171,6 +171,25 @@ def test_rows_and_shapes_share_the_memory(cuda):
     assert whole.rows(1, 2).rows(1, 1).read().tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize(("entries", "copies"), [([0, 1, 2], 1), ([0, 1, 4], 2), ([3], 1), ([4, 2, 3, 0], 3)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_entries_of_an_axis_are_copied_on_the_device(axis, entries, copies, cuda, host, monkeypatch):
+    """A run of neighbours is one copy, and the host waits for none."""
+    values = np.random.default_rng(axis).integers(0, 1 << 16, (5, 5, 5, 3)).astype(np.uint16)
+    source = zeros(cuda, (7, 5, 5, 3), "bfloat16").rows(1, 5)  # begins in the midst of its memory
+    source.write(values)
+    wanted = values.take(entries, axis=axis)
+    whole = zeros(cuda, (8, *wanted.shape[1:]), "bfloat16")
+    started, waits = [], cuda.epoch
+    copy = host.cudaMemcpy2DAsync
+    monkeypatch.setattr(host, "cudaMemcpy2DAsync", lambda *args: started.append(args) or copy(*args))
+    whole.rows(2, len(wanted)).gather(source, entries, axis)
+    assert (len(started), cuda.epoch) == (copies, waits)
+    assert np.array_equal(whole.rows(2, len(wanted)).read(), wanted)
+    assert not whole.rows(0, 2).read().any()
+    assert not whole.rows(2 + len(wanted), 1).read().any()
+
+
 def test_an_empty_part_has_an_address(cuda):
     """The past of the first scale: TensorRT wants an address for it all the same."""
     empty = zeros(cuda, (4, 2), "float16").rows(0, 0)

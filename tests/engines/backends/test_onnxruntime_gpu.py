@@ -122,6 +122,21 @@ def test_previews_and_pictures_are_those_of_the_cpu(emulate, demo_both_bundle, o
     np.testing.assert_array_equal(pipeline.decode(tokens), on_cpu["stepwise"].decode(tokens))
 
 
+def test_guidance_that_ends_early_is_that_of_the_cpu(emulate, demo_both_bundle, on_cpu, monkeypatch):
+    """And what the other rows have cached never leaves the GPU for it."""
+    pipeline = emulate().load(demo_both_bundle, form="stepwise")
+    arguments = {"classes": [5, 9, 7], "seeds": 4, "cfg": [3.0, 2.0, 0.0], "cfg_scales": [4, 5, 2]}
+    expected = on_cpu["stepwise"].generate(**arguments)
+    for _ in range(2):
+        drawn = pipeline.generate(**arguments)
+        np.testing.assert_array_equal(drawn.tokens, expected.tokens)
+        np.testing.assert_array_equal(drawn.images, expected.images)
+    read, sizes = DeviceBuffer.read, []
+    monkeypatch.setattr(DeviceBuffer, "read", lambda buffer: sizes.append(buffer.size) or read(buffer))
+    pipeline.generate(**arguments)
+    assert sorted(sizes)[-2:] == [pipeline.config.scale_lengths[-1] * 3 * 8, 3 * 64 * 64 * 3], "tokens, and images"
+
+
 def test_memory_that_was_used_before_changes_nothing(emulate, demo_both_bundle):
     """What is left of one image in the buffers, and in the caches of keys and values, is not read by the next."""
     emulation = emulate()

@@ -34,6 +34,9 @@ def again(call, picture, *more):
         "parrot --cfg 1,2.5 --provider cuda",
         "parrot --backend openvino",
         "parrot --backend openvino --device GPU.1",
+        "parrot --cfg-scales 2",
+        "0-1 --cfg-scales 0,1,2",
+        "parrot --cfg-scales 3 --form fused",
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -46,11 +49,20 @@ def test_the_command_in_a_picture_makes_it_again(call, args, suffix):
     assert "BUNDLE" in words  # the fake's lies nowhere
 
 
+def test_what_no_bundle_recommends_is_said_where_it_was_asked_for(call):
+    for args, said in (("parrot", False), ("parrot --cfg-scales 2 --seed 1", True)):
+        assert call(*args.split(), "-o", "one.png", "--overwrite")[0] == 0
+        text = settings_of(Path("one.png"))
+        assert text["cfg_scales"] == "02"[said]
+        assert ("--cfg-scales 2" in command_of(text), "--cfg-scales" in command_of(text)) == (said, said)
+
+
 def test_a_grid_too(call):
-    assert call("0,none", "-n", 2, "--cfg", "1,4", "-o", "job")[0] == 0
-    text, _ = again(call, "job/grid.png", "-o", "again")
+    assert call("0,none", "-n", 2, "--cfg", "1,4", "--cfg-scales", "0,2", "-o", "job")[0] == 0
+    text, words = again(call, "job/grid.png", "-o", "again")
+    assert words[words.index("--cfg-scales") + 1] == "0,2"
     assert np.array_equal(load_picture(Path("again/grid.png")), load_picture(Path("job/grid.png")))
-    assert text["images"] == "8"
+    assert text["images"] == "16"
 
 
 def test_decoded_and_reconstructed_pictures_too(call):

@@ -389,6 +389,7 @@ def test_json_is_one_document_and_nothing_else(call):
         "top_p": 0.5,
         "temperature": 1.0,
         "smooth": False,
+        "cfg_scales": 0,
         "classes": [0, 1, 2],
         "seed": 4,
         "count": 1,

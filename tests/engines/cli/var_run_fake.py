@@ -85,6 +85,7 @@ class FakePipeline:
         top_k=None,
         top_p=None,
         smooth=False,
+        cfg_scales=0,
         forced=None,
         stop=None,
     ):

@@ -41,13 +41,14 @@ def pictures(folder):
         ["--class", "88"],
         ["--class", "parrot,none", "--count", "3", "--seed", "5", "--cfg", "2", "--top-k", "50", "--grid"],
         ["--class", "frog", "--preview"],
+        ["--class", "frog,fox", "--cfg", "3", "--cfg-scales", "0,4,5"],
         ["--class", "3", "--count", "2", "--out", "{index}-{label}-{seed}.png", "--batch", "1"],
         ["edit", "../wide.jpg", "--box", "0.3,0.4,0.7,1", "--class", "frog,fox", "--count", "5", "--cfg", "2"],
         ["edit", "../wide.jpg", "--box", "0.3,0.4,0.7,1", "--outpaint", "--preview", "--no-composite"],
         ["edit", "../wide.jpg", "../tall.jpg", "--box", "0,0.5,1,1", "--fit", "pad"],
         ["reconstruct", "../wide.jpg"],
     ],
-    ids=["one", "many", "preview", "pattern", "edit", "outpaint", "edits", "reconstruct"],
+    ids=["one", "many", "preview", "unguided", "pattern", "edit", "outpaint", "edits", "reconstruct"],
 )
 def test_the_same_command_makes_the_same_files(arguments, server, folder, capsys, monkeypatch):
     shades = np.linspace(0, 255, 90 * 120 * 3).reshape(90, 120, 3).astype(np.uint8)
@@ -129,9 +130,12 @@ def test_errors_say_who_is_to_blame(server):
         assert len(remote.generate([1] * 9, seeds=range(9)).images) == 9, "split as the server needs"
         kept = remote.keeping(np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 8, 8), np.bool_))
         assert "forced" in remote.generate([1], seeds=[0], **kept).texts[0]
-        remote._edits = False  # as of a repository that was written before
+        remote._takes -= {"picture", "cfg_scales"}  # as of a repository that was written before
         with pytest.raises(UsageError, match="does not edit: write its repository again with var-export triton"):
             remote.reconstruct(np.zeros((1, 64, 64, 3), np.uint8))
+        with pytest.raises(UsageError, match="takes no cfg_scales: write its repository again with var-export triton"):
+            remote.generate([1, 2], seeds=[0, 1], cfg_scales=[0, 4])
+        assert len(remote.generate([1], seeds=[0], cfg_scales=0).images) == 1
         remote.model = "nobody"
         with pytest.raises((UsageError, BackendError), match="nobody"):
             remote.generate([1], seeds=[0])

@@ -23,7 +23,8 @@ class Asked:
 
     def __init__(self, *, gone_after=None, preview_scales=None, **given):
         edit = {name: given.pop(name) for name in ("picture", "redrawn") if name in given}
-        types = {"label": object, "seed": np.uint64, "class": np.int64, "top_k": np.int64, "smooth": np.bool_}
+        types = {"label": object, "seed": np.uint64, "smooth": np.bool_}
+        types |= dict.fromkeys(("class", "top_k", "cfg_scales"), np.int64)
         self.given = {
             name.rstrip("_"): np.array(
                 [[value] for value in np.atleast_1d(values)], types.get(name.rstrip("_"), np.float32)
@@ -128,6 +129,23 @@ def test_smoothed_and_drawn_images_share_a_batch(demo_smooth_bundle, monkeypatch
         wanted = [alone.generate(88, seeds=1, smooth=True), alone.generate(88, seeds=1)]
         wanted.append(alone.generate([4, 5], seeds=[0, 0], smooth=[False, True]))
     for asked, images in zip(batch, wanted, strict=True):
+        np.testing.assert_array_equal(asked.sent[-1]["tokens"], images.tokens)
+        np.testing.assert_allclose(asked.sent[-1]["image"].astype(int), images.images.astype(int), atol=1)
+
+
+def test_guidance_of_images_that_share_a_batch_ends_where_each_says(service):
+    batch = [
+        Asked(class_=88, seed=1, cfg=4.0, cfg_scales=5, preview_scales="none"),
+        Asked(class_=88, seed=1, cfg=4.0, preview_scales="4"),
+        Asked(class_=[4, 5], cfg=[2.0, 4.0], cfg_scales=[3, 6], preview_scales="none"),
+        Asked(class_=4, cfg_scales=-1),
+    ]
+    service.run(batch)
+    assert [asked.error for asked in batch] == [None] * 3 + [("INVALID_ARG", "cfg_scales must be 0 or more, got -1")]
+    with Pipeline.load(DEMO_BUNDLE, threads=1) as alone:
+        wanted = [alone.generate(88, seeds=1, cfg=4.0, cfg_scales=5), alone.generate(88, seeds=1, cfg=4.0)]
+        wanted.append(alone.generate([4, 5], seeds=[0, 0], cfg=[2.0, 4.0], cfg_scales=[3, 6]))
+    for asked, images in zip(batch, wanted, strict=False):
         np.testing.assert_array_equal(asked.sent[-1]["tokens"], images.tokens)
         np.testing.assert_allclose(asked.sent[-1]["image"].astype(int), images.images.astype(int), atol=1)
 
@@ -285,6 +303,7 @@ def test_what_is_handed_on_leaves_nothing_to_defaults(flags, tmp_path):
         "class": ((1, 1), "int64", 88), "seed": ((1, 1), "uint64", 2**64 - 1), "cfg": ((1, 1), "float32", 1.0),
         "temperature": ((1, 1), "float32", 1.0), "top_k": ((1, 1), "int64", 20),
         "top_p": ((1, 1), "float32", pytest.approx(0.4)), "smooth": ((1, 1), "bool", False),
+        "cfg_scales": ((1, 1), "int64", 0),
     }  # fmt: skip
     assert parameters["preview_scales"] == "none"
     edit = Waiting(picture=np.ones((1, 64, 64, 3), np.uint8))

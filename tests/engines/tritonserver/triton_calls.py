@@ -16,6 +16,7 @@ TYPES = {
     "top_k": ("INT64", np.int64),
     "top_p": ("FP32", np.float32),
     "smooth": ("BOOL", np.bool_),
+    "cfg_scales": ("INT64", np.int64),
 }
 
 

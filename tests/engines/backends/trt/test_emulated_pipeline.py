@@ -79,6 +79,42 @@ def test_guidance_may_differ_within_a_batch(form, emulate, planned_tiny, referen
         assert_same(pipeline.generate(**arguments), reference(planned_tiny, form).generate(**arguments))
 
 
+UNGUIDED = [([1, 1, 1], 3.0), ([2, 0, 1], 3.0), ([0, 3, 2], [2.0, 0.0, 4.0]), (0, 3.0), (2, 1.5)]
+
+
+@pytest.mark.parametrize("plans", ["planned_tiny", "static_tiny"])
+def test_guidance_may_end_early(plans, emulate, request, reference):
+    """Each with other rows and at other scales: what was bound, recorded or cached for one serves the next."""
+    path = request.getfixturevalue(plans)
+    emulation = emulate()
+    pipeline, expected_by = emulation.load(path), reference(path)
+    for cfg_scales, cfg in [*UNGUIDED, *UNGUIDED]:
+        arguments = {"classes": [0, 5, 3], "seeds": 9, "cfg": cfg, "cfg_scales": cfg_scales}
+        emulation.poison()
+        assert_same(pipeline.generate(**arguments), expected_by.generate(**arguments))
+        emulation.cuda.check_guards()
+
+
+def test_images_whose_guidance_ends_early_are_launches_and_take_no_more_memory(emulate, planned_tiny):
+    emulation = emulate()
+    pipeline = emulation.load(planned_tiny)
+    arguments = {"classes": [0, 5], "cfg": 2.0}
+    pipeline.generate(**arguments)
+    guided = emulation.cuda.in_use
+    for _ in range(2):
+        pipeline.generate(**arguments, cfg_scales=2)
+    cache = 2 * pipeline.config.transformer.depth
+    assert emulation.cuda.in_use - guided < guided / cache, "a block's keys, and AdaLN vectors"
+    made, contexts, launches = (
+        emulation.cuda.total_allocations,
+        emulation.trt.contexts_made,
+        emulation.cuda.launches,
+    )
+    pipeline.generate(**arguments, cfg_scales=2)
+    assert (emulation.cuda.total_allocations, emulation.trt.contexts_made) == (made, contexts)
+    assert emulation.cuda.launches - launches == pipeline.config.num_scales + 1
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_sampling_may_differ_within_a_batch(form, emulate, planned_tiny, reference):
     pipeline = emulate().load(planned_tiny, form=form)
