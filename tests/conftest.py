@@ -13,7 +13,7 @@ from tests.hub_server import hub as hub  # a fixture
 from tests.kept import KEPT, changed
 
 # Fixtures that start another program for seconds: a Triton server, a browser, NVIDIA's builder.
-PROGRAMS = {"needs_triton", "chromium", "rtx"}
+PROGRAMS = {"needs_triton", "chromium", "rtx", "swiftshader"}
 
 os.environ["XDG_CACHE_HOME"] = str(KEPT / "cache")  # verdicts of devices, kernels: not in the home of who tests
 

@@ -13,6 +13,7 @@ from typing import Any
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import BackendError, BundleError, VarExportError
+from engines.host.capability import RUN_ON_GPU, Capability, through_openvino, through_webgpu
 from engines.machine import Machine, machine
 from engines.packages import install_command
 
@@ -32,20 +33,7 @@ PACKAGES = (
     "cuda-bindings",
 )
 RUN_ON_CPU = "run bundles on the CPU"
-RUN_ON_GPU = "run on a GPU through {}"
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # both fill one folder, so only one of them may be installed
-
-
-@dataclass(frozen=True)
-class Capability:
-    """Something that this environment can do, or why it cannot."""
-
-    what: str
-    usable: bool
-    reason: str
-    """What the capability rests on, or what is missing."""
-    fix: str | None = None
-    """The command that brings the capability; None where it is there, or where no command helps."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +105,19 @@ def capabilities(versions: dict[str, str | None], available: Iterable[str], prob
         if versions.get("cuda-bindings")
         else _Gpu(None, "cuda-bindings is not installed", install_command("gpu"))
     )
-    through_openvino = _openvino(versions)
+    openvino = through_openvino(versions)
     missing = problem or f"{runtime} has no {PROVIDERS['cpu']}"
     return [
-        Capability(RUN_ON_CPU, True, runtime if on_cpu else through_openvino.reason)
-        if on_cpu or through_openvino.usable
+        Capability(RUN_ON_CPU, True, runtime if on_cpu else openvino.reason)
+        if on_cpu or openvino.usable
         else Capability(RUN_ON_CPU, False, missing, install_command("cpu")),
         _extra("build bundles", "export", versions, fallback=("torch", "onnx", "onnxscript", "safetensors")),
         _extra("read checkpoints from hf://", "hub", versions, fallback=("huggingface_hub",)),
         _extra("write pages and charts", "report", versions, fallback=("matplotlib", "jinja2")),
-        through_openvino,
+        openvino,
         _onnxruntime_gpu(runtime, available, problem, device),
         *(_tensorrt(name, device) for name in ("tensorrt", "tensorrt-rtx")),
+        through_webgpu(available),
     ]
 
 
@@ -232,28 +221,14 @@ class _Gpu:
         return self.name is None and self.fix is None
 
 
-def _openvino(versions: dict[str, str | None]) -> Capability:
-    """Whether bundles can run through OpenVINO, and on which devices."""
-    from engines.backends.openvino.library import import_openvino
-
-    what, fix = "run bundles through OpenVINO", install_command("openvino")
-    if not versions.get("openvino"):
-        return Capability(what, False, "openvino is not installed", fix)
-    try:
-        devices = import_openvino().Core().available_devices
-    except BackendError as error:
-        return Capability(what, False, str(error), fix)
-    return Capability(what, True, f"openvino {versions['openvino']} on {', '.join(devices)}")
-
-
 def _onnxruntime_gpu(runtime: str, available: tuple[str, ...], problem: str | None, device: _Gpu) -> Capability:
     """Whether ONNX Runtime can use a GPU: its own providers for it, its libraries, and a GPU."""
-    from engines.backends.onnxruntime import PROVIDERS, import_onnxruntime
+    from engines.backends.onnxruntime import import_onnxruntime
     from engines.backends.onnxruntime.library import INSTALL_GPU, load_cuda_libraries
-    from engines.backends.onnxruntime.providers import installed
+    from engines.backends.onnxruntime.providers import ON_CUDA, installed
 
     what = RUN_ON_GPU.format("ONNX Runtime")
-    usable = [name for name in PROVIDERS if name != "cpu" and installed(name, available)]
+    usable = [name for name in ON_CUDA if installed(name, available)]
     if device.absent:
         return Capability(what, False, device.problem)
     missing = [] if device.name else [(device.problem, device.fix)]

@@ -30,7 +30,7 @@ def device_of(text: str) -> Device:
     return int(text) if text.isdecimal() else text.upper()
 
 
-PROVIDERS = ("cpu", "cuda", "tensorrt", "nv_tensorrt_rtx")
+PROVIDERS = ("cpu", "cuda", "tensorrt", "nv_tensorrt_rtx", "webgpu")
 """What ONNX Runtime computes on."""
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")
 """Other GPUs that a TensorRT plan may run on."""

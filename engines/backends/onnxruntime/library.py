@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,27 @@ INSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {install_comm
 # Of opset 20, 1.24 has no CUDA kernel for Equal, Pad, ReduceMax and Resize, 1.26 none for Equal and ReduceMax.
 INSTALL_NEWER = 'pip install "onnxruntime-gpu>=1.27"'
 INSTALL_CUDA = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
-RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-INSTALL_RTX = "pip install onnxruntime-ep-nv-tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A provider that comes as a package of its own."""
+
+    module: str
+    title: str
+    extra: str | None = None
+    """Of this project, that has it."""
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return install_command(self.extra) if self.extra else f"pip install {self.module.replace('_', '-')}"
+
+
+PLUGINS = {
+    "nv_tensorrt_rtx": Plugin("onnxruntime_ep_nv_tensorrt_rtx", "TensorRT-RTX"),
+    "webgpu": Plugin("onnxruntime_ep_webgpu", "WebGPU", "webgpu"),
+}
 
 NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "1")
 """The variable that versions from 1.29 on read when their library is loaded. Without it they write a device id and a
@@ -96,8 +116,11 @@ def what_is_missing(ort: Any, provider: str) -> str:
     return ""
 
 
-def rtx_devices(ort: Any, name: str) -> list[Any]:
-    """The GPUs that NVIDIA's TensorRT-RTX plugin can use; registers it on first use."""
+def plugin_devices(ort: Any, provider: str, name: str) -> list[Any]:
+    """What a provider that is a plugin can use here; registers it on first use.
+
+    `provider`: one of `PLUGINS`; `name`: as ONNX Runtime calls it. Raises `BackendError`.
+    """
 
     def known() -> list[Any]:
         return [device for device in ort.get_ep_devices() if device.ep_name == name]
@@ -105,10 +128,10 @@ def rtx_devices(ort: Any, name: str) -> list[Any]:
     devices = known()
     if not devices:
         try:
-            plugin = importlib.import_module(RTX_PLUGIN)
+            plugin = importlib.import_module(PLUGINS[provider].module)
             ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
         except Exception as error:
-            raise translated(error, "loading the TensorRT-RTX plugin") from error
+            raise translated(error, f"loading the {PLUGINS[provider].title} plugin") from error
         devices = known()
     return devices
 

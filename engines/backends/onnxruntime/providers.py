@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends.cuda import Cuda
 from engines.backends.onnxruntime import library
+from engines.backends.onnxruntime.library import PLUGINS
 from engines.backends.tensorrt.options import DEFAULT_BATCH
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle.manifest import WEIGHTS
@@ -35,9 +36,13 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
     "nv_tensorrt_rtx": "NvTensorRTRTXExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
 }
+ON_CUDA = ("cuda", "tensorrt", "nv_tensorrt_rtx")
+"""Providers whose buffers lie on a GPU that CUDA knows; those of the others lie on the host."""
 COMPILING = ("tensorrt", "nv_tensorrt_rtx")
 OPTION_PREFIX = {"tensorrt": "trt", "nv_tensorrt_rtx": "nv"}
+VULKAN = "on Linux it needs a GPU driver with Vulkan and its loader (Debian: libvulkan1)"
 NO_TF32 = ("NVIDIA_TF32_OVERRIDE", "0")
 
 # ONNX Runtime reads the arena more than once while it makes a session, and no lock of its own keeps another from taking
@@ -47,20 +52,24 @@ ARENA = threading.Lock()
 # The CUDA provider leaves shape arithmetic to the CPU, where the shapes are: a few numbers, no copy from the GPU. All
 # of these have CUDA kernels for every type of our graphs, so they are on the CPU for that reason alone.
 SHAPE_OPERATORS = {"Shape", "Size", "Concat", "Gather", "Slice", "Squeeze", "Unsqueeze", "Cast"}
+# WebGPU has no 64-bit integers: it leaves what computes with indices of tokens to the CPU too, a few kilobytes a step.
+INDEX_OPERATORS = {"Equal", "GatherElements", "Less", "Or", "Reshape", "Round", "Transpose", "Where"}
+LEFT_TO_CPU = dict.fromkeys(ON_CUDA, SHAPE_OPERATORS) | {"webgpu": SHAPE_OPERATORS | INDEX_OPERATORS}
 
 
 def installed(provider: str, available: Sequence[str]) -> bool:
-    """Whether there is a provider: among those of ONNX Runtime's build, or as NVIDIA's plugin for it."""
+    """Whether there is a provider: among those of ONNX Runtime's build, or as a plugin for it."""
     if PROVIDERS[provider] in available:
         return True
-    return provider == "nv_tensorrt_rtx" and importlib.util.find_spec(library.RTX_PLUGIN) is not None
+    return provider in PLUGINS and importlib.util.find_spec(PLUGINS[provider].module) is not None
 
 
 def check_provider(ort: Any, provider: str) -> None:
     """Raise `BackendError` unless the installed ONNX Runtime has a provider and can prove that it is used."""
     available = ort.get_available_providers()
     if not installed(provider, available):
-        install = {"cpu": library.INSTALL, "nv_tensorrt_rtx": f"install it with: {library.INSTALL_RTX}"}
+        plugins = {name: f"install it with: {plugin.install}" for name, plugin in PLUGINS.items()}
+        install = {"cpu": library.INSTALL} | plugins
         raise BackendError(
             f"provider {provider!r} is not part of the installed ONNX Runtime {ort.__version__}, which has "
             f"{', '.join(available)}; {install.get(provider, library.INSTALL_GPU)}"
@@ -238,7 +247,7 @@ def open_session(
     arguments = {"providers": registered}
     try:
         if registry not in ort.get_available_providers():
-            options.add_provider_for_devices([_rtx_device(ort, registry, settings)], settings)
+            options.add_provider_for_devices([_plugin_device(ort, provider, settings)], settings)
             arguments = {}
         content = model if isinstance(model, bytes) else str(model)
         with ARENA if provider == "cpu" else contextlib.nullcontext():
@@ -246,12 +255,14 @@ def open_session(
     except BackendError:
         raise
     except Exception as error:  # the module's exceptions share no base class but Exception
+        if provider == "webgpu":
+            raise webgpu_error(error, f"loading {name}") from error
         why = "" if provider == "cpu" else library.what_is_missing(ort, provider)
         raise library.translated(error, f"loading {name}", why) from error
 
 
 def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda | None) -> dict[str, int]:
-    """Prove that a session computes on what was asked for; how many nodes each provider runs.
+    """Prove that a session computes on what was asked for; how many nodes each provider runs, where it is not the CPU.
 
     `session.disable_cpu_ep_fallback` would be the plain way, but takes shape arithmetic on the CPU for computation.
     Raises `BackendError`.
@@ -260,7 +271,7 @@ def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda 
     if active[0] != asked:
         why = "" if cuda is None else library.what_is_missing(ort, provider)
         raise BackendError(f"{asked} was asked for, but ONNX Runtime runs {path.name} on {', '.join(active)}{why}")
-    if cuda is None:
+    if provider == "cpu":
         return {}
     operators: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():
@@ -269,12 +280,16 @@ def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda 
         raise BackendError(
             f"{asked} was asked for, but took nothing of {path.name}; {', '.join(operators)} would run it"
         )
-    stray = set(operators.get(PROVIDERS["cpu"], ())) - SHAPE_OPERATORS
+    stray = set(operators.get(PROVIDERS["cpu"], ())) - LEFT_TO_CPU[provider]
     if stray:
+        newer = f"{library.INSTALL_NEWER}, which has CUDA kernels for all of it"
         raise BackendError(
             f"{asked} was asked for, but ONNX Runtime {ort.__version__} would run {', '.join(sorted(stray))} of "
-            f"{path.name} on the CPU; {library.INSTALL_NEWER}, which has CUDA kernels for all of it"
+            f"{path.name} on the CPU; {'take a bundle in fp32 or fp16' if cuda is None else newer}"
         )
+    counts = {name: sum(nodes.values()) for name, nodes in operators.items()}
+    if cuda is None:
+        return counts
     # An input that is wanted elsewhere would be copied once, when it is bound, and be old in every later run.
     here = ort.OrtDevice.make("cuda", cuda.ordinal)
     wanted = (here.device_vendor_id(), cuda.ordinal)
@@ -284,16 +299,33 @@ def check_session(ort: Any, session: Any, path: Path, provider: str, cuda: Cuda 
                 f"ONNX Runtime {ort.__version__} wants {info.name} of {path.name} in {memory.name} memory, not on GPU "
                 f"{cuda.ordinal}"
             )
-    return {name: sum(counts.values()) for name, counts in operators.items()}
+    return counts
 
 
-def _rtx_device(ort: Any, name: str, settings: dict[str, str]) -> Any:
-    """The device of NVIDIA's plugin with the wanted number, which is then no option any more."""
+def webgpu_error(error: Exception, doing: str) -> BackendError:
+    """What WebGPU lacks here, with the remedy, as one line of ours."""
+    text = str(error)
+    if "WebGPU adapter" in text:
+        return BackendError(f"WebGPU finds no GPU that it can use; {VULKAN}")
+    if "requires f16" in text:
+        return BackendError("this GPU has no half precision in WebGPU (shader-f16): take a bundle in fp32")
+    return library.translated(error, doing)
+
+
+def devices_of(ort: Any, provider: str) -> list[Any]:
+    """What a provider that is a plugin can use here. Raises `BackendError`."""
+    return library.plugin_devices(ort, provider, PROVIDERS[provider])
+
+
+def _plugin_device(ort: Any, provider: str, settings: dict[str, str]) -> Any:
+    """The device of a plugin with the wanted number, which is then no option any more. Raises `BackendError`."""
     wanted = settings.pop("device_id", "0")
-    devices = library.rtx_devices(ort, name)
+    devices = devices_of(ort, provider)
     for device in devices:
         if device.ep_options.get("device_id", "0") == wanted:
             return device
+    if provider == "webgpu":
+        raise BackendError(f"WebGPU finds no GPU here; {VULKAN}")
     raise BackendError(
         f"TensorRT-RTX has no GPU {wanted}: it can use {len(devices)} here, of compute capability 8.0 or more"
     )

@@ -27,6 +27,7 @@ from engines.backends.onnxruntime.providers import PROVIDERS
 from engines.backends.tensorrt.profiles import Range
 from engines.errors import BackendError, VarExportError
 from engines.machine import machine
+from engines.spec.choices import OPENVINO
 from engines.spec.contract import TensorInfo
 
 if TYPE_CHECKING:
@@ -85,10 +86,14 @@ class OnnxRuntimeBackend(Backend):
 
         Raises `BackendError` where the provider, a library that it needs or the GPU is missing.
         """
+        if provider == OPENVINO:
+            raise BackendError(f"{OPENVINO} is a backend of its own: --backend {OPENVINO}, without a provider")
         if provider not in PROVIDERS:
             raise BackendError(f"unknown provider {provider!r}; this version runs: {', '.join(PROVIDERS)}")
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be 1 or more, got {threads}")
+        if provider == "webgpu" and device:
+            raise BackendError(f"WebGPU chooses the GPU itself, and knows no device {device}")
         self.provider = provider
         self.threads = threads
         self._sessions = sessions
@@ -98,7 +103,7 @@ class OnnxRuntimeBackend(Backend):
         self._compiler: dict[str, str] = {}
         if provider == "cpu":
             providers.share_arena(self._ort)
-        else:
+        elif provider in providers.ON_CUDA:
             self.cuda = cuda or Cuda(device)
             try:
                 self._compiler = providers.prepare(self._ort, provider)
@@ -130,7 +135,7 @@ class OnnxRuntimeBackend(Backend):
             if self.cuda is not None:
                 key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
                 engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
-            path = bundle.path / bundle.graph_name(graph, cpu=self.cuda is None)
+            path = bundle.path / bundle.graph_name(graph, cpu=self.provider == "cpu")
             runnable = RunnableGraph(self._load(graph, path, engine, bundle.held), *bundle.tensors(graph))
         opened = OnnxRuntimeEngine(self, graph, runnable, shapes)
         self._engines.add(opened)
@@ -144,7 +149,7 @@ class OnnxRuntimeBackend(Backend):
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
-        if self.cuda is None:
+        if self.provider == "cpu":
             providers.save_memory(options)
             exact_products(self._ort, options)
         else:
@@ -172,7 +177,7 @@ class OnnxRuntimeBackend(Backend):
 
     def arithmetic(self) -> dict[str, Any]:
         """See `Backend`: whether the CPU's 8-bit products saturate, which its name need not tell."""
-        return {} if self.cuda is not None else {"saturates": saturates(self._ort)}
+        return {"saturates": saturates(self._ort)} if self.provider == "cpu" else {}
 
     def run_options(self, *, wait: bool) -> Any:
         """Of a run that returns when the GPU is done, or has been given the work; `Buffer.read` waits for that."""
@@ -182,9 +187,9 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         """See `Backend`: on a GPU frees every buffer too."""
-        if self.cuda is None:
+        if self.provider == "cpu":
             providers.share_arena(self._ort)  # takes the place of the old one, which goes with its last session
-        else:
+        if self.cuda is not None:
             for engine in list(self._engines):
                 engine.close()
             self.cuda.close()
@@ -198,9 +203,10 @@ class OnnxRuntimeBackend(Backend):
         }
         if self._sessions is not None:
             here["graphs"] = "changed"  # no figure of theirs is one of the bundle
-        if self.cuda is None:
+        if self.provider == "cpu":
             return here | {"threads": self.threads or machine().physical_cores}
-        return here | self._compiler | self.cuda.describe() | {"nodes": self._nodes}
+        device = {} if self.cuda is None else self.cuda.describe()
+        return here | self._compiler | device | {"nodes": self._nodes}
 
 
 class OnnxRuntimeEngine(Engine):
@@ -253,7 +259,8 @@ class OnnxRuntimeEngine(Engine):
         except VarExportError:  # of what stands before a session
             raise
         except Exception as error:
-            raise translated(error, f"running {self.name}") from error
+            why = providers.webgpu_error if self._backend.provider == "webgpu" else translated
+            raise why(error, f"running {self.name}") from error
 
     def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> OnnxRuntimeCall:
         with self._lock:
@@ -277,7 +284,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 class OnnxRuntimeCall(Call):
-    """A session's I/O binding, filled once."""
+    """A session's I/O binding, filled once; before each run again where buffers on the host are copied by binding."""
 
     def __init__(
         self,
@@ -288,24 +295,31 @@ class OnnxRuntimeCall(Call):
         outputs: Mapping[str, Buffer],
     ) -> None:
         self._backend, self._engine = backend, engine
-        place = ("cpu", 0) if backend.cuda is None else ("cuda", backend.cuda.ordinal)
+        self._copies = backend.provider != "cpu" and backend.cuda is None
         with backend.held():
             binding = session.io_binding()
-            for tensors, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
-                for tensor, buffer in tensors.items():
-                    assert isinstance(buffer, HostBuffer | DeviceBuffer), tensor
-                    try:
-                        bind(tensor, *place, buffer.dtype, buffer.shape, buffer.address)
-                    except Exception as error:
-                        raise translated(error, f"binding {tensor} of {engine.name}") from error
+            self._fill(binding, inputs, outputs)
         # The binding holds addresses only: the buffers stay for as long as a run may use them.
         self._bound: tuple[Any, Any, Any] | None = session, binding, (dict(inputs), dict(outputs))
+
+    def _fill(self, binding: Any, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        cuda = self._backend.cuda
+        place = ("cpu", 0) if cuda is None else ("cuda", cuda.ordinal)
+        for tensors, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for tensor, buffer in tensors.items():
+                assert isinstance(buffer, HostBuffer | DeviceBuffer), tensor
+                try:
+                    bind(tensor, *place, buffer.dtype, buffer.shape, buffer.address)
+                except Exception as error:
+                    raise translated(error, f"binding {tensor} of {self._engine.name}") from error
 
     def run(self) -> None:
         with self._backend.held():
             bound = self._bound
             if bound is None:
                 raise BackendError(f"the {self._engine.name} engine is closed")
+            if self._copies:
+                self._fill(bound[1], bound[2][0], {})
             self._engine.run(*bound[:2])
 
     def close(self) -> None:

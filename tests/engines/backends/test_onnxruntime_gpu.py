@@ -295,10 +295,11 @@ def test_fp32_is_not_rounded_by_a_compiler(provider, set_by_user, value, emulate
 
 @pytest.fixture
 def rtx_plugin(monkeypatch):
-    plugin = types.ModuleType(library.RTX_PLUGIN)
-    plugin.__spec__ = importlib.machinery.ModuleSpec(library.RTX_PLUGIN, None)
+    module = library.PLUGINS["nv_tensorrt_rtx"].module
+    plugin = types.ModuleType(module)
+    plugin.__spec__ = importlib.machinery.ModuleSpec(module, None)
     plugin.get_ep_name, plugin.get_library_path = lambda: RTX, lambda: "/plugin.so"
-    monkeypatch.setitem(sys.modules, library.RTX_PLUGIN, plugin)
+    monkeypatch.setitem(sys.modules, module, plugin)
 
 
 def test_tensorrt_rtx_is_a_plugin(emulate, rtx_plugin, demo_both_bundle, on_cpu):

@@ -110,6 +110,8 @@ def test_what_is_missing_is_one_line(monkeypatch, demo_bf16_bundle):
         create("openvino", device=1)
     with pytest.raises(BackendError, match="provider cuda is one of ONNX Runtime's"):
         create("openvino", provider="cuda")
+    with pytest.raises(BackendError, match="openvino is a backend of its own: --backend openvino"):
+        create("onnxruntime", provider="openvino")
     with pytest.raises(BackendError, match="device GPU is a name of OpenVINO's, and onnxruntime counts them from 0"):
         create("onnxruntime", device="GPU")
     with pytest.raises(BackendError, match="threads must be 1 or more"):
