@@ -7,6 +7,7 @@ of few classes runs out of new ones: its `cond` shrinks to the cached figure.)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,13 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.draw.pipeline import Pipeline
+from engines.draw.request import make_request
 from engines.draw.results import Timings
+from engines.errors import UsageError
+from engines.judging.similarity import psnr
 from engines.machine import Machine
 from engines.progress import Progress, Steps, silent
 from engines.words import counted, guidance
 
 Draw = Callable[[Sequence[int], Sequence[int]], NDArray[np.int64]]
 """Classes and seeds, one of each per image -> tokens (B, T), with images drawn all the way to pixels on the host."""
+Seen = Callable[[NDArray[np.int64], NDArray[np.int64]], None]
+"""Takes the tokens (B, T) that two rivals drew."""
 RANDOM = "random"  # weights of the same shapes as a bundle's, where no checkpoint is at hand
 
 CASE_SECONDS = 15.0  # enough of one case, once it ran MIN_RUNS times: d16 at batch 8 takes a minute a run
@@ -118,6 +124,22 @@ class Race:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What it changes that guidance ends early, beside images that are guided in all scales."""
+
+    cfg_scales: int
+    """How many first scales are guided."""
+    psnr: float | None
+    """Of the images, in dB; None where they are the same."""
+    tokens_alike: float
+    """Share of the tokens of the scales without guidance that are the same."""
+
+    def __str__(self) -> str:
+        how = "the same images" if self.psnr is None else f"PSNR {self.psnr:.1f} dB"
+        return f"{how}, {self.tokens_alike:.2%} of the tokens of later scales alike"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What came of one race."""
 
@@ -128,10 +150,18 @@ class Comparison:
     same_weights: bool
     """Whether both drew with the same weights: only then does it say something how many tokens are alike."""
     race: Race
+    ended: Ended | None = None
+    """Where the engine drew with guidance that ends early, and the rival is the same with guidance in all scales."""
+
+    @property
+    def engine(self) -> str:
+        """The other side, short."""
+        return "engine" if self.ended is None else f"guidance in {self.ended.cfg_scales}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, seconds."""
-        return {"name": self.name, "title": self.title, "same_weights": self.same_weights, **self.race.to_dict()}
+        own = {"name": self.name, "title": self.title, "same_weights": self.same_weights}
+        return own | self.race.to_dict() | {"ended": None if self.ended is None else asdict(self.ended)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +216,14 @@ class Bench:
                 cases.append(_case(batch, cfg, _samples(run, runs, limit, told)))
         return cases
 
-    def race(self, rival: Draw, *, cfg: float, pairs: int) -> Race:
-        """Race the engine against `rival`, image by image: the same class, seed and guidance in every pair."""
+    def race(self, rival: Draw, *, cfg: float, pairs: int, cfg_scales: int = 0, seen: Seen | None = None) -> Race:
+        """Race the engine against `rival`, image by image: the same class, seed and guidance in every pair.
+
+        `cfg_scales`: of the engine's images, as of `engines.spec.sampling`; `seen`: see `race`.
+        """
 
         def engine(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
-            return self._pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
+            return self._pipeline.generate(classes, seeds=seeds, cfg=cfg, cfg_scales=cfg_scales).tokens
 
         def requests(count: int, name: str) -> Iterator[tuple[list[int], list[int]]]:
             for turn in range(count):
@@ -199,7 +232,33 @@ class Bench:
 
         for _ in range(self._warmup):
             race(rival, engine, requests(1, "warm-up"), rest=REST)
-        return race(rival, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST)
+        return race(rival, engine, requests(pairs, f"pair {{}} of {pairs}"), rest=REST, seen=seen)
+
+    def check_ends(self, cfg_scales: Sequence[int], cfg: float) -> None:
+        """Raises `UsageError` where `end_early` would have nothing to compare, or the form cannot draw it."""
+        scales = self._pipeline.config.num_scales
+        for count in cfg_scales:
+            if cfg == 0 or count >= scales:
+                raise UsageError(
+                    f"--cfg-scales {count} changes nothing: give 1 to {scales - 1} of the {scales} scales, and guidance"
+                )
+            asked = make_request(self._pipeline.bundle, [0], seeds=0, cfg=cfg, cfg_scales=count)
+            asked.check_form(self._pipeline.form, self._pipeline.config)
+
+    def end_early(self, cfg_scales: int, *, cfg: float, pairs: int) -> Comparison:
+        """Race images that are guided in so many first scales against the same ones guided in all."""
+
+        def guided(classes: Sequence[int], seeds: Sequence[int]) -> NDArray[np.int64]:
+            return self._pipeline.generate(classes, seeds=seeds, cfg=cfg).tokens
+
+        drawn: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        raced = self.race(guided, cfg=cfg, pairs=pairs, cfg_scales=cfg_scales, seen=lambda *pair: drawn.append(pair))
+        whole, ended = (np.concatenate(side) for side in zip(*drawn, strict=True))
+        start, scales = self._pipeline.config.scale_offsets[cfg_scales], self._pipeline.config.num_scales
+        apart = psnr(self._pipeline.decode(whole), self._pipeline.decode(ended))
+        alike = float((whole[:, start:] == ended[:, start:]).mean())
+        changed = Ended(cfg_scales, apart if math.isfinite(apart) else None, alike)
+        return Comparison(f"guidance in all {scales}", f"guidance in all {scales} scales", True, raced, changed)
 
     def _run(self, batch: int, cfg: float) -> Timings:
         """One run; its total is the wall clock."""
@@ -216,11 +275,17 @@ class Bench:
 
 
 def race(
-    rival: Draw, engine: Draw, requests: Iterable[tuple[Sequence[int], Sequence[int]]], *, rest: float = 0.0
+    rival: Draw,
+    engine: Draw,
+    requests: Iterable[tuple[Sequence[int], Sequence[int]]],
+    *,
+    rest: float = 0.0,
+    seen: Seen | None = None,
 ) -> Race:
     """Time both on the same classes and seeds, in turns: of every pair the rival first.
 
-    `requests`: classes and seeds of each pair, one at least; `rest`: seconds of sleep before each run.
+    `requests`: classes and seeds of each pair, one at least; `rest`: seconds of sleep before each run; `seen`: called
+    with what both drew, after each pair.
     """
     slow, fast, alike = [], [], []
     for classes, seeds in requests:
@@ -229,6 +294,8 @@ def race(
         slow.append(rival_seconds)
         fast.append(engine_seconds)
         alike.append(float((wanted == drawn).mean()))
+        if seen is not None:
+            seen(wanted, drawn)
     ratios = tuple(b / a for a, b in zip(slow, fast, strict=True))
     return Race(Spread.of(slow), Spread.of(fast), ratios, float(np.mean(alike)))
 

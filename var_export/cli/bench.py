@@ -38,6 +38,7 @@ from var_export.cli.common import (
     choices_option,
     html_option,
     needs_export_packages,
+    numbers_option,
     open_bundle,
     sizes_option,
     tell_page,
@@ -61,6 +62,14 @@ class BenchOptions:
     warmup: int = option(type=click.IntRange(min=0), default=1, help="Runs before, not counted.")
     cfg: float | None = option(
         type=click.FloatRange(min=0), help="Guidance. [default: what the bundle recommends, and none]"
+    )
+    cfg_scales: tuple[int, ...] = filled_by(
+        numbers_option(
+            "--cfg-scales",
+            "numbers of scales",
+            "9,8",
+            "Race images guided in so many first scales in turns with those guided in all, and say how alike they are.",
+        )
     )
     form: str | None = option(type=click.Choice(FORMS), help="[default: stepwise where the bundle has it]")
     reference: str | None = option(
@@ -151,6 +160,7 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
         strength = bundle.sampling.cfg if options.cfg is None else options.cfg
         cfgs = (strength,) if options.cfg is not None or strength == 0 else (strength, 0.0)
         timer = Bench(pipeline, warmup=options.warmup, progress=progress)
+        timer.check_ends(options.cfg_scales, strength)
         cases = timer.measure(batches=options.batch, cfgs=cfgs, runs=options.runs)
         peak = peak_memory()
         with torch_threads(threads) if options.reference else contextlib.nullcontext():
@@ -194,6 +204,8 @@ def _races(
     def race(name: str, title: str, draw: Draw, *, same_weights: bool = True) -> Comparison:
         return Comparison(name, title, same_weights, timer.race(draw, cfg=cfg, pairs=options.runs))
 
+    for scales in options.cfg_scales:
+        yield timer.end_early(scales, cfg=cfg, pairs=options.runs)
     for backend in options.backends[1:]:
         progress(f"loading {bundle.path} for {backend}")
         with _opened(bundle, runtime, options, backend) as rival:
@@ -286,9 +298,15 @@ def _print_comparison(measured: Measured, comparison: Comparison) -> None:
     )
     rows = [
         (name, *(Figure(1e3 * value, ".1f") for value in (spread.p50, spread.min, spread.max)))
-        for name, spread in ((comparison.name, race.rival), ("engine", race.engine))
+        for name, spread in ((comparison.name, race.rival), (comparison.engine, race.engine))
     ]
     print_table(rows, ("", "ms p50", "min", "max"))
+    if comparison.ended is not None:
+        show(
+            f"{comparison.engine} takes {ratio.p50:.2f} of the time (pair by pair {ratio.min:.2f} to {ratio.max:.2f}); "
+            f"{comparison.ended}"
+        )
+        return
     alike = f"; {race.tokens_alike:.2%} of the tokens alike" if comparison.same_weights else ""
     show(
         f"the engine takes {ratio.p50:.2f} of {comparison.name}'s time "

@@ -64,14 +64,21 @@ def _listed(value: str) -> list[str]:
 
 def sizes_option(default: str, help_text: str) -> Callable[[Command], Command]:
     """`--batch` as a list of sizes with commas."""
+    return numbers_option("--batch", "batch sizes", default, help_text, default=default)
 
-    def parse(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-        parts = _listed(value)
+
+def numbers_option(
+    flag: str, what: str, example: str, help_text: str, *, default: str | None = None
+) -> Callable[[Command], Command]:
+    """An option that takes several whole numbers above 0 with commas; an empty tuple where it has no default."""
+
+    def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+        parts = [] if value is None else _listed(value)
         if not all(part.isdecimal() and int(part) for part in parts):
-            raise click.BadParameter(f"{value!r} is no list of batch sizes such as {default}", param=parameter)
+            raise click.BadParameter(f"{value!r} is no list of {what} such as {example}", param=parameter)
         return tuple(map(int, parts))
 
-    return click.option("--batch", default=default, metavar="N,M", callback=parse, help=help_text)
+    return click.option(flag, default=default, metavar="N,M", callback=parse, help=help_text)
 
 
 def choices_option(

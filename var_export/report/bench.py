@@ -101,7 +101,7 @@ def _throughput(cases: Sequence[Case]) -> Chart:
 
 def _race(comparison: Comparison) -> Chart:
     name, race = comparison.name, comparison.race
-    sides = ((name, race.rival), ("engine", race.engine))
+    sides = ((name, race.rival), (comparison.engine, race.engine))
     spreads = [spread for _, spread in sides]
     labels = [duration(spread.p50) for spread in spreads]
     ends = tuple([1e3 * abs(edge - spread.p50) for spread, edge in zip(spreads, edges, strict=True)]
@@ -109,8 +109,8 @@ def _race(comparison: Comparison) -> Chart:
     ratio = race.ratio
     svg = drawn(
         "race",
-        f"One image by {name} {labels[0]}, by the engine {labels[1]}: {ratio.p50:.2f} of {name}'s time, pair by pair "
-        f"{ratio.min:.2f} to {ratio.max:.2f}.",
+        f"One image by {name} {labels[0]}, by the {comparison.engine} {labels[1]}: {ratio.p50:.2f} of {name}'s time, "
+        f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}.",
         bars(
             [name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends
         ),
@@ -119,9 +119,12 @@ def _race(comparison: Comparison) -> Chart:
     rows = [(f"pair {pair}", f"{value:.3f}") for pair, value in enumerate(race.ratios, 1)]
     rows += [("median", f"{ratio.p50:.3f}")]
     alike = f" {100 * race.tokens_alike:.2f} % of the tokens alike." if comparison.same_weights else ""
+    alike = alike if comparison.ended is None else f" {comparison.ended}."
     note = (
-        f"{comparison.title}; in turns with the engine, one image at a time, "
+        f"{comparison.title}; in turns with the {comparison.engine}, one image at a time, "
         f"{counted(len(race.ratios), 'pair')}; whiskers from the fastest to the slowest.{alike}"
     )
-    table = Table(f"Time of the engine for one of {name}", ("pair", "ratio"), rows, emphasised=len(rows) - 1)
+    table = Table(
+        f"Time of the {comparison.engine} for one of {name}", ("pair", "ratio"), rows, emphasised=len(rows) - 1
+    )
     return Chart(f"Against {name}", svg, table, note)

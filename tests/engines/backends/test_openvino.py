@@ -47,6 +47,13 @@ def test_it_draws_what_onnx_runtime_draws(pipeline, other):
             alike(pipeline.generate(**few), other.generate(**few))
 
 
+def test_guidance_that_ends_early_ends_alike(pipeline, other):
+    asked = {"classes": [88, 3, 5], "seeds": [1, 2, 3], "cfg": [3.0, 0.0, 2.0], "cfg_scales": [5, 1, 3]}
+    for _ in range(2):
+        alike(pipeline.generate(**asked), other.generate(**asked))
+        alike(pipeline.generate(88, seeds=1, cfg=3.0, cfg_scales=5), other.generate(88, seeds=1, cfg=3.0, cfg_scales=5))
+
+
 def test_it_previews_edits_encodes_and_decodes_alike(pipeline, other):
     for ours, theirs in zip(pipeline.stream([88, 3], seeds=7), other.stream([88, 3], seeds=7), strict=True):
         alike(ours, theirs)

@@ -21,7 +21,7 @@ class FakePipeline:
     def __init__(self, clock):
         self.clock, self.calls = clock, []
 
-    def generate(self, classes, *, seeds, cfg):
+    def generate(self, classes, *, seeds, cfg, cfg_scales=0):
         self.calls.append((tuple(classes), tuple(seeds), cfg))
         self.clock.now += 0.1 * len(classes)
         timings = Timings(cond=0.01, scales=[0.02, 0.03], decode=0.02, total=0.1)

@@ -1,12 +1,15 @@
 """`var-export bench`: no figure without its machine and settings."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from support import copy_bundle
 
 from engines.bundle.bundle import DEMO_BUNDLE
+from engines.draw.pipeline import Pipeline
+from engines.judging.similarity import psnr
 from engines.machine import machine
 
 QUICK = ("--runs", 2, "--threads", 1)
@@ -139,3 +142,41 @@ def test_a_busy_machine_is_said_beside_the_figures(call, tiny_build, monkeypatch
     assert call(*args, "--html", tmp_path / "p.html")[0] == 0
     assert "; the load was 64.0 on 2 cores before" in (tmp_path / "p.html").read_text(encoding="utf-8")
     assert json.loads(call(*args, "--json")[1])["doubts"][0] == "the load was 64.0 on 2 cores before"
+
+
+def test_guidance_that_ends_early_is_raced_and_judged(call, tiny_build, tmp_path):
+    page = tmp_path / "page.html"
+    args = ("bench", tiny_build.path, "--batch", 1, "--cfg", 3, "--cfg-scales", "2,1", *QUICK)
+    code, out, _ = call(*args, "--html", page)
+    assert code == 0
+    assert "against guidance in all 3 scales, batch 1, guidance 3, 1 thread, 2 pairs in turns" in out
+    for scales in (2, 1):
+        (line,) = (line for line in out.splitlines() if line.startswith(f"guidance in {scales} takes "))
+        assert re.search(r" of the time \(pair by pair .*\); PSNR \d+\.\d dB, \d+\.\d\d% of the tokens of later", line)
+    assert page.read_text(encoding="utf-8").count("of the tokens of later scales alike") == 2
+    races = json.loads(call(*args, "--json")[1])["comparisons"]
+    assert [race["ended"]["cfg_scales"] for race in races] == [2, 1]
+    with Pipeline.load(tiny_build.path, form="stepwise", threads=1) as pipeline:
+        offsets, classes = pipeline.config.scale_offsets, pipeline.config.transformer.num_classes
+        for race, seeds in zip(races, ([4, 5], [7, 8]), strict=True):  # three runs were before, and a warm-up
+            asked = {"classes": [seed % classes for seed in seeds], "seeds": seeds, "cfg": 3.0}
+            whole, ended = (pipeline.generate(**asked, cfg_scales=k) for k in (0, race["ended"]["cfg_scales"]))
+            assert race["ended"]["psnr"] == pytest.approx(psnr(whole.images, ended.images), abs=0.01)
+            later = slice(offsets[race["ended"]["cfg_scales"]], None)
+            assert race["ended"]["tokens_alike"] == (whole.tokens == ended.tokens)[:, later].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--cfg-scales", "3"), "--cfg-scales 3 changes nothing: give 1 to 2 of the 3 scales, and guidance"),
+        (("--cfg-scales", "1", "--cfg", "0"), "--cfg-scales 1 changes nothing: "),
+        (("--cfg-scales", "2", "--form", "fused"), "cfg_scales needs the stepwise form: --form stepwise"),
+        (("--cfg-scales", "0"), "'0' is no list of numbers of scales such as 9,8"),
+    ],
+)
+def test_guidance_that_cannot_end_is_refused_before_anything_is_timed(call, tiny_build, options, says):
+    code, out, err = call("bench", tiny_build.path, "--batch", 1, *QUICK, *options)
+    assert (code, out) == (2, "")
+    assert says in err.splitlines()[-1]
+    assert "batch 1" not in err
