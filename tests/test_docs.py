@@ -18,6 +18,7 @@ from docs_pages import PAGES, ROOT, blocks, commands, text_of
 from PIL import Image
 from support import clean_checkout, copy_bundle
 
+from engines.bundle.bundle import DEMO_BUNDLE
 from engines.cli.run import main as var_run
 from engines.cli.run import run
 from engines.judging.thresholds import THRESHOLDS, Thresholds
@@ -211,7 +212,7 @@ def test_readme_blocks_are_all_run():
     ]
     examples = {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")}
     of_one_line = "docs/triton-protocol.md"
-    shown = ("README.md", "docs/editing.md", "docs/python.md", "docs/smoothing.md", of_one_line)
+    shown = ("README.md", "docs/editing.md", "docs/python.md", "docs/refining.md", "docs/smoothing.md", of_one_line)
     assert examples == dict.fromkeys(shown, 1)
 
 
@@ -228,6 +229,18 @@ def test_the_editing_page_runs_as_written(tmp_path, monkeypatch, capsys):
     exec(example, result)
     assert result["faces"].images.shape == (3, 64, 64, 3)
     assert result["variants"].images.shape == (4, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_the_refining_page_runs_as_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("d30-fp16", "d16-fp16"):
+        copy_bundle(DEMO_BUNDLE, tmp_path / "bundles" / name)
+    (line,) = commands(blocks("docs/refining.md", "sh")[0])
+    assert var_run(shlex.split(line)[1:]) == 0
+    (example,) = blocks("docs/refining.md", "python")
+    exec(example, {})
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
+from engines.draw.collaboration import refiner_facts
 from engines.draw.request import make_request
 from engines.draw.results import ImageSource, Preview, Stop
 from engines.errors import UsageError
@@ -29,11 +31,12 @@ from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
 from engines.pictures.images import load_square
 from engines.spec.arrays import check_tokens
-from engines.spec.choices import ONNXRUNTIME, OPENVINO
+from engines.spec.choices import ONNXRUNTIME, OPENVINO, STEPWISE
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
 
 if TYPE_CHECKING:
+    from engines.draw.collaboration import Collaboration
     from engines.draw.pipeline import Pipeline
 
 MOST_COLUMNS = 16  # of a grid with one for each class
@@ -190,7 +193,7 @@ def _fixed_job(items: tuple[Item, ...], settings: Mapping[str, Any]) -> ImageJob
 def opening(source: SourceOptions, form: str | None = None) -> Iterator[Opened[Any]]:
     """The server where one was named, or a bundle here."""
     if source.url is None:
-        yield open_local(source, form)
+        yield open_local(source, form) if source.refine is None else _open_both(source)
         return
     from engines.triton.client import RemotePipeline
 
@@ -205,28 +208,45 @@ def open_local(source: SourceOptions, form: str | None = None) -> Opened[Pipelin
         path, phrase = default_bundle()
         tell(f"using {phrase}")
     bundle = Bundle.open(path, verify=False)
+    return Opened(bundle.manifest, str(bundle.path), lambda: _load(source, bundle.path, form))
 
-    def load() -> Pipeline:
-        from engines.draw.pipeline import Pipeline
 
-        return Pipeline.load(
-            bundle.path,
-            form=form,
-            max_batch=source.batch,
-            check=source.check,
-            tell=tell,
-            **vars(source.runtime),
+def _load(source: SourceOptions, bundle: Path, form: str | None) -> Pipeline:
+    from engines.draw.pipeline import Pipeline
+
+    return Pipeline.load(
+        bundle, form=form, max_batch=source.batch, check=source.check, tell=tell, **vars(source.runtime)
+    )
+
+
+def _open_both(source: SourceOptions) -> Opened[Collaboration]:
+    """The bundle that drafts, and what draws with it and with that which refines."""
+    drafter = open_local(source, STEPWISE)
+
+    def load() -> Collaboration:
+        from engines.draw.collaboration import Collaboration
+
+        assert source.refine is not None and source.refine_from is not None
+        return Collaboration(
+            drafter.load,
+            partial(_load, source, source.refine, STEPWISE),
+            refine_from=source.refine_from,
+            sequential=source.sequential,
         )
 
-    return Opened(bundle.manifest, str(bundle.path), load)
+    return Opened(drafter.manifest, drafter.place, load)
 
 
 def _runtime_settings(source: SourceOptions, manifest: Manifest) -> dict[str, Any]:
+    refined = {}
+    if source.refine is not None:
+        refined = refiner_facts(Bundle.open(source.refine, verify=False).manifest, source.refine_from or 0)
     return {
         "bundle": manifest.name,
         "build_key": manifest.build_key,
         "precision": manifest.precision,
         "provider": _computes_on(source, manifest),
+        **refined,
     }
 
 
@@ -250,6 +270,8 @@ def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest
     What is unusual is told.
     """
     chosen, form = request.sampling, request.form or manifest.forms[0]
+    if source.refine is not None:
+        form = STEPWISE
     for cell in combinations(chosen.sweep):
         make_request(manifest, [0], seeds=0, **{**chosen.one, **cell}).check_form(form, manifest.config)
     values: Any = {name: (value,) for name, value in chosen.one.items()} | chosen.sweep

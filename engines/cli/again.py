@@ -9,6 +9,7 @@ from pathlib import Path
 from engines.bundle.advice import what_else
 from engines.bundle.bundle import DEMO_BUNDLE, place_of, standing_bundles
 from engines.bundle.manifest import MANIFEST, Manifest
+from engines.draw.collaboration import REFINE_FROM
 from engines.draw.request import FORCED
 from engines.errors import UsageError
 from engines.files.jobs import KEY
@@ -59,6 +60,9 @@ def command_of(text: Mapping[str, str]) -> str | None:
             words += ["--precision-hint" if setting in PRECISION_HINTS else "--device", setting]
     if text.get("provider") in PROVIDERS[1:]:  # else the CPU, or plans, which are taken where they fit
         words += ["--provider", text["provider"]]
+    if REFINE_FROM in text:
+        refiner = _bundle_of(text.get("refiner_key")) or "REFINER"
+        words += ["--refine", str(refiner), "--refine-from", text[REFINE_FROM]]
     return shlex.join([*words, "--bundle", str(_bundle_of(text.get("build_key")) or "BUNDLE")])
 
 

@@ -73,7 +73,7 @@ class ImageRun(Generic[Source]):
             tell(remark)
         try:
             with StageClock() as self._clock:
-                made = run_job(self._job, sinks, self._timed, batch=self._options.batch, progress=self._tell)
+                made = run_job(self._job, sinks, self._timed, batch=self._options.together, progress=self._tell)
         finally:
             if self._source is not None and not self._opened.kept:
                 self._source.close()
@@ -106,7 +106,8 @@ class ImageRun(Generic[Source]):
 
     def _scales(self, source: Source, images: int) -> Stop | None:
         """What is asked before each scale of a batch, says that it goes on, and tells how far it is."""
-        if self._options.url is not None or self._job.settings.get("form") != STEPWISE:
+        options = self._options
+        if options.url is not None or options.sequential or self._job.settings.get("form") != STEPWISE:
             return None
         began, asked = self._done, itertools.count()
         tokens = [side * side for side in self._opened.manifest.config.patch_nums]

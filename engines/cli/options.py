@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from engines.cli.common import POSITIVE, NamedPath, Runtime, check_option, filled_by, option, runtime_options
-from engines.spec.choices import CHECKS, FITS, FORMS, PREVIEWS
+from engines.spec.choices import CHECKS, FITS, FORMS, PREVIEWS, TOGETHER
 from engines.spec.sampling import OPTIONS, SamplingOptions
 
 PATH = NamedPath(path_type=Path)
@@ -149,6 +149,13 @@ class SourceOptions:
         help="Bundle folder. [default: the newest in bundles/, else the embedded demo]",
     )
     url: str | None = option(metavar="URL", help="Draw on a Triton server, as triton://HOST:8001.")
+    refine: Path | None = option(
+        type=PATH,
+        metavar="BUNDLE",
+        help="Draw the fine scales with this smaller model, which has the same VQ-VAE; with --refine-from.",
+    )
+    refine_from: int | None = option(type=POSITIVE, metavar="SCALE", help="The first scale that --refine draws.")
+    sequential: bool = option(is_flag=True, help="Never hold both models in memory, with --refine.")
     batch: int = option(type=POSITIVE, default=8, help="Images at once, at most.")
     runtime: Runtime = filled_by(runtime_options, Runtime)
     check: str = filled_by(check_option, CHECKS[0])
@@ -158,6 +165,11 @@ class SourceOptions:
         is_flag=True,
         help="One JSON document on stdout: files, timings, memory, versions, settings.",
     )
+
+    @property
+    def together(self) -> int:
+        """Images that are given to what draws at once."""
+        return TOGETHER if self.sequential else self.batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, S
 
 _AREA = ("box", "mask", "boxes", "detect")
 _PREVIEW = ("preview", "preview_as")
-_HERE = ("bundle", "form", "threads", "provider", "backend", "device", "check")
+_HERE = ("bundle", "form", "threads", "provider", "backend", "device", "precision_hint", "check", "refine")
+_REFINE = ("refine", "refine_from", "sequential")
 _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (("npz", ("out", "grid", *_PREVIEW)), ("url", _HERE))
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -137,7 +138,7 @@ def edit(context: click.Context, /, **values: Any) -> None:
 @run.command("reconstruct")
 @click.argument("picture", type=PATH)
 @option_group("output", OutputOptions, without=("grid", *_PREVIEW, "npz", "save_tokens"))
-@option_group("source", SourceOptions, without=("batch",))
+@option_group("source", SourceOptions, without=("batch", *_REFINE))
 @click.pass_context
 def reconstruct(context: click.Context, /, picture: Path, output: OutputOptions, source: SourceOptions) -> None:
     """Encode and decode a picture: what the VQ-VAE keeps of it."""
@@ -150,7 +151,7 @@ def reconstruct(context: click.Context, /, picture: Path, output: OutputOptions,
 @run.command("decode")
 @click.argument("tokens", type=PATH)
 @option_group("output", OutputOptions, without=(*_PREVIEW, "save_tokens"))
-@option_group("source", SourceOptions, without=("url",))
+@option_group("source", SourceOptions, without=("url", *_REFINE))
 @click.pass_context
 def decode(context: click.Context, /, tokens: Path, output: OutputOptions, source: SourceOptions) -> None:
     """Turn the tokens of a --save-tokens file into images."""
@@ -161,7 +162,7 @@ def decode(context: click.Context, /, tokens: Path, output: OutputOptions, sourc
 
 
 @run.command("classes")
-@option_group("source", SourceOptions, without=("batch", "runtime", "check"))
+@option_group("source", SourceOptions, without=("batch", "runtime", "check", *_REFINE))
 @click.pass_context
 def classes(context: click.Context, /, source: SourceOptions) -> None:
     """Print the classes of a bundle."""
@@ -178,6 +179,12 @@ def _check_conflicts(context: click.Context) -> None:
         for other in others:
             if name in flags and other in flags:
                 raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
+    missing = {"refine_from"} if "refine" in flags else {"refine"} if flags.keys() & set(_REFINE) else set()
+    for name in missing - flags.keys():
+        first = next(flags[each] for each in _REFINE if each in flags)
+        raise click.UsageError(f"{first} needs --{name.replace('_', '-')}")
+    if "refine" in flags and context.params.get("form") == "fused":
+        raise click.UsageError("--refine needs the scales one by one: leave --form fused out")
     previews = [flags[name] for name in _PREVIEW if name in flags]
     if previews and context.params.get("form") == "fused":
         raise click.UsageError(f"{previews[0]} needs the scales one by one: leave --form fused out")

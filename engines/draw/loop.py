@@ -13,7 +13,7 @@ v
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -53,6 +53,20 @@ class ScaleLoop:
             tokens, drawn = space.read_maps(space.tokens), space.read_maps(space.drawn)
             scales, decode = space.seconds()
         return {"image": image, "tokens": tokens, "drawn": drawn}, Timings(cond, scales, decode)
+
+    def draft(self, batches: Iterable[Batch], scales: int, stop: Stop | None) -> tuple[Array, Timings]:
+        """The tokens int64 (B, t) of the first scales of all batches, without images, and the time they took."""
+        parts, timings = [], Timings()
+        for batch in batches:
+            began, images = time.perf_counter(), batch.shape[0]
+            with self._begun(batch) as (space, cond):
+                for scale in range(scales):
+                    _advance(space, scale, stop)
+                parts.append(space.read_maps(space.tokens[:scales])[:images])
+                require_finite(self._config, {"drawn": space.read_maps(space.drawn[:scales])[:images]})
+                seconds = [space.seconds_of(scale) for scale in range(scales)]
+            timings.add(Timings(cond, seconds, total=time.perf_counter() - began))
+        return np.concatenate(parts), timings
 
     def draw_fused(self, batch: Batch, stop: Stop | None) -> tuple[dict[str, Array], Timings]:
         """The same in one call of the fused graph. `stop` is asked once."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle.bundle import Bundle, default_bundle
@@ -60,9 +61,8 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         self.config, self.labels, self.sampling = bundle.config, bundle.labels, bundle.sampling
         self.form = form or bundle.forms[0]
         if self.form not in bundle.forms:
-            raise UsageError(
-                f"{bundle.path} was built as {' and '.join(bundle.forms)}, not {self.form}; use --form both"
-            )
+            built = " and ".join(bundle.forms)
+            raise UsageError(f"{bundle.path} was built as {built}, not {self.form}; use --form both")
         self._check = check or DeviceCheck("never")
         self._engines = EngineSet(bundle, backend)
         self._loop = ScaleLoop(bundle.config, self._engines)
@@ -157,11 +157,16 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
             require_finite(self.config, {name: parts[-1][name] for name in ("drawn", "image")})
             taken.total = time.perf_counter() - began
             timings.add(taken)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn")}
-        texts = request.texts(self.bundle)
-        return Result(
-            joined["image"], joined["tokens"], joined["drawn"], request.classes, request.seeds, timings, texts
-        )
+        image, tokens, own = (np.concatenate([part[name] for part in parts]) for name in ("image", "tokens", "drawn"))
+        return Result(image, tokens, own, request.classes, request.seeds, timings, request.texts(self.bundle))
+
+    def draft(self, request: Request, scales: int, stop: Stop | None = None) -> tuple[NDArray[np.int64], Timings]:
+        """Tokens (B, t) of the first `scales` of images, for another model to go on from: see `Collaboration`."""
+        if self.form == "fused":
+            raise UsageError("drawing some of the scales needs the stepwise form; load with form='stepwise'")
+        starts = range(0, len(request), self.max_batch)
+        batches = (request.batch(self.config, slice(start, start + self.max_batch)) for start in starts)
+        return self._loop.draft(batches, scales, stop)
 
     def stream(
         self,
@@ -236,7 +241,7 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
         return {"numpy": np.__version__, "form": self.form, **self.backend.describe()}
 
     def close(self) -> None:
-        """Free engines and buffers; the pipeline cannot be used afterwards."""
+        """Free engines and buffers; it cannot be used afterwards."""
         self._engines.close()
         self._loop.close()
 

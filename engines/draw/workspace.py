@@ -250,8 +250,12 @@ class Workspace:
 
     def seconds(self) -> tuple[list[float], float]:
         """What each scale, and the last decode, took; valid after `decode`."""
-        *scales, decode = (done.since(started) for started, done in zip(self._started, self._done, strict=True))
+        *scales, decode = map(self.seconds_of, range(len(self._started)))
         return scales, decode
+
+    def seconds_of(self, scale: int) -> float:
+        """What a scale took, once its results were read."""
+        return self._done[scale].since(self._started[scale])
 
     @staticmethod
     def read_maps(maps: Sequence[Buffer]) -> Array:

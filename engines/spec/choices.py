@@ -45,6 +45,9 @@ DEFAULT_LEVEL = 2
 RANGES = ("minmax", "percentile", "entropy", "mse")
 """How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""
 
+TOGETHER = 256
+"""Images that one of two models drafts before it makes room in memory for the other, which refines them."""
+
 CHECKS = ("once", "always", "never")
 """When a device judges itself before it draws with a bundle: the first time, at each load, or not at all."""
 
