@@ -193,6 +193,8 @@ class Workspace:
     def _plan_rows(self, batch: Batch, cond: Mapping[str, Array]) -> None:
         """Find the scales from which on fewer rows are read, and prepare for these."""
         self._leaving, last_scale = {}, self.config.num_scales - 1
+        if not batch.sampling["cfg_scales"].any():
+            return
         rows, kept = batch.rows, np.arange(self.shape[1])
         planned: dict[int, RowSet] = {}
         for scale in range(1, last_scale + 1):

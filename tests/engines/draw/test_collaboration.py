@@ -50,6 +50,16 @@ def test_a_model_refines_itself(alone, demo_fp32_bundle, refine_from, sequential
     np.testing.assert_array_equal(ours.images, theirs.images)
 
 
+@pytest.mark.parametrize("cfg_scales", [2, 4, [5, 0, 1]])
+def test_guidance_may_end_in_either(alone, demo_fp32_bundle, cfg_scales):
+    load = loads(demo_fp32_bundle)
+    asked = {"classes": [88, 3, 5], "seeds": SEEDS, "cfg": 3.0, "cfg_scales": cfg_scales}
+    with Collaboration(load, load, refine_from=4) as both:
+        ours, theirs = both.generate(**asked), alone.generate(**asked)
+    np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+    np.testing.assert_array_equal(ours.images, theirs.images)
+
+
 def test_each_scale_is_of_the_model_that_draws_it(alone, pair, demo_int8_bundle):
     ours = pair.generate(CLASSES, seeds=SEEDS, cfg=CFG)
     theirs = alone.generate(CLASSES, seeds=SEEDS, cfg=CFG)
