@@ -153,8 +153,8 @@ class RemotePipeline(AbstractContextManager["RemotePipeline"]):
 
     def _tensors(self, arrays: Mapping[str, Array]) -> list[Any]:
         tensors = []
-        for name in arrays.keys() & self._takes:  # a server that is older than an option does as without it
-            array = arrays[name]
+        known = {name: array for name, array in arrays.items() if name in self._takes}
+        for name, array in known.items():  # a server that is older than an option does as without it
             tensors.append(self._grpc.InferInput(name, list(array.shape), _TYPES[name]))
             tensors[-1].set_data_from_numpy(np.ascontiguousarray(array))
         return tensors
