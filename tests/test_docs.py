@@ -206,7 +206,7 @@ def test_readme_blocks_are_all_run():
         "make demo",
         'pip install ".[cpu]"',
         'pip install ".[cpu,export]"',
-        "var-run --class parrot --seed 7 --count 4 --grid",
+        "var-run --class pizza --seed 9 --count 4 --grid",
         "var-export build var_d16.pth --precision fp16",  # these two: tests/test_docs_commands.py
         "var-export estimate --model d30 --precision fp16 --batch 8 --device orin-nano-8gb",
     ]
@@ -250,7 +250,7 @@ def test_the_python_page_runs_as_written(tmp_path, monkeypatch):
     result: dict[str, object] = {}
     for _ in range(2):  # and again, over what the first time wrote
         exec(example, result)
-    assert len(list((tmp_path / "parrots").iterdir())) == 3
+    assert len(list((tmp_path / "pizzas").iterdir())) == 3
     assert result["again"].shape == (2, 64, 64, 3)
     assert result["tokens"].shape[0] == 1
 

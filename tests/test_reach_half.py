@@ -55,6 +55,6 @@ def test_bf16(demo_bf16_bundle, golden, tmp_path):
     assert report.passed, report.failures
     assert report.total.top1 >= 0.98  # measured: 0.989
     assert report.image_psnr >= 40  # 42.3
-    assert report.total.draws >= 0.97  # 0.981
+    assert report.total.draws >= 0.97  # 0.9720 to 0.9746, by the kernels: AVX2, AVX, SSE4.1
     assert report.encoder_tokens >= 0.75  # 0.843
     assert report.reconstruction_loss <= 0.1  # -0.08 dB

@@ -28,7 +28,7 @@ _SETTINGS: dict[str, Any] = {
 _EPILOG = """\b
 Examples:
   var-run parrot
-  var-run --class parrot --seed 7 --count 4 --grid
+  var-run --class pizza --seed 9 --count 4 --grid
   var-run --class 0-9,none -o "samples/{class}/{seed}.png"
   var-run frog --cfg 1,2,4 --top-p 0.4,0.9
   var-run --class all --count 50 --npz samples.npz

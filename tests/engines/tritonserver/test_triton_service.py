@@ -302,7 +302,7 @@ def test_what_is_handed_on_leaves_nothing_to_defaults(flags, tmp_path):
     assert {name: (value.shape, value.dtype.name, value.item()) for name, value in inputs.items()} == {
         "class": ((1, 1), "int64", 88), "seed": ((1, 1), "uint64", 2**64 - 1), "cfg": ((1, 1), "float32", 1.0),
         "temperature": ((1, 1), "float32", 1.0), "top_k": ((1, 1), "int64", 20),
-        "top_p": ((1, 1), "float32", pytest.approx(0.4)), "smooth": ((1, 1), "bool", False),
+        "top_p": ((1, 1), "float32", pytest.approx(0.5)), "smooth": ((1, 1), "bool", False),
         "cfg_scales": ((1, 1), "int64", 0),
     }  # fmt: skip
     assert parameters["preview_scales"] == "none"

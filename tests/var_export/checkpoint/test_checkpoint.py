@@ -56,7 +56,7 @@ class TestDemo:
             transformer=TransformerConfig(depth=4, width=256, heads=4, mlp_hidden=1024, num_classes=171),
         )
         assert checkpoint.config.image_size == 64
-        assert checkpoint.sampling == Sampling(cfg=1.0, top_k=20, top_p=0.4)
+        assert checkpoint.sampling == Sampling(cfg=1.0, top_k=20, top_p=0.5)
         assert checkpoint.labels is not None
         assert len(checkpoint.labels) == 171
         assert checkpoint.labels[0] == "grinning-face-with-big-eyes"
