@@ -42,11 +42,14 @@ ELSEWHERE = {
     "it needs a model of official size, and minutes": [
         "var-export build var_d16.pth *",
         "var-export bench d16*",
+        "var-run * --refine *",
     ],
     "it needs a GPU, or NVIDIA's builder: tests/engines/backends/trt has that one and an emulation": [
         "var-export build * --target tensorrt*",
         "var-* --backend tensorrt*",
         "var-run * --provider cuda",
+        "var-run * --provider webgpu",
+        "var-run * --device GPU",
         "make gpu-check*",
     ],
     "it needs a bundle with the fused form: tests/engines/tritonserver/test_triton_repository.py serves one so": [
