@@ -1,7 +1,7 @@
 """The torch-free runtime: bundles, backends, the scale loop, fidelity, and the `var-run` command.
 
     cli/       the terminal of `var-run`              draw/      from a request to images: front door, scale loop
-    sizing/    what a model needs on a device         backends/  the runtimes: ONNX Runtime, TensorRT
+    sizing/    what a model needs on a device         backends/  the runtimes: ONNX Runtime, OpenVINO, TensorRT
     triton/    model repositories, and what serves    bundle/    the folder on disk, verified
     host/      what works on this machine             spec/      what a model is, in numbers; the table of graphs
     files/     arrays, sinks, jobs that resume        errors, machine: what everybody stands on
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
+    from engines.draw.collaboration import Collaboration
     from engines.draw.pipeline import Pipeline
     from engines.draw.results import Preview, Result
     from engines.editing.canvas import Canvas
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bundle": "bundle.bundle",
     "Canvas": "editing.canvas",
+    "Collaboration": "draw.collaboration",
     "Pipeline": "draw.pipeline",
     "Preview": "draw.results",
     "Result": "draw.results",
@@ -49,6 +51,7 @@ __all__ = [
     "Canvas",
     "CheckFailedError",
     "CheckpointError",
+    "Collaboration",
     "OutOfMemoryError",
     "Pipeline",
     "Preview",

@@ -21,7 +21,7 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
-from engines.draw.collaboration import refiner_facts
+from engines.draw.collaboration import check_sizes, refiner_facts
 from engines.draw.request import make_request
 from engines.draw.results import ImageSource, Preview, Stop
 from engines.errors import UsageError
@@ -240,7 +240,9 @@ def _open_both(source: SourceOptions) -> Opened[Collaboration]:
 def _runtime_settings(source: SourceOptions, manifest: Manifest) -> dict[str, Any]:
     refined = {}
     if source.refine is not None:
-        refined = refiner_facts(Bundle.open(source.refine, verify=False).manifest, source.refine_from or 0)
+        refiner = Bundle.open(source.refine, verify=False).manifest
+        check_sizes(manifest, refiner)
+        refined = refiner_facts(refiner, source.refine_from or 0)
     return {
         "bundle": manifest.name,
         "build_key": manifest.build_key,

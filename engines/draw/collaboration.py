@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,28 +50,31 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         refine_from: int,
         sequential: bool = False,
     ) -> None:
-        """Loads both, unless they are `sequential`.
+        """Loads both, or the drafter alone where they are `sequential`.
 
         Args:
             drafter: loads what draws the scales before `refine_from`, without smoothing.
             refiner: loads what draws the others and decodes.
             refine_from: the first scale of the refiner, 1 to the last one.
-            sequential: never hold both in memory: each is loaded for up to `TOGETHER` images at a time.
+            sequential: never hold both in memory: the one that is needed takes the place of the other. Whether they fit
+                each other is then seen when the refiner is loaded first.
 
         Raises `UsageError` where the models do not fit each other, and what loading raises.
 
         """
         self._load, self.refine_from = {"drafter": drafter, "refiner": refiner}, refine_from
-        self._held: dict[str, Pipeline] | None = None if sequential else {}
+        self._held: dict[str, Pipeline] = {}
+        self._sequential = sequential
+        self.facts: dict[str, str] = {}
+        """What a saved picture says of the refiner, once that was loaded."""
         try:
-            with self._using("drafter") as drafting:
-                self.bundle, self.max_batch = drafting.bundle, drafting.max_batch
-                last = drafting.config.num_scales - 1
-                if not 1 <= refine_from <= last:
-                    raise UsageError(f"refine_from must be a scale from 1 to {last}, got {refine_from}")
-            with self._using("refiner") as refining:
-                self._check(refining)
-                self.max_batch = TOGETHER if sequential else min(self.max_batch, refining.max_batch)
+            self.bundle = self._loaded("drafter").bundle
+            last = self.bundle.config.num_scales - 1
+            if not 1 <= refine_from <= last:
+                raise UsageError(f"refine_from must be a scale from 1 to {last}, got {refine_from}")
+            self.max_batch = TOGETHER
+            if not sequential:
+                self.max_batch = min(self._loaded(role).max_batch for role in self._load)
         except BaseException:
             self.close()
             raise
@@ -88,8 +91,7 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         """As `Pipeline.generate`; options that are not given are what the drafter's bundle recommends."""
         request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
         rest, timings = self._drafted(request, stop)
-        with self._using("refiner") as refining:
-            result = refining.generate(request.classes, seeds=request.seeds, **rest)
+        result = self._loaded("refiner").generate(request.classes, seeds=request.seeds, **rest)
         timings.scales += [0.0] * (self.bundle.config.num_scales - self.refine_from)
         timings.add(result.timings)
         texts = tuple({**text, **self.facts} for text in request.texts(self.bundle))
@@ -108,58 +110,48 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         """As `Pipeline.stream`; nothing is shown before the drafter is done."""
         request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
         rest, _ = self._drafted(request, stop)
-        with self._using("refiner") as refining:
-            yield from refining.stream(request.classes, seeds=request.seeds, preview_scales=preview_scales, **rest)
+        refining = self._loaded("refiner")
+        yield from refining.stream(request.classes, seeds=request.seeds, preview_scales=preview_scales, **rest)
 
     def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
         """See `engines.draw.results.ImageSource`."""
-        with self._using("refiner") as refining:
-            return refining.keeping(squares, redrawn)
+        return self._loaded("refiner").keeping(squares, redrawn)
 
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `engines.draw.results.ImageSource`."""
-        with self._using("refiner") as refining:
-            return refining.reconstruct(images)
+        return self._loaded("refiner").reconstruct(images)
 
     def describe_runtime(self) -> dict[str, Any]:
-        """See `engines.draw.results.ImageSource`: the refiner's, which is loaded where it is not."""
-        with self._using("refiner") as refining:
-            return refining.describe_runtime()
+        """See `engines.draw.results.ImageSource`: the drafter's; the refiner runs in the same way."""
+        return self._loaded("drafter").describe_runtime()
 
     def close(self) -> None:
         """Free both."""
-        for pipeline in (self._held or {}).values():
-            pipeline.close()
-        self._held = self._held and {}
+        while self._held:
+            self._held.popitem()[1].close()
 
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    @contextmanager
-    def _using(self, role: str) -> Iterator[Pipeline]:
-        """One of the two, which stays open unless they are sequential."""
-        if self._held is None:
-            with self._load[role]() as pipeline:
-                yield pipeline
-            return
+    def _loaded(self, role: str) -> Pipeline:
+        """One of the two, in the place of the other where they are sequential."""
         if role not in self._held:
+            if self._sequential:
+                self.close()
             self._held[role] = self._load[role]()
-        yield self._held[role]
+            if role == "refiner" and not self.facts:
+                self._check(self._held[role])
+        return self._held[role]
 
     def _check(self, refining: Pipeline) -> None:
         """Raises `UsageError` unless the drafter's tokens mean the same to the refiner."""
         drafter, refiner = self.bundle, refining.bundle
-        given, wanted = _sizes(refiner.config), _sizes(drafter.config)
-        for what, value in wanted.items():
-            if given[what] != value:
-                raise UsageError(
-                    f"{refiner.path} cannot refine {drafter.path}: its {what} is {given[what]}, not {value}"
-                )
+        check_sizes(drafter.manifest, refiner.manifest)
         golden = {name: drafter.golden[name][:1] for name in ("tokens", "f_hat")}
         error = float(np.abs(refining.accumulate(golden["tokens"]) - golden["f_hat"]).max())
         if not error <= THRESHOLDS["fp32"].features_error * max(1.0, float(np.abs(golden["f_hat"]).max())):
             raise UsageError(
-                f"{refiner.path} cannot refine {drafter.path}: they were built with different VQ-VAEs (feature maps of "
+                f"{refiner.name} cannot refine {drafter.name}: they were built with different VQ-VAEs (feature maps of "
                 f"the same tokens differ by {error:.2g})"
             )
         self.facts = refiner_facts(refiner.manifest, self.refine_from)
@@ -168,8 +160,7 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         """What the refiner's `generate` takes beside classes and seeds, and the drafter's times."""
         if request.sampling["smooth"].any():
             raise UsageError("smoothing mixes what tokens cannot say, so another model cannot refine it; leave it out")
-        with self._using("drafter") as drafting:
-            drafted, timings = drafting.draft(request, self.refine_from, stop)
+        drafted, timings = self._loaded("drafter").draft(request, self.refine_from, stop)
         B, T = len(request), self.bundle.config.num_tokens
         tokens = np.zeros((B, T), np.int64) if request.forced_tokens is None else request.forced_tokens.copy()
         mask = np.zeros((B, T), bool) if request.forced_mask is None else request.forced_mask.copy()
@@ -188,6 +179,14 @@ def refiner_facts(refiner: Manifest, refine_from: int) -> dict[str, str]:
         "refiner_precision": refiner.precision,
         REFINE_FROM: str(refine_from),
     }
+
+
+def check_sizes(drafter: Manifest, refiner: Manifest) -> None:
+    """Raises `UsageError` where a model cannot refine what the other drafts, by its sizes alone."""
+    given, wanted = _sizes(refiner.config), _sizes(drafter.config)
+    for what, value in wanted.items():
+        if given[what] != value:
+            raise UsageError(f"{refiner.name} cannot refine {drafter.name}: its {what} is {given[what]}, not {value}")
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:

@@ -123,9 +123,10 @@ def test_sequential_models_are_never_both_in_memory(demo_fp32_bundle):
         return pipeline
 
     with Collaboration(partial(load, "large"), partial(load, "small"), refine_from=3, sequential=True) as both:
-        most.clear()
-        both.generate(CLASSES, seeds=SEEDS)
-    assert most == [("large", 1), ("small", 1)]
+        both.describe_runtime()
+        for _ in range(2):
+            both.generate(CLASSES, seeds=SEEDS)
+    assert most == [("large", 1), ("small", 1)] * 2
     assert held == []
     with Collaboration(partial(load, "large"), partial(load, "small"), refine_from=3):
         assert len(held) == 2
@@ -179,6 +180,10 @@ def test_var_run_refines(demo_fp32_bundle, tmp_path, monkeypatch, capsys):
         (("--sequential",), "--sequential needs --refine"),
         ((*models, "--form", "fused"), "--refine needs the scales one by one: leave --form fused out"),
         (("--refine", DEMO_BUNDLE, "--url", "triton://x"), "--url and --refine cannot be combined"),
+        (
+            ("--refine", shared_bundle("tiny-fp32"), "--refine-from", 2),
+            "tiny cannot refine var-emoji-demo: its number of classes is 5, not 171",
+        ),
     ):
         code, _, err = call("parrot", *args)
         assert (code, err.splitlines()[-1]) == (2, f"Error: {line}")
