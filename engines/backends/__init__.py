@@ -22,13 +22,33 @@ class RuntimeOptions(TypedDict, total=False):
     """How a backend computes, as keywords of `create`, `for_bundle` and `Pipeline.load`."""
 
     provider: str
-    """Of ONNX Runtime: what it computes on, and never anything else; the CPU by default."""
+    """What ONNX Runtime computes on, and never anything else; the CPU by default."""
     threads: int | None
-    """Of each operator on the CPU, for ONNX Runtime and OpenVINO; all physical cores by default."""
-    device: Device
-    """Which GPU, as CUDA counts them; of OpenVINO, a name such as `engines.spec.choices.OPENVINO_DEVICES`."""
+    """How many threads each operator has on the CPU, in ONNX Runtime and OpenVINO; all physical cores by default."""
+    device: Device | None
+    """Which GPU, as CUDA counts them from 0; for OpenVINO a name, such as those of `engines.spec.choices`."""
     precision_hint: str | None
-    """Of OpenVINO: one of `engines.spec.choices.PRECISION_HINTS`, and never another; f32 by default."""
+    """What OpenVINO computes floating point in: one of `engines.spec.choices.PRECISION_HINTS`, f32 by default."""
+
+
+def check_options(name: str, **options: Unpack[RuntimeOptions]) -> None:
+    """Raise `BackendError` where a backend, one of `engines.spec.choices.BACKENDS`, has not what options ask for."""
+    _check_names(options)
+    provider, device = options.get("provider", "cpu"), options.get("device")
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; this version has: {', '.join(BACKENDS)}")
+    if name == OPENVINO:
+        if provider != "cpu":
+            raise BackendError(f"provider {provider} is one of ONNX Runtime's: OpenVINO takes a device, such as GPU")
+        if device is not None and not isinstance(device, str):
+            raise BackendError(f"devices of OpenVINO have names: {', '.join(OPENVINO_DEVICES)} or GPU.1, not {device}")
+        return
+    if (hint := options.get("precision_hint")) is not None:
+        raise BackendError(
+            f"precision hint {hint} is for OpenVINO, not for {name}, which computes in the bundle's precision"
+        )
+    if isinstance(device, str):
+        raise BackendError(f"device {device} is a name of OpenVINO's, and {name} counts them from 0: take {OPENVINO}")
 
 
 def create(name: str, **options: Unpack[RuntimeOptions]) -> Backend:
@@ -36,38 +56,38 @@ def create(name: str, **options: Unpack[RuntimeOptions]) -> Backend:
 
     Raises `BackendError` where it is unknown or not installed, or there is no such device.
     """
-    provider, threads = options.get("provider", "cpu"), options.get("threads")
-    device, hint = options.get("device", 0), options.get("precision_hint")
+    check_options(name, **options)
+    threads, device = options.get("threads"), options.get("device")
     if name == OPENVINO:
         from engines.backends.openvino import OpenVinoBackend
 
-        if provider != "cpu":
-            raise BackendError(f"provider {provider} is one of ONNX Runtime's: OpenVINO takes a device, such as GPU")
-        if device and not isinstance(device, str):
-            raise BackendError(f"devices of OpenVINO have names: {', '.join(OPENVINO_DEVICES)} or GPU.1, not {device}")
-        return OpenVinoBackend(str(device or OPENVINO_DEVICES[0]), threads, hint=hint)
-    if hint is not None:
-        raise BackendError(
-            f"a precision hint is for OpenVINO, not for {name}, which computes in the bundle's precision"
-        )
-    if isinstance(device, str):
-        raise BackendError(f"device {device} is a name of OpenVINO's, and {name} counts them from 0: take {OPENVINO}")
+        named = OPENVINO_DEVICES[0] if device is None else str(device).upper()
+        return OpenVinoBackend(named, threads, hint=options.get("precision_hint"))
+    number = int(device or 0)
     if name == ONNXRUNTIME:
         from engines.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(provider, threads, device=device)
-    if name in PLAN_TARGETS:
-        from engines.backends.tensorrt.runner import TensorRTBackend
+        return OnnxRuntimeBackend(options.get("provider", "cpu"), threads, device=number)
+    from engines.backends.tensorrt.runner import TensorRTBackend
 
-        return TensorRTBackend(name, device=device)
-    raise BackendError(f"unknown backend {name!r}; this version has: {', '.join(BACKENDS)}")
+    return TensorRTBackend(name, device=number)
 
 
 def asked_for(**options: Unpack[RuntimeOptions]) -> str | None:
     """The backend that options ask for which no other has; None where they suit several."""
+    _check_names(options)
     if isinstance(options.get("device"), str) or options.get("precision_hint") is not None:
         return OPENVINO
     return ONNXRUNTIME if options.get("provider", "cpu") != "cpu" else None
+
+
+def _check_names(options: RuntimeOptions) -> None:
+    """Raise `TypeError` on a keyword that is none, which Python does not see where they are taken as a mapping."""
+    unknown = set(options) - set(RuntimeOptions.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"{min(unknown)} is no option of a backend: they are {', '.join(RuntimeOptions.__annotations__)}"
+        )
 
 
 def for_bundle(
@@ -92,7 +112,7 @@ def for_bundle(
     problems = []
     for target in dict.fromkeys(plans.built_on.target for plans in reversed(bundle.plans)):
         try:
-            found = create(target, device=options.get("device", 0))
+            found = create(target, device=options.get("device"))
         except BackendError as error:
             problems.append(str(error))
             continue
@@ -124,4 +144,14 @@ def _on_cpu(threads: int | None) -> Backend:
             raise error from None
 
 
-__all__ = ["Backend", "Buffer", "Call", "Engine", "RuntimeOptions", "asked_for", "create", "for_bundle"]
+__all__ = [
+    "Backend",
+    "Buffer",
+    "Call",
+    "Engine",
+    "RuntimeOptions",
+    "asked_for",
+    "check_options",
+    "create",
+    "for_bundle",
+]

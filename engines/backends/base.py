@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.errors import BackendError
 from engines.spec.contract import TensorInfo
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 Array = NDArray[Any]
+
+
+MOST_THREADS = 1024
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise `BackendError` on a number of threads that no runtime takes."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        limit = "1 or more" if threads < 1 else f"at most {MOST_THREADS}"
+        raise BackendError(f"threads must be {limit}, got {threads}")
 
 
 class Buffer(ABC):

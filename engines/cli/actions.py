@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
-from engines.draw.collaboration import check_sizes, refiner_facts
+from engines.draw.collaboration import check_sizes, joint_manifest, refiner_facts
 from engines.draw.request import make_request
 from engines.draw.results import ImageSource, Preview, Stop
 from engines.errors import UsageError
@@ -31,7 +32,7 @@ from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
 from engines.pictures.images import load_square
 from engines.spec.arrays import check_tokens
-from engines.spec.choices import ONNXRUNTIME, OPENVINO, STEPWISE
+from engines.spec.choices import ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, PRECISION_HINTS, STEPWISE
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
 
@@ -221,28 +222,30 @@ def _load(source: SourceOptions, bundle: Path, form: str | None) -> Pipeline:
 
 def _open_both(source: SourceOptions) -> Opened[Collaboration]:
     """The bundle that drafts, and what draws with it and with that which refines."""
-    drafter = open_local(source, STEPWISE)
+    assert source.refine is not None and source.refine_from is not None
+    refine, refine_from = source.refine, source.refine_from
+    drafter, refiner = open_local(source, STEPWISE), Bundle.open(refine, verify=False).manifest
+    check_sizes(drafter.manifest, refiner, refine_from)
 
     def load() -> Collaboration:
         from engines.draw.collaboration import Collaboration
 
-        assert source.refine is not None and source.refine_from is not None
         return Collaboration(
             drafter.load,
-            partial(_load, source, source.refine, STEPWISE),
-            refine_from=source.refine_from,
+            partial(_load, source, refine, STEPWISE),
+            refine_from=refine_from,
             sequential=source.sequential,
         )
 
-    return Opened(drafter.manifest, drafter.place, load)
+    return Opened(joint_manifest(drafter.manifest, refiner), drafter.place, load)
 
 
 def _runtime_settings(source: SourceOptions, manifest: Manifest) -> dict[str, Any]:
     refined = {}
     if source.refine is not None:
         refiner = Bundle.open(source.refine, verify=False).manifest
-        check_sizes(manifest, refiner)
         refined = refiner_facts(refiner, source.refine_from or 0)
+        refined["refiner_provider"] = _computes_on(source, refiner)
     return {
         "bundle": manifest.name,
         "build_key": manifest.build_key,
@@ -258,11 +261,15 @@ def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
         return "triton"
     runtime = source.runtime
     provider, backend = runtime.provider.lower(), runtime.asked_for()
+    usable = [plans.name for plans in manifest.plans if backend in (None, plans.built_on.target)]
+    if backend is None and provider == "cpu" and not usable and not importlib.util.find_spec("onnxruntime"):
+        backend = OPENVINO  # as `engines.backends.for_bundle` decides
     if backend == OPENVINO:
-        return " ".join(str(word) for word in (OPENVINO, runtime.device, runtime.precision_hint) if word)
+        usual = (None, OPENVINO_DEVICES[0], PRECISION_HINTS[0])
+        chosen = [str(word) for word in (runtime.device, runtime.precision_hint) if word not in usual]
+        return " ".join([OPENVINO, *chosen])
     if backend == ONNXRUNTIME or provider != "cpu":
         return provider
-    usable = [plans.name for plans in manifest.plans if backend in (None, plans.built_on.target)]
     return usable[-1] if usable else provider
 
 

@@ -196,17 +196,21 @@ class Runtime:
 
     threads: int | None = filled_by(threads_option)
     """Of ONNX Runtime's CPU operators; None: all physical cores."""
-    backend: str | None = option(type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime]")
-    """None: that of the bundle's plans, else ONNX Runtime."""
+    backend: str | None = option(
+        type=click.Choice(BACKENDS), help="[default: of the bundle's plans, else onnxruntime, else openvino]"
+    )
+    """None: that of the bundle's plans, else ONNX Runtime, else OpenVINO."""
     provider: str = option(default="cpu", help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}.")
-    device: Device = option(type=DEVICE, default=0, help="Which GPU; of OpenVINO: CPU, GPU, GPU.1, NPU or AUTO.")
+    device: Device | None = option(
+        type=DEVICE, help="Which GPU, counted from 0; of OpenVINO: CPU, GPU, GPU.1 or AUTO. [default: 0, or the CPU]"
+    )
 
     precision_hint: str | None = option(
         type=click.Choice(PRECISION_HINTS), help="Of OpenVINO: what it computes floating point in. [default: f32]"
     )
 
     def asked_for(self) -> str | None:
-        """The backend that these options name, or that no other has them; None where the bundle decides."""
+        """The backend that is named, or that alone has what is asked for; None where the bundle decides."""
         from engines import backends
 
         options = vars(self)

@@ -87,7 +87,7 @@ class Batch:
         return {**vars(self.rows), **self.sampling, **self.per_token}
 
     def guided(self, scale: int) -> Array:
-        """Whose guidance reaches this scale, bool (B,); images without any count among them."""
+        """Whose guidance reaches this scale, bool (B,); true as well for images without guidance."""
         first_scales = self.sampling["cfg_scales"]
         reached: Array = (first_scales == 0) | (scale < first_scales)
         return reached

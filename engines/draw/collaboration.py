@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.draw.request import Classes, Forced, PreviewScales, Request, Seeds, make_request
+from engines.draw.request import Classes, Forced, PreviewScales, Request, Seeds, make_request, preview_sets
 from engines.draw.results import Preview, Result, Stop, Timings
 from engines.errors import UsageError
 from engines.judging.thresholds import THRESHOLDS
-from engines.spec.choices import TOGETHER
+from engines.spec.choices import STEPWISE, TOGETHER
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,11 +67,11 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         self._sequential = sequential
         self.facts: dict[str, str] = {}
         """What a saved picture says of the refiner, once that was loaded."""
+        self._runtimes: dict[str, dict[str, Any]] = {}
         try:
             self.bundle = self._loaded("drafter").bundle
-            last = self.bundle.config.num_scales - 1
-            if not 1 <= refine_from <= last:
-                raise UsageError(f"refine_from must be a scale from 1 to {last}, got {refine_from}")
+            self._manifest = self.bundle.manifest
+            _check_scale(self._manifest, refine_from)
             self.max_batch = TOGETHER
             if not sequential:
                 self.max_batch = min(self._loaded(role).max_batch for role in self._load)
@@ -89,10 +89,9 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         **sampling: Unpack[SamplingOptions],
     ) -> Result:
         """As `Pipeline.generate`; options that are not given are what the drafter's bundle recommends."""
-        request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
+        request = self._request(classes, seeds, forced, sampling)
         rest, timings = self._drafted(request, stop)
         result = self._loaded("refiner").generate(request.classes, seeds=request.seeds, **rest)
-        timings.scales += [0.0] * (self.bundle.config.num_scales - self.refine_from)
         timings.add(result.timings)
         texts = tuple({**text, **self.facts} for text in request.texts(self.bundle))
         return dataclasses.replace(result, timings=timings, texts=texts)
@@ -107,23 +106,39 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         stop: Stop | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Preview]:
-        """As `Pipeline.stream`; nothing is shown before the drafter is done."""
-        request = make_request(self.bundle, classes, seeds=seeds, forced=forced, **sampling)
-        rest, _ = self._drafted(request, stop)
+        """As `Pipeline.stream`; nothing is shown before the drafter is done, whose time the first whole images have."""
+        request = self._request(classes, seeds, forced, sampling)
+        wanted = preview_sets(preview_scales, len(request), self.bundle.config.num_scales)
+        return self._stream(request, [sorted(scales) for scales in wanted], stop)
+
+    def _stream(self, request: Request, wanted: Sequence[Sequence[int]], stop: Stop | None) -> Iterator[Preview]:
+        rest, timings = self._drafted(request, stop)
         refining = self._loaded("refiner")
-        yield from refining.stream(request.classes, seeds=request.seeds, preview_scales=preview_scales, **rest)
+        for preview in refining.stream(request.classes, seeds=request.seeds, preview_scales=wanted, **rest):
+            if preview.timings is not None:
+                timings.add(preview.timings)
+                preview, timings = dataclasses.replace(preview, timings=timings), Timings()
+            yield preview
+
+    def _request(self, classes: Classes, seeds: Seeds, forced: Forced | None, sampling: SamplingOptions) -> Request:
+        """What is asked for, checked before anything is drawn. Raises `UsageError`."""
+        request = make_request(self._manifest, classes, seeds=seeds, forced=forced, **sampling)
+        if request.sampling["smooth"].any():
+            raise UsageError("smoothing mixes what tokens cannot say, so another model cannot refine it; leave it out")
+        return request
 
     def keeping(self, squares: NDArray[np.uint8], redrawn: Mask) -> dict[str, Any]:
         """See `engines.draw.results.ImageSource`."""
-        return self._loaded("refiner").keeping(squares, redrawn)
+        return self._loaded("drafter").keeping(squares, redrawn)  # who is needed next; both encode alike
 
     def reconstruct(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `engines.draw.results.ImageSource`."""
         return self._loaded("refiner").reconstruct(images)
 
     def describe_runtime(self) -> dict[str, Any]:
-        """See `engines.draw.results.ImageSource`: the drafter's; the refiner runs in the same way."""
-        return self._loaded("drafter").describe_runtime()
+        """See `engines.draw.results.ImageSource`: the drafter's, and the refiner's once that was loaded."""
+        described = dict(self._runtimes["drafter"])
+        return described | {"refiner": self._runtimes["refiner"]} if "refiner" in self._runtimes else described
 
     def close(self) -> None:
         """Free both."""
@@ -138,15 +153,29 @@ class Collaboration(AbstractContextManager["Collaboration"]):
         if role not in self._held:
             if self._sequential:
                 self.close()
-            self._held[role] = self._load[role]()
-            if role == "refiner" and not self.facts:
-                self._check(self._held[role])
+            pipeline = self._load[role]()
+            try:
+                self._check_form(pipeline)
+                if role == "refiner" and not self.facts:
+                    self._check(pipeline)
+            except BaseException:
+                pipeline.close()
+                raise
+            self._held[role], self._runtimes[role] = pipeline, pipeline.describe_runtime()
         return self._held[role]
+
+    def _check_form(self, pipeline: Pipeline) -> None:
+        """Raises `UsageError` where a model draws all scales in one call."""
+        if pipeline.form != STEPWISE:
+            raise UsageError(
+                f"{pipeline.bundle.path} is loaded in the fused form, and two models need the scales one by one; load "
+                "with form='stepwise'"
+            )
 
     def _check(self, refining: Pipeline) -> None:
         """Raises `UsageError` unless the drafter's tokens mean the same to the refiner."""
         drafter, refiner = self.bundle, refining.bundle
-        check_sizes(drafter.manifest, refiner.manifest)
+        check_sizes(drafter.manifest, refiner.manifest, self.refine_from)
         golden = {name: drafter.golden[name][:1] for name in ("tokens", "f_hat")}
         error = float(np.abs(refining.accumulate(golden["tokens"]) - golden["f_hat"]).max())
         if not error <= THRESHOLDS["fp32"].features_error * max(1.0, float(np.abs(golden["f_hat"]).max())):
@@ -155,12 +184,12 @@ class Collaboration(AbstractContextManager["Collaboration"]):
                 f"the same tokens differ by {error:.2g})"
             )
         self.facts = refiner_facts(refiner.manifest, self.refine_from)
+        self._manifest = joint_manifest(drafter.manifest, refiner.manifest)
 
     def _drafted(self, request: Request, stop: Stop | None) -> tuple[dict[str, Any], Timings]:
         """What the refiner's `generate` takes beside classes and seeds, and the drafter's times."""
-        if request.sampling["smooth"].any():
-            raise UsageError("smoothing mixes what tokens cannot say, so another model cannot refine it; leave it out")
         drafted, timings = self._loaded("drafter").draft(request, self.refine_from, stop)
+        timings.scales += [0.0] * (self.bundle.config.num_scales - self.refine_from)
         B, T = len(request), self.bundle.config.num_tokens
         tokens = np.zeros((B, T), np.int64) if request.forced_tokens is None else request.forced_tokens.copy()
         mask = np.zeros((B, T), bool) if request.forced_mask is None else request.forced_mask.copy()
@@ -181,8 +210,20 @@ def refiner_facts(refiner: Manifest, refine_from: int) -> dict[str, str]:
     }
 
 
-def check_sizes(drafter: Manifest, refiner: Manifest) -> None:
+def joint_manifest(drafter: Manifest, refiner: Manifest) -> Manifest:
+    """What both can draw: the drafter's, with as long a list of likely tokens as both bundles sort."""
+    return dataclasses.replace(drafter, max_top_k=min(drafter.max_top_k, refiner.max_top_k))
+
+
+def _check_scale(drafter: Manifest, refine_from: int) -> None:
+    last = drafter.config.num_scales - 1
+    if not 1 <= refine_from <= last:
+        raise UsageError(f"refine_from must be a scale from 1 to {last}, got {refine_from}")
+
+
+def check_sizes(drafter: Manifest, refiner: Manifest, refine_from: int) -> None:
     """Raises `UsageError` where a model cannot refine what the other drafts, by its sizes alone."""
+    _check_scale(drafter, refine_from)
     given, wanted = _sizes(refiner.config), _sizes(drafter.config)
     for what, value in wanted.items():
         if given[what] != value:

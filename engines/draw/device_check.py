@@ -21,10 +21,11 @@ from engines.judging.figures import JudgedFigure, judged_figures
 from engines.judging.similarity import psnr
 from engines.judging.thresholds import bounds
 from engines.machine import machine
-from engines.spec.choices import CHECKS, OPENVINO, STEPWISE
+from engines.spec.choices import CHECKS, OPENVINO, PRECISION_HINTS, STEPWISE
 from engines.storage import cache_folder, digest_of, write_json
 
 log = logging.getLogger(__name__)
+F32 = PRECISION_HINTS[0]
 SECONDS = 5.0
 """What the scales of the golden image may take; the scale that runs then is the last one that is judged."""
 DRAWING, ENCODING = "drawing", "encoding"
@@ -131,7 +132,10 @@ def _verdict(engines: Engines, what: str) -> Path | None:
 
 def _remedy(engines: Engines) -> str:
     """The likely cause, and what to do."""
-    backend, precision = engines.describe_runtime().get("backend"), engines.bundle.precision
+    runtime, precision = engines.describe_runtime(), engines.bundle.precision
+    backend = runtime.get("backend")
+    if backend == OPENVINO and runtime.get("hint", F32) != F32:
+        return f"{runtime['hint']} is not enough for it here: leave --precision-hint out"
     if backend == OPENVINO:
         return "OpenVINO computes something else here: take --backend onnxruntime, or another version of it"
     if backend != "onnxruntime":

@@ -88,7 +88,7 @@ class Pipeline(Converter, AbstractContextManager["Pipeline"]):
             path: bundle folder, or `hf://` as of `from_pretrained`; the newest under `bundles/`, else the embedded
                 demo, by default.
             backend: one of `engines.spec.choices.BACKENDS`; the one of the bundle's plans that fit this machine,
-                else ONNX Runtime, by default.
+                else ONNX Runtime, else OpenVINO, by default.
             form: `stepwise` or `fused`; the bundle's first form by default.
             max_batch: images that run at once; more are split.
             check: `once`, `always` or `never`: when to hold this machine against the golden run before it draws. That

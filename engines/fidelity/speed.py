@@ -144,7 +144,7 @@ class Comparison:
     """What came of one race."""
 
     name: str
-    """Of the rival, short, as `PyTorch`."""
+    """What the rival is called in a table, as `PyTorch`."""
     title: str
     """The rival with all that decides its time: version, precision, weights."""
     same_weights: bool
@@ -155,8 +155,13 @@ class Comparison:
 
     @property
     def engine(self) -> str:
-        """The other side, short."""
+        """What the other side is called in a table."""
         return "engine" if self.ended is None else f"guidance in {self.ended.cfg_scales}"
+
+    @property
+    def the_engine(self) -> str:
+        """The other side in a sentence."""
+        return "the engine" if self.ended is None else self.engine
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, seconds."""

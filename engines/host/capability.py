@@ -25,15 +25,19 @@ class Capability:
 
 def through_openvino(versions: Mapping[str, str | None]) -> Capability:
     """Whether bundles can run through OpenVINO, and on which devices."""
-    from engines.backends.openvino.library import import_openvino
+    from engines.backends.openvino.library import import_openvino, translated
 
     what, fix = "run bundles through OpenVINO", install_command("openvino")
     if not versions.get("openvino"):
         return Capability(what, False, "openvino is not installed", fix)
     try:
-        devices = import_openvino().Core().available_devices
+        openvino = import_openvino()
     except BackendError as error:
         return Capability(what, False, str(error), fix)
+    try:
+        devices = openvino.Core().available_devices
+    except Exception as error:
+        return Capability(what, False, str(translated(error, "starting")))
     return Capability(what, True, f"openvino {versions['openvino']} on {', '.join(devices)}")
 
 
@@ -41,14 +45,16 @@ def through_webgpu(available: Sequence[str]) -> Capability:
     """Whether ONNX Runtime's WebGPU plugin is here and finds a GPU of any maker."""
     from engines.backends.onnxruntime import import_onnxruntime
     from engines.backends.onnxruntime.library import PLUGINS
-    from engines.backends.onnxruntime.providers import VULKAN, devices_of, installed
+    from engines.backends.onnxruntime.providers import VULKAN, check_provider, devices_of, installed
 
     what = RUN_ON_GPU.format("WebGPU")
     if not available or not installed("webgpu", available):
         missing = "no ONNX Runtime and no plugin for it" if not available else "its plugin is not installed"
         return Capability(what, False, missing, PLUGINS["webgpu"].install)
     try:
-        found = devices_of(import_onnxruntime(), "webgpu")
+        ort = import_onnxruntime()
+        check_provider(ort, "webgpu")
+        found = devices_of(ort, "webgpu")
     except BackendError as error:
         return Capability(what, False, str(error))
     return Capability(what, bool(found), f"{len(found)} found" if found else f"no GPU was found; {VULKAN}")

@@ -18,8 +18,8 @@ BACKENDS = (ONNXRUNTIME, OPENVINO, *PLAN_TARGETS)
 """Runtimes that draw."""
 Device = int | str
 """What computes: a GPU as CUDA counts them, or a device as OpenVINO names it."""
-OPENVINO_DEVICES = ("CPU", "GPU", "NPU", "AUTO")
-"""What OpenVINO computes on; of several, the second is called GPU.1."""
+OPENVINO_DEVICES = ("CPU", "GPU", "AUTO")
+"""What OpenVINO computes on; of several, the second is called GPU.1. Its NPUs take fixed shapes alone."""
 
 PRECISION_HINTS = ("f32", "bf16", "f16")
 """What OpenVINO computes floating point in."""
@@ -45,7 +45,7 @@ DEFAULT_LEVEL = 2
 RANGES = ("minmax", "percentile", "entropy", "mse")
 """How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""
 
-TOGETHER = 256
+TOGETHER = 64
 """Images that one of two models drafts before it makes room in memory for the other, which refines them."""
 
 CHECKS = ("once", "always", "never")

@@ -153,6 +153,7 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
 
     here = machine()
     threads = runtime.threads or here.physical_cores
+    _check_rivals(options, runtime, bundle)
     progress(f"loading {bundle.path}")
     before = progress.seconds
     with _opened(bundle, runtime, options, options.backends[0] if options.backends else None) as pipeline:
@@ -181,17 +182,47 @@ def _opened(bundle: Bundle, runtime: Runtime, options: BenchOptions, backend: st
     """A pipeline on a backend, with those of the options that it has; several backends share one command line."""
     from engines.draw.pipeline import Pipeline
 
-    suited = runtime
+    opened = _suited(runtime, options, backend).open(bundle)
+    try:
+        return Pipeline(bundle, opened, form=options.form, max_batch=max(options.batch))
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _suited(runtime: Runtime, options: BenchOptions, backend: str | None) -> Runtime:
+    if len(options.backends) < 2:
+        return replace(runtime, backend=backend)
+    named = isinstance(runtime.device, str)
+    return replace(
+        runtime,
+        backend=backend,
+        provider=runtime.provider if backend == ONNXRUNTIME else "cpu",
+        precision_hint=runtime.precision_hint if backend == OPENVINO else None,
+        device=runtime.device if named == (backend == OPENVINO) else None,
+    )
+
+
+def _check_rivals(options: BenchOptions, runtime: Runtime, bundle: Bundle) -> None:
+    """Find out whether all can race before anything is timed. Raises `UsageError`, `BackendError`, `BundleError`."""
+    from engines.bundle.bundle import Bundle
+
     if len(options.backends) > 1:
         named = isinstance(runtime.device, str)
-        suited = replace(
-            runtime,
-            provider=runtime.provider if backend == ONNXRUNTIME else "cpu",
-            precision_hint=runtime.precision_hint if backend == OPENVINO else None,
-            device=runtime.device if named == (backend == OPENVINO) else 0,
-        )
-    opened = replace(suited, backend=backend).open(bundle)
-    return Pipeline(bundle, opened, form=options.form, max_batch=max(options.batch))
+        of_onnxruntime, of_openvino = runtime.provider != "cpu", named or runtime.precision_hint is not None
+        for asked, owner, flag in (
+            (of_onnxruntime, ONNXRUNTIME, "--provider"),
+            (of_openvino, OPENVINO, "--device" if named else "--precision-hint"),
+        ):
+            if asked and owner not in options.backends:
+                raise UsageError(f"{flag} is an option of {owner}, which does not race: add it to --backend")
+    for backend in options.backends[1:]:
+        _suited(runtime, options, backend).open(bundle).close()
+    for path in options.against:
+        given, wanted = (each.config.to_dict() | {"name": ""} for each in (Bundle.open(path), bundle))
+        if given != wanted:
+            differing = ", ".join(key for key in wanted if given[key] != wanted[key])
+            raise UsageError(f"{path} is of another model than {bundle.path}: its {differing} differ")
 
 
 def _races(
@@ -213,9 +244,6 @@ def _races(
     for path in options.against:
         progress(f"loading {path}")
         other = Bundle.open(path)
-        if (given := other.config.to_dict() | {"name": ""}) != (wanted := bundle.config.to_dict() | {"name": ""}):
-            differing = ", ".join(key for key in wanted if given[key] != wanted[key])
-            raise UsageError(f"{path} is of another model than {bundle.path}: its {differing} differ")
         with _opened(other, runtime, options, options.backends[0] if options.backends else None) as rival:
             title = f"{path} ({other.precision}, {runtime_title(rival.describe_runtime())})"
             same = other.checkpoint_sha256 == bundle.checkpoint_sha256

@@ -83,7 +83,7 @@ def triton(
     if stock is None:
         models = plan_python(opened, Serving(**values, **vars(runtime)), embed=not link)
     else:
-        gpu = None if stock == ONNXRUNTIME and runtime.provider == "cpu" else runtime.device
+        gpu = None if stock == ONNXRUNTIME and runtime.provider == "cpu" else runtime.device or 0
         if isinstance(gpu, str):
             raise click.UsageError(f"--device {gpu} cannot be combined with --stock {stock}, which counts GPUs from 0")
         models = [plan_stock(opened, stock, name=values["name"], gpu=gpu)]

@@ -19,7 +19,11 @@ from var_export.report.words import duration, milliseconds, number, size
 def write_bench(file: Path, bundle: Bundle, measured: Measured, command: Sequence[str]) -> int:
     """Write the page; its size in bytes. Raises `UsageError` where it cannot be written."""
     first = measured.cases[0]
-    charts = [_latency(bundle, first), _throughput(measured.cases), *map(_race, measured.comparisons)]
+    charts = [
+        _latency(bundle, first),
+        _throughput(measured.cases),
+        *(_race(*pair) for pair in enumerate(measured.comparisons)),
+    ]
     strengths = dict.fromkeys(f"{case.cfg:g}" if case.cfg else "none" for case in measured.cases)
     sampling = bundle.sampling.fitted(bundle.max_top_k).describe()
     settings = [("sampling", sampling), ("guidance", " and ".join(strengths))]
@@ -99,7 +103,7 @@ def _throughput(cases: Sequence[Case]) -> Chart:
     return Chart("Throughput", drawn("throughput", f"Images per second. {said}.", plot), table)
 
 
-def _race(comparison: Comparison) -> Chart:
+def _race(number: int, comparison: Comparison) -> Chart:
     name, race = comparison.name, comparison.race
     sides = ((name, race.rival), (comparison.engine, race.engine))
     spreads = [spread for _, spread in sides]
@@ -108,8 +112,8 @@ def _race(comparison: Comparison) -> Chart:
                  for edges in ([s.min for s in spreads], [s.max for s in spreads]))  # fmt: skip
     ratio = race.ratio
     svg = drawn(
-        "race",
-        f"One image by {name} {labels[0]}, by the {comparison.engine} {labels[1]}: {ratio.p50:.2f} of {name}'s time, "
+        f"race-{number}",
+        f"One image by {name} {labels[0]}, by {comparison.the_engine} {labels[1]}: {ratio.p50:.2f} of {name}'s time, "
         f"pair by pair {ratio.min:.2f} to {ratio.max:.2f}.",
         bars(
             [name for name, _ in sides], [1e3 * spread.p50 for spread in spreads], labels, x="ms per image", ends=ends
@@ -121,10 +125,10 @@ def _race(comparison: Comparison) -> Chart:
     alike = f" {100 * race.tokens_alike:.2f} % of the tokens alike." if comparison.same_weights else ""
     alike = alike if comparison.ended is None else f" {comparison.ended}."
     note = (
-        f"{comparison.title}; in turns with the {comparison.engine}, one image at a time, "
+        f"{comparison.title}; in turns with {comparison.the_engine}, one image at a time, "
         f"{counted(len(race.ratios), 'pair')}; whiskers from the fastest to the slowest.{alike}"
     )
     table = Table(
-        f"Time of the {comparison.engine} for one of {name}", ("pair", "ratio"), rows, emphasised=len(rows) - 1
+        f"Time of {comparison.the_engine} for one of {name}", ("pair", "ratio"), rows, emphasised=len(rows) - 1
     )
     return Chart(f"Against {name}", svg, table, note)

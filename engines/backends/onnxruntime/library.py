@@ -30,7 +30,7 @@ class Plugin:
     module: str
     title: str
     extra: str | None = None
-    """Of this project, that has it."""
+    """The extra of this project that installs it."""
 
     @property
     def install(self) -> str:

@@ -75,10 +75,8 @@ def check_provider(ort: Any, provider: str) -> None:
             f"{', '.join(available)}; {install.get(provider, library.INSTALL_GPU)}"
         )
     if provider != "cpu" and not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
-        raise BackendError(
-            f"ONNX Runtime {ort.__version__} does not say what runs where; {library.INSTALL_NEWER} for provider "
-            f"{provider!r}"
-        )
+        newer = PLUGINS["webgpu"].install if provider == "webgpu" else library.INSTALL_NEWER
+        raise BackendError(f"ONNX Runtime {ort.__version__} does not say what runs where; {newer} for {provider!r}")
 
 
 def prepare(ort: Any, provider: str) -> dict[str, str]:
@@ -315,6 +313,13 @@ def webgpu_error(error: Exception, doing: str) -> BackendError:
 def devices_of(ort: Any, provider: str) -> list[Any]:
     """What a provider that is a plugin can use here. Raises `BackendError`."""
     return library.plugin_devices(ort, provider, PROVIDERS[provider])
+
+
+def describe_plugin(ort: Any, provider: str) -> dict[str, str]:
+    """The version of a plugin, and the device that it computes on, for reports and verdicts."""
+    device = devices_of(ort, provider)[0]
+    facts = (device.device.vendor, *map(str, dict(device.device.metadata).values()))
+    return {provider: str(dict(device.ep_metadata).get("version", "")), "gpu": " ".join(filter(None, facts))}
 
 
 def _plugin_device(ort: Any, provider: str, settings: dict[str, str]) -> Any:

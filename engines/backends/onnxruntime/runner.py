@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engines.backends.base import Backend, Buffer, Call, Engine, HostMark, Mark
+from engines.backends.base import Backend, Buffer, Call, Engine, HostMark, Mark, check_threads
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer, zeros
 from engines.backends.host_buffer import HostBuffer
@@ -90,8 +90,7 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"{OPENVINO} is a backend of its own: --backend {OPENVINO}, without a provider")
         if provider not in PROVIDERS:
             raise BackendError(f"unknown provider {provider!r}; this version runs: {', '.join(PROVIDERS)}")
-        if threads is not None and threads < 1:
-            raise BackendError(f"threads must be 1 or more, got {threads}")
+        check_threads(threads)
         if provider == "webgpu" and device:
             raise BackendError(f"WebGPU chooses the GPU itself, and knows no device {device}")
         self.provider = provider
@@ -205,7 +204,7 @@ class OnnxRuntimeBackend(Backend):
             here["graphs"] = "changed"  # no figure of theirs is one of the bundle
         if self.provider == "cpu":
             return here | {"threads": self.threads or machine().physical_cores}
-        device = {} if self.cuda is None else self.cuda.describe()
+        device = providers.describe_plugin(self._ort, self.provider) if self.cuda is None else self.cuda.describe()
         return here | self._compiler | device | {"nodes": self._nodes}
 
 

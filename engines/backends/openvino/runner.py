@@ -11,12 +11,11 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.backends.base import Backend, Buffer, Call, Engine
+from engines.backends.base import Backend, Buffer, Call, Engine, check_threads
 from engines.backends.host_buffer import HostBuffer
 from engines.backends.openvino.arithmetic import FLOAT_LAYERS, saturates
 from engines.backends.openvino.library import import_openvino, translated, version_of
@@ -51,21 +50,29 @@ class OpenVinoBackend(Backend):
 
         Raises `BackendError` where OpenVINO or the device is missing.
         """
-        if threads is not None and threads < 1:
-            raise BackendError(f"threads must be 1 or more, got {threads}")
+        check_threads(threads)
         if hint not in (None, *PRECISION_HINTS):
             raise BackendError(f"a precision hint is one of {', '.join(PRECISION_HINTS)}, got {hint!r:.60}")
         if hint is not None and device == AUTO:
             raise BackendError(f"{AUTO} does not say what it computes in: name the device for --precision-hint {hint}")
         self.hint = hint or PRECISION_HINTS[0]
+        if device.startswith("NPU"):
+            raise BackendError("an NPU takes graphs of fixed shapes alone, and those of a bundle vary: take CPU or GPU")
         self._ov = module or import_openvino()
-        self._core = self._ov.Core()
         self.provider, self._threads = device, threads
-        available = list(self._core.available_devices)
-        # Of the CPU, which computes for AUTO too.
-        self._core.set_property(_CPU, _CPU_OPTIONS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads}))
-        if device not in (*available, AUTO, *(each.partition(".")[0] for each in available)):
-            raise BackendError(f"OpenVINO {version_of(self._ov)} finds no {device} here; it has {', '.join(available)}")
+        self._floats = False
+        self._unlinked: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        try:
+            self._core = self._ov.Core()
+            self._available = list(self._core.available_devices)
+            # Of the CPU, which computes for AUTO too.
+            own = _CPU_OPTIONS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+            self._core.set_property(_CPU, own)
+        except Exception as error:
+            raise translated(error, "starting") from error
+        if device not in (*self._available, AUTO, *(each.partition(".")[0] for each in self._available)):
+            here = ", ".join(self._available)
+            raise BackendError(f"OpenVINO {version_of(self._ov)} finds no {device} here; it has {here}")
 
     def lacks(self, bundle: Bundle) -> str | None:
         """See `Backend`: graphs that were made for TensorRT."""
@@ -79,17 +86,20 @@ class OpenVinoBackend(Backend):
             raise BackendError(problem)
         if bundle.precision == INT8 and self.arithmetic().get("saturates"):
             self._core.set_property(_CPU, FLOAT_LAYERS)
+            self._floats = True
         path = bundle.graph_path(graph, cpu=True)
-        options = {"INFERENCE_PRECISION_HINT": self.hint, **self._cache(bundle, path.name)}
+        # Feature maps are summed in float32 in every precision.
+        hint = PRECISION_HINTS[0] if graph == "accumulate" else self.hint
+        options = {"INFERENCE_PRECISION_HINT": hint, **self._cache(bundle, path.name)}
         try:
-            with _without_links(bundle, path) as file:
-                model = self._core.compile_model(self._core.read_model(file), self.provider, options)
+            model = self._core.read_model(self._without_links(bundle, path))
+            model = self._core.compile_model(model, self.provider, options)
             taken = None if self.provider == AUTO else model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except Exception as error:
             raise translated(error, f"loading {graph}") from error
         bundle.graph_path(graph, cpu=True)  # still in place: so it was what was read
-        if taken not in (None, self.hint):
-            raise BackendError(f"{self.hint} was asked for, but OpenVINO's {self.provider} computes in {taken} here")
+        if taken not in (None, hint):
+            raise BackendError(f"{hint} was asked for, but OpenVINO's {self.provider} computes in {taken} here")
         return OpenVinoEngine(self._ov, graph, model, *bundle.tensors(graph))
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> HostBuffer:
@@ -105,14 +115,41 @@ class OpenVinoBackend(Backend):
         return max(asked, bundle.precision, key=("fp32", "fp16", "bf16", INT8).index)
 
     def describe(self) -> dict[str, Any]:
-        """See `Backend`."""
-        return {
+        """See `Backend`; of devices other than the CPU, what they are."""
+        here: dict[str, Any] = {
             "backend": self.name,
             "openvino": version_of(self._ov),
             "provider": self.provider,
             "hint": self.hint,
-            "threads": self._threads or machine().physical_cores,
         }
+        if self._floats:
+            here["int8"] = "computed in floating point"
+        if self.provider in (_CPU, AUTO):
+            here["threads"] = self._threads or machine().physical_cores
+        chosen = self._available if self.provider == AUTO else [self.provider]
+        if chosen != [_CPU]:
+            here["gpu"] = ", ".join(str(self._core.get_property(device, "FULL_DEVICE_NAME")) for device in chosen)
+        return here
+
+    def _without_links(self, bundle: Bundle, graph: Path) -> Path:
+        """A graph's file with its weights beside it: OpenVINO reads none that a link leads to, as in caches of hubs.
+
+        Another name of the files, or a copy where they lie on another disk, stands in a folder as long as the backend.
+        """
+        if not bundle.held.linked(graph.name, WEIGHTS):
+            return graph
+        home = cache_folder()
+        if home is not None:  # where links to the cache of a hub are likely to be possible
+            with contextlib.suppress(OSError):
+                home.mkdir(parents=True, exist_ok=True)
+        if bundle.digest not in self._unlinked:
+            place = home if home is not None and os.access(home, os.W_OK) else None
+            self._unlinked[bundle.digest] = tempfile.TemporaryDirectory(dir=place, prefix="openvino-")
+        folder = Path(self._unlinked[bundle.digest].name)
+        for name in (graph.name, WEIGHTS):
+            if not (folder / name).exists():
+                link_or_copy(graph.parent / name, folder / name)
+        return folder / graph.name
 
     def _cache(self, bundle: Bundle, file: str) -> dict[str, str]:
         """Where compiled models are kept, by the content that they were made of.
@@ -133,6 +170,8 @@ class OpenVinoBackend(Backend):
 
     def close(self) -> None:
         """See `Backend`."""
+        while self._unlinked:
+            self._unlinked.popitem()[1].cleanup()
 
 
 class OpenVinoEngine(Engine):
@@ -175,22 +214,3 @@ class OpenVinoCall(Call):
                 self._request.infer()
         except Exception as error:
             raise translated(error, f"running {self._engine.name}") from error
-
-
-@contextmanager
-def _without_links(bundle: Bundle, graph: Path) -> Iterator[Path]:
-    """A graph's file with its weights beside it: OpenVINO reads none that a link leads to, as in the caches of hubs.
-
-    A mapped file stays as long as it is used, without a name too.
-    """
-    if not bundle.held.linked(graph.name, WEIGHTS):
-        yield graph
-        return
-    home = cache_folder()
-    if home is not None:  # where links to the cache of a hub are likely to be possible
-        with contextlib.suppress(OSError):
-            home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home if home is not None and os.access(home, os.W_OK) else None) as folder:
-        for name in (graph.name, WEIGHTS):
-            link_or_copy(graph.parent / name, Path(folder, name))
-        yield Path(folder, graph.name)

@@ -71,7 +71,7 @@ class StreamModel(_Model):
             max_batch=self.config["max_batch_size"],
             backend=self.setting("backend") or None,
             provider=self.setting("provider"),
-            device=device_of(self.setting("device")),
+            device=device_of(self.setting("device")) if self.setting("device") else None,
             threads=int(self.setting("threads")) if self.setting("threads") else None,
             precision_hint=self.setting("precision_hint") or None,
             check=self.setting("check"),

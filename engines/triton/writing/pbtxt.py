@@ -35,7 +35,7 @@ class Serving:
     cache: bool = False
     backend: str | None = None
     provider: str = "cpu"
-    device: Device = 0
+    device: Device | None = None
     threads: int | None = None
     precision_hint: str | None = None
     check: str = CHECKS[0]
@@ -82,7 +82,7 @@ def stream_config(serving: Serving, bundle: Manifest, place: str) -> str:
                 bundle=place,
                 backend=serving.backend or "",
                 provider=serving.provider,
-                device=serving.device,
+                device="" if serving.device is None else serving.device,
                 threads=serving.threads or "",
                 precision_hint=serving.precision_hint or "",
                 check=serving.check,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import engines
-from engines.backends import asked_for
+from engines.backends import RuntimeOptions, asked_for, check_options
 from engines.bundle.bundle import Bundle
 from engines.bundle.manifest import MANIFEST
 from engines.errors import UsageError
@@ -44,6 +44,7 @@ numpy>=1.26
 _RUNTIMES = {
     "onnxruntime": "onnxruntime>=1.23\n",
     "onnxruntime-gpu": "onnxruntime-gpu>=1.27\ncuda-bindings>=12.8\n",
+    "webgpu": "onnxruntime>=1.24.4\nonnxruntime-ep-webgpu>=0.4\n",
     "openvino": "openvino>=2025.4\n",
     "tensorrt": "tensorrt>=10.3\ncuda-bindings>=12.8\n",
     "tensorrt-rtx": "tensorrt-rtx>=1.7\ncuda-bindings>=12.8\n",
@@ -79,9 +80,7 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
         )
     code = {place: file.read_text(encoding="utf-8") for place, file in _files_of_runtime("*.py").items()}
     graphs = _files_of_runtime("*.onnx")  # that the code runs to probe the machine
-    runtime = serving.backend or _asked_for(serving) or ONNXRUNTIME
-    if runtime == ONNXRUNTIME and serving.provider != "cpu":
-        runtime = "onnxruntime-gpu"
+    runtime = _runtime_of(serving)
     place = f"../{BUNDLE}" if embed else str(bundle.path.resolve())
     stream = {
         CONFIG: stream_config(serving, bundle, place),
@@ -99,8 +98,19 @@ def plan_python(bundle: Bundle, serving: Serving, *, embed: bool = True) -> list
     ]
 
 
-def _asked_for(serving: Serving) -> str | None:
-    return asked_for(provider=serving.provider, device=serving.device, precision_hint=serving.precision_hint)
+def _runtime_of(serving: Serving) -> str:
+    """The row of `_RUNTIMES` that a server needs. Raises `BackendError` on settings that it would refuse."""
+    options: RuntimeOptions = {
+        "provider": serving.provider,
+        "device": serving.device,
+        "precision_hint": serving.precision_hint,
+    }
+    backend = serving.backend or asked_for(**options)
+    if backend is not None:
+        check_options(backend, **options)
+    if backend in (None, ONNXRUNTIME) and serving.provider != "cpu":
+        return "webgpu" if serving.provider == "webgpu" else "onnxruntime-gpu"
+    return backend or ONNXRUNTIME
 
 
 def write(models: list[Model], repository: Path, *, overwrite: bool = False) -> list[Path]:

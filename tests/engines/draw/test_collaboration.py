@@ -1,5 +1,6 @@
 """Two models draw one image: the tokens of each are what it draws alone after the other's."""
 
+import dataclasses
 import json
 import shlex
 from functools import partial
@@ -7,11 +8,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from engines.bundle.bundle import DEMO_BUNDLE
+from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.cli.again import command_of, settings_of
 from engines.cli.run import main
-from engines.draw.collaboration import Collaboration
+from engines.draw.collaboration import Collaboration, check_sizes, joint_manifest
 from engines.draw.pipeline import Pipeline
+from engines.draw.request import make_request
 from engines.errors import CancelledError, UsageError
 from engines.pictures.images import load_picture
 from engines.spec.choices import TOGETHER
@@ -86,6 +88,7 @@ def test_what_is_kept_of_a_picture_is_kept_by_both(alone, pair, demo_int8_bundle
     drawn = pair.generate([88], seeds=[1], cfg=[2.0], **kept)
     np.testing.assert_array_equal(drawn.tokens[where], tokens[where])
     assert (drawn.tokens != tokens).any()
+    np.testing.assert_array_equal(tokens, alone.encode(picture))
     with loads(demo_int8_bundle, form="stepwise")() as refiner:
         np.testing.assert_array_equal(pair.reconstruct(picture), refiner.reconstruct(picture))
 
@@ -150,8 +153,36 @@ def test_what_does_not_fit_is_refused(pair, demo_fp32_bundle):
     ):
         both.generate(88, smooth=True)
     fused = loads(shared_bundle("demo-both"), form="fused")
-    with Collaboration(fused, demo, refine_from=2) as both, pytest.raises(UsageError, match="needs the stepwise form"):
-        both.generate(88)
+    for models in ((fused, demo), (demo, fused)):
+        with pytest.raises(UsageError, match="is loaded in the fused form, and two models need the scales one by one"):
+            Collaboration(*models, refine_from=2)
+
+
+def test_what_does_not_fit_is_refused_each_time_it_is_loaded():
+    others = (loads(shared_bundle(name), form="stepwise") for name in ("tiny-overflow", "tiny-unbiased"))
+    with Collaboration(*others, refine_from=1, sequential=True) as both:
+        for _ in range(2):
+            with pytest.raises(UsageError, match="they were built with different VQ-VAEs"):
+                both.generate(0)
+
+
+def test_a_stream_is_checked_before_it_begins(pair):
+    with pytest.raises(UsageError, match="no such class"):
+        pair.stream("no such class")
+    with pytest.raises(UsageError, match="preview_scales must lie in 0 to 6"):
+        pair.stream(88, preview_scales=[99])
+    *_, last = pair.stream(88)
+    assert last.timings.total > sum(last.timings.scales[:FROM]) > 0
+
+
+def test_the_shorter_list_of_likely_tokens_holds_for_both(demo_fp32_bundle):
+    drafter = Bundle.open(demo_fp32_bundle, verify=False).manifest
+    refiner = dataclasses.replace(drafter, max_top_k=10)
+    assert (drafter.max_top_k, joint_manifest(drafter, refiner).max_top_k) == (900, 10)
+    assert make_request(joint_manifest(drafter, refiner), 88, seeds=0).sampling["top_k"] == [10]
+    check_sizes(drafter, refiner, 6)
+    with pytest.raises(UsageError, match="refine_from must be a scale from 1 to 6, got 7"):
+        check_sizes(drafter, refiner, 7)
 
 
 def test_var_run_refines(demo_fp32_bundle, tmp_path, monkeypatch, capsys):

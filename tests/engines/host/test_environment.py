@@ -85,7 +85,8 @@ def test_openvino_alone_draws(monkeypatch):
     alone = {"openvino": "2026.4.1"}
     for what in ("run bundles through OpenVINO", environment.RUN_ON_CPU):
         found = capability(what, alone, (), "No module named 'onnxruntime'")
-        assert (found.usable, found.reason, found.fix) == (True, "openvino 2026.4.1 on CPU", None)
+        assert (found.usable, found.fix) == (True, None)
+        assert found.reason.startswith("openvino 2026.4.1 on CPU")
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert not capability(environment.RUN_ON_CPU, alone, (), "No module named 'onnxruntime'").usable
 

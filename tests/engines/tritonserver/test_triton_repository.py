@@ -14,7 +14,7 @@ from engines.bundle.plans import PlanFile, PlanSet, Platform
 from engines.draw.batch import fused_inputs
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
-from engines.errors import UsageError
+from engines.errors import BackendError, UsageError
 from engines.triton.wire import INPUTS, OUTPUTS, STREAM_OUTPUTS, unpack_facts
 from engines.triton.writing.pbtxt import Serving, pbtxt
 from engines.triton.writing.repository import MARK, plan_python, write
@@ -274,3 +274,25 @@ def test_a_repository_of_a_bundle_of_links_holds_files(demo_both_bundle, tmp_pat
         name = file.name if file.parent == bundle else stock.get(file.name, file.name)
         assert file.read_bytes() == (demo_both_bundle / name).read_bytes()
     Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("settings", "packages"),
+    [
+        ({}, ["onnxruntime>=1.23"]),
+        ({"provider": "cuda"}, ["onnxruntime-gpu>=1.27", "cuda-bindings>=12.8"]),
+        ({"provider": "webgpu"}, ["onnxruntime>=1.24.4", "onnxruntime-ep-webgpu>=0.4"]),
+        ({"device": "GPU"}, ["openvino>=2025.4"]),
+        ({"precision_hint": "f16"}, ["openvino>=2025.4"]),
+    ],
+)
+def test_a_server_installs_what_its_settings_need(settings, packages):
+    models = {model.name: model for model in plan_python(Bundle.open(DEMO_BUNDLE), Serving(**settings))}
+    lines = models["var_stream"].texts["requirements.txt"].splitlines()
+    assert [line for line in lines if line and not line.startswith(("#", "numpy", "click", "pillow"))] == packages
+
+
+def test_settings_that_a_server_would_refuse_are_refused_here():
+    for settings in ({"backend": "onnxruntime", "precision_hint": "f16"}, {"backend": "tensorrt", "device": "GPU"}):
+        with pytest.raises(BackendError, match="OpenVINO"):
+            plan_python(Bundle.open(DEMO_BUNDLE), Serving(**settings))

@@ -115,8 +115,17 @@ def test_options_of_one_backend_reach_it_alone(call, tiny_build):
     assert "AUTO, f32, 1 thread" in out
     assert "against onnxruntime " in out
     assert "the engine takes " in out.splitlines()[-1] or "uncertain" in out.splitlines()[-1]
-    code, _, err = call(*args, "--backend", "onnxruntime,openvino", "--precision-hint", "f16")
-    assert (code, err.splitlines()[-1]) == (2, "Error: f16 was asked for, but OpenVINO's CPU computes in f32 here")
+    for flags, line in (
+        (("--precision-hint", "f16"), "--precision-hint is an option of openvino, which does not race"),
+        (("--device", "GPU"), "--device is an option of openvino, which does not race"),
+    ):
+        code, _, err = call(*args, "--backend", "onnxruntime,tensorrt", *flags)
+        assert (code, line in err) == (2, True)
+        assert "batch 1" not in err  # nothing was timed yet
+    err = call(*args, "--backend", "openvino,tensorrt", "--provider", "cuda")[2]
+    assert "--provider is an option of onnxruntime, which does not race" in err
+    code, _, err = call(*args, "--backend", "onnxruntime,tensorrt")
+    assert (code, "batch 1" in err) == (2, False)
     assert call(*args, "--backend", "onnxruntime", "--device", "AUTO")[0] == 2
     assert "'cuda' is none of onnxruntime, " in call(*args, "--backend", "onnxruntime,cuda")[2]
     assert "--reference-dtype needs --reference" in call(*args, "--reference-dtype", "bf16")[2]
@@ -126,6 +135,7 @@ def test_a_rival_of_another_model_is_refused(call, tiny_build):
     code, _, err = call("bench", tiny_build.path, "--batch", 1, "--against", DEMO_BUNDLE, *QUICK)
     assert code == 2
     assert f"{DEMO_BUNDLE} is of another model than {tiny_build.path}: its " in err.splitlines()[-1]
+    assert "batch 1" not in err
 
 
 def test_a_checkpoint_of_another_model_is_refused(call, tiny_build):
