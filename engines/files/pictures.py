@@ -99,9 +99,12 @@ class Pictures(Sink):
             path = self._paths[item.index]
             text = {**self._text(item), "job": self._job.key, KEY: item.key}
             if self._previews:  # before the picture: whoever finds that one finds both
-                self._save_preview(preview_path(path, self._previews), [scale[row] for scale in made.previews], text)
-            self._count_replaced(path, text)
-            save_picture(path, made.images[row], text)
+                shown = preview_path(path, self._previews)
+                if not self._keeps(shown, item):
+                    self._save_preview(shown, [scale[row] for scale in made.previews], text)
+            if not self._keeps(path, item):
+                self._count_replaced(path, text)
+                save_picture(path, made.images[row], text)
             self._stored.add(item.index)
 
     def finish(self) -> None:
@@ -118,6 +121,10 @@ class Pictures(Sink):
                     made.rmdir()
         self._lock.release()
         self._lock = None
+
+    def _keeps(self, path: Path, item: Item) -> bool:
+        """Whether a file is this picture already, made by another job, which lacked what stands beside it now."""
+        return not self._overwrite and holds_item(path, item)
 
     def _save_preview(self, path: Path, scales: Sequence[NDArray[np.uint8]], text: Mapping[str, str]) -> None:
         self._count_replaced(path, text)

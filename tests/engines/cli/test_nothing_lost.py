@@ -164,3 +164,17 @@ def test_nor_does_a_kill(tmp_path, monkeypatch):
         assert read_job_file(folder / "job.json")["images"] == 24
         assert not list(folder.glob(".*"))
     assert all(path.read_bytes() == content for path, content in own.items())
+
+
+def test_a_picture_stays_as_it_is_where_another_job_adds_a_preview(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake.install(monkeypatch.setattr)
+    assert main(["parrot", "-o", "{label}.png"]) == 0
+    before = files(Path())
+    assert main(["0,2", "-o", "{label}.png", "--preview"]) == 0
+    now = files(Path())
+    assert now[Path("parrot.png")] == before[Path("parrot.png")]
+    assert sorted(map(str, now)) == ["parrot-preview.png", "parrot.png", "t-shirt-preview.png", "t-shirt.png"]
+    Path("parrot.png").unlink()
+    assert main(["parrot", "-o", "{label}.png", "--preview"]) == 0
+    assert files(Path())[Path("parrot-preview.png")] == now[Path("parrot-preview.png")]
