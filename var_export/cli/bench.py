@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -164,8 +163,7 @@ def _measure(options: BenchOptions, runtime: Runtime, bundle: Bundle, progress: 
         timer.check_ends(options.cfg_scales, strength)
         cases = timer.measure(batches=options.batch, cfgs=cfgs, runs=options.runs)
         peak = peak_memory()
-        with torch_threads(threads) if options.reference else contextlib.nullcontext():
-            comparisons = tuple(_races(timer, options, runtime, bundle, strength, progress))
+        comparisons = tuple(_races(timer, options, runtime, bundle, strength, progress))
         ran_by = pipeline.describe_runtime() | {"threads": threads}
     return Measured(
         machine=here,
@@ -231,6 +229,7 @@ def _races(
     """One race after the other, each rival in turns with the engine; of the rivals, one is loaded at a time."""
     from engines.bundle.bundle import Bundle
     from engines.fidelity.speed import RANDOM, Comparison
+    from engines.machine import machine
 
     def race(name: str, title: str, draw: Draw, *, same_weights: bool = True) -> Comparison:
         return Comparison(name, title, same_weights, timer.race(draw, cfg=cfg, pairs=options.runs))
@@ -253,7 +252,9 @@ def _races(
             how = "eager FP32" if dtype == TORCH_TYPES[0] else f"eager, autocast to {dtype.upper()}"
             title = f"PyTorch {version} ({how}, weights: {options.reference})"
             name = "PyTorch" if dtype == TORCH_TYPES[0] else f"PyTorch {dtype.upper()}"
-            yield race(name, title, draw, same_weights=options.reference != RANDOM)
+            with torch_threads(runtime.threads or machine().physical_cores):
+                raced = race(name, title, draw, same_weights=options.reference != RANDOM)
+            yield raced
 
 
 def _drawing(rival: Pipeline, cfg: float) -> Draw:
