@@ -144,6 +144,11 @@ class Workspace:
         self.image = _buffer(backend, engines["decode"].outputs[0], {"B": shape[0]})
         self._decode = {id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps}
 
+    @property
+    def calls(self) -> list[Call]:
+        """The calls of all scales, for all rows."""
+        return [self._all_rows.calls[scale] for scale in range(self.config.num_scales)]
+
     def _make(self, name: str, **sizes: int) -> Buffer:
         return _buffer(self._backend, self._infos[name], {"B": self.shape[0], "N": self.shape[1], **sizes})
 
