@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from engines.errors import UsageError
 
+log = logging.getLogger(__name__)
 PART_SUFFIX = ".part"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Numbers of the errors that a disk, or who may write there, is to blame for."""
@@ -35,6 +37,28 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return Path(base) / "var-export"
+
+
+def kernel_folder(name: str, content: Any) -> Path | None:
+    """The folder in that cache for what a runtime compiles, by the content that it is made of; made if need be.
+
+    None where there is no place for one: what is compiled is then not kept.
+
+    Args:
+        name: of the runtime, a path such as `onnxruntime/tensorrt`.
+        content: plain JSON types; another content has another folder.
+
+    """
+    cache = cache_folder()
+    if cache is None:
+        return None
+    folder = cache / "kernels" / name / digest_of(content)[:32]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("what %s compiles is built anew each time: %s", name, error)
+        return None
+    return folder
 
 
 def expanded(path: str | Path) -> Path:

@@ -154,6 +154,10 @@ class Backend(AbstractContextManager["Backend"]):
         """The precision whose thresholds hold for `bundle` here; its own, unless the backend computes in another."""
         return bundle.precision
 
+    def remedy(self, bundle: Bundle) -> str:
+        """What to do, as a sentence without its stop, where `bundle` is computed wrongly here."""
+        return "Take another backend"
+
     def lacks(self, bundle: Bundle) -> str | None:
         """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
         return None

@@ -21,11 +21,10 @@ from engines.judging.figures import JudgedFigure, judged_figures
 from engines.judging.similarity import psnr
 from engines.judging.thresholds import bounds
 from engines.machine import machine
-from engines.spec.choices import CHECKS, OPENVINO, PRECISION_HINTS, STEPWISE
+from engines.spec.choices import CHECKS, STEPWISE
 from engines.storage import cache_folder, digest_of, write_json
 
 log = logging.getLogger(__name__)
-F32 = PRECISION_HINTS[0]
 SECONDS = 5.0
 """What the scales of the golden image may take; the scale that runs then is the last one that is judged."""
 DRAWING, ENCODING = "drawing", "encoding"
@@ -107,7 +106,7 @@ class DeviceCheck:
         if missed:
             raise CheckFailedError(
                 f"this machine does not compute what {engines.bundle.path} is to give: {'; '.join(missed)}. "
-                f"{_remedy(engines)}; to draw all the same: --check never"
+                f"{engines.backend.remedy(engines.bundle)}; to draw all the same: --check never"
             )
         if file is not None:
             try:
@@ -128,18 +127,3 @@ def _verdict(engines: Engines, what: str) -> Path | None:
     }
     folder = cache_folder()
     return None if folder is None else folder / "checks" / f"{digest_of(key)}.json"
-
-
-def _remedy(engines: Engines) -> str:
-    """The likely cause, and what to do."""
-    runtime, precision = engines.describe_runtime(), engines.bundle.precision
-    backend = runtime.get("backend")
-    if backend == OPENVINO and runtime.get("hint", F32) != F32:
-        return f"{runtime['hint']} is not enough for it here: leave --precision-hint out"
-    if backend == OPENVINO:
-        return "OpenVINO computes something else here: take --backend onnxruntime, or another version of it"
-    if backend != "onnxruntime":
-        return "Build the plans again on this machine, with --precision bf16 or fp32 if that does not help"
-    if precision == "fp32":
-        return "This ONNX Runtime computes wrongly here: take another version of it"
-    return f"The arithmetic of {precision} is another here: take a bundle in fp32"

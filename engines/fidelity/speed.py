@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -192,6 +192,12 @@ class Measured:
             here.load > BUSY * here.cores
         )
         return found + [f"{what} differ by {width:.0%}"] * (width > WIDE)
+
+
+def runtime_title(runtime: Mapping[str, Any]) -> str:
+    """What computes, with its version, as `onnxruntime 1.31.1, CPUExecutionProvider`."""
+    hint = f", {runtime['hint']}" if "hint" in runtime else ""
+    return f"{runtime['backend']} {runtime[runtime['backend']]}, {runtime['provider']}{hint}"
 
 
 class Bench:

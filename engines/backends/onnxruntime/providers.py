@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import threading
 from collections import Counter
@@ -24,13 +23,12 @@ from engines.backends.tensorrt.options import DEFAULT_BATCH
 from engines.backends.tensorrt.profiles import Range, profiles_of
 from engines.bundle.manifest import WEIGHTS
 from engines.errors import BackendError
-from engines.storage import cache_folder, digest_of
+from engines.storage import kernel_folder
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
     from engines.bundle.held import HeldFiles
 
-log = logging.getLogger(__name__)
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -146,15 +144,8 @@ def engine_options(
     }
     # ONNX Runtime finds an engine by the names in its graph: another model of the same shape would be taken for it.
     files = {name: bundle.files[name].sha256 for name in (f"{graph}.onnx", "weights.bin")}
-    content = digest_of([files, options, dict(key), os.environ.get(NO_TF32[0])])
-    cache = cache_folder()
-    if cache is None:
-        return options
-    folder = cache / "kernels" / "onnxruntime" / provider / content[:32]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        log.warning("%s engines are built anew each time: %s", provider, error)
+    folder = kernel_folder(f"onnxruntime/{provider}", [files, options, dict(key), os.environ.get(NO_TF32[0])])
+    if folder is None:
         return options
     if provider == "nv_tensorrt_rtx":
         return options | {"nv_runtime_cache_path": str(folder)}

@@ -122,6 +122,12 @@ class OnnxRuntimeBackend(Backend):
             f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"
         )
 
+    def remedy(self, bundle: Bundle) -> str:
+        """See `Backend`."""
+        if bundle.precision == "fp32":
+            return "This ONNX Runtime computes wrongly here: take another version of it"
+        return f"The arithmetic of {bundle.precision} is another here: take a bundle in fp32"
+
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         if self._sessions is not None:
             runnable, shapes = self._sessions(graph, lambda file: self._load(graph, file, {})), {}

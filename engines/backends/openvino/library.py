@@ -31,7 +31,7 @@ def import_openvino() -> Any:
 
 
 def version_of(openvino: Any) -> str:
-    """Its version without the build: `2026.4.1`."""
+    """The version of an installed openvino, without what it says of its build: `2026.4.1`."""
     return str(openvino.__version__).partition("-")[0]
 
 

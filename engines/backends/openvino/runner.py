@@ -7,7 +7,6 @@ nothing of the past is copied.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import tempfile
 import threading
@@ -24,12 +23,11 @@ from engines.errors import BackendError
 from engines.machine import machine
 from engines.spec.choices import INT8, OPENVINO, PRECISION_HINTS
 from engines.spec.contract import TensorInfo
-from engines.storage import cache_folder, digest_of, link_or_copy
+from engines.storage import cache_folder, kernel_folder, link_or_copy
 
 if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
-log = logging.getLogger(__name__)
 _CPU, AUTO = "CPU", "AUTO"
 # Kernels made of several operators (snippets) are kept by what they compute and not by all of its shapes: with more
 # than one past length, a step's attention was wrong from the third scale on (2026.4.1, CPU with AVX2: logits off by 28
@@ -114,6 +112,12 @@ class OpenVinoBackend(Backend):
         asked = {"bf16": "bf16", "f16": "fp16"}.get(self.hint, bundle.precision)
         return max(asked, bundle.precision, key=("fp32", "fp16", "bf16", INT8).index)
 
+    def remedy(self, bundle: Bundle) -> str:
+        """See `Backend`."""
+        if self.hint != PRECISION_HINTS[0]:
+            return f"{self.hint} is not enough for it here: leave --precision-hint out"
+        return "OpenVINO computes something else here: take --backend onnxruntime, or another version of it"
+
     def describe(self) -> dict[str, Any]:
         """See `Backend`; of devices other than the CPU, what they are."""
         here: dict[str, Any] = {
@@ -156,17 +160,11 @@ class OpenVinoBackend(Backend):
 
         For devices that take their time to compile. A CPU does not: of d16, a gigabyte would save 1 of 3 seconds.
         """
-        home = None if self.provider == _CPU else cache_folder()
-        if home is None:
+        if self.provider == _CPU:
             return {}
-        content = digest_of([self._ov.__version__, *(bundle.files[name].sha256 for name in (file, WEIGHTS))])
-        folder = home / "kernels" / self.name / content[:32]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            log.warning("graphs are compiled anew each time: %s", error)
-            return {}
-        return {"CACHE_DIR": str(folder)}
+        files = [bundle.files[name].sha256 for name in (file, WEIGHTS)]
+        folder = kernel_folder(self.name, [self._ov.__version__, *files])
+        return {} if folder is None else {"CACHE_DIR": str(folder)}
 
     def close(self) -> None:
         """See `Backend`."""

@@ -81,6 +81,9 @@ class TensorRTBackend(Backend):
             return str(error)
         return None
 
+    def remedy(self, bundle: Bundle) -> str:
+        return "Build the plans again on this machine, with --precision bf16 or fp32 if that does not help"
+
     def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         return zeros(self.cuda, shape, dtype)
 
