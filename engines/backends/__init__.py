@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
-from engines.backends.base import Backend, Buffer, Call, Engine
+from engines.backends.base import Backend, Buffer, Call, Engine, check_threads
 from engines.errors import BackendError
 from engines.spec.choices import BACKENDS, ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, PLAN_TARGETS, Device
 
@@ -28,7 +28,8 @@ class RuntimeOptions(TypedDict, total=False):
     device: Device | None
     """Which GPU, as CUDA counts them from 0; for OpenVINO a name, such as those of `engines.spec.choices`."""
     precision_hint: str | None
-    """What OpenVINO computes floating point in: one of `engines.spec.choices.PRECISION_HINTS`, f32 by default."""
+    """What OpenVINO computes floating point in: one of `engines.spec.choices.PRECISION_HINTS`; f32 by default, and bf16
+    for INT8 bundles on a CPU that has it."""
 
 
 def check_options(name: str, **options: Unpack[RuntimeOptions]) -> None:
@@ -106,6 +107,7 @@ def for_bundle(
 
     Raises `BackendError`, `BundleError`.
     """
+    check_threads(options.get("threads"))  # before a runtime that is missing, which it would be taken for
     named = backend or asked_for(**options)
     if named is not None:
         return create(named, **options)

@@ -162,6 +162,10 @@ class Backend(AbstractContextManager["Backend"]):
         """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
         return None
 
+    def one_by_one(self, graph: str) -> bool:
+        """Whether the images of a call of `graph` are computed one after another, whatever their number."""
+        return False
+
     def mark(self) -> Mark:
         """A mark, to be recorded as often as needed."""
         return HostMark()

@@ -32,7 +32,7 @@ from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
 from engines.pictures.images import load_square
 from engines.spec.arrays import check_tokens
-from engines.spec.choices import ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, PRECISION_HINTS, STEPWISE
+from engines.spec.choices import ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, STEPWISE
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
 
@@ -265,7 +265,7 @@ def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
     if backend is None and provider == "cpu" and not usable and not importlib.util.find_spec("onnxruntime"):
         backend = OPENVINO  # as `engines.backends.for_bundle` decides
     if backend == OPENVINO:
-        usual = (None, OPENVINO_DEVICES[0], PRECISION_HINTS[0])
+        usual = (None, OPENVINO_DEVICES[0])
         chosen = [str(word) for word in (runtime.device, runtime.precision_hint) if word not in usual]
         return " ".join([OPENVINO, *chosen])
     if backend == ONNXRUNTIME or provider != "cpu":

@@ -25,6 +25,19 @@ def _buffer(backend: Backend, info: TensorInfo, sizes: Mapping[str, int]) -> Buf
     return backend.buffer(tuple(sizes[dim] if isinstance(dim, str) else dim for dim in info.shape), info.dtype)
 
 
+def _calls(
+    backend: Backend, engine: Engine, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], images: int
+) -> list[Call]:
+    """What computes all images of these buffers: one call, or one for each image."""
+    if not backend.one_by_one(engine.name):
+        return [engine.bind(inputs, outputs)]
+    apart = [
+        [{name: buffer.rows(image, 1) for name, buffer in each.items()} for each in (inputs, outputs)]
+        for image in range(images)
+    ]
+    return [engine.bind(*of_one) for of_one in apart]
+
+
 class Constants:
     """What the scales need beside the weights, on the device once for all workspaces."""
 
@@ -142,7 +155,10 @@ class Workspace:
         """Of the batch: the scales from which on fewer rows go on, in which set, and which of those before, (n,)."""
         self._started, self._done = ([backend.mark() for _ in range(config.num_scales + 1)] for _ in range(2))
         self.image = _buffer(backend, engines["decode"].outputs[0], {"B": shape[0]})
-        self._decode = {id(f_hat): engines["decode"].bind({"f_hat": f_hat}, {"image": self.image}) for f_hat in maps}
+        self._decode = {
+            id(f_hat): _calls(backend, engines["decode"], {"f_hat": f_hat}, {"image": self.image}, shape[0])
+            for f_hat in maps
+        }
 
     @property
     def calls(self) -> list[Call]:
@@ -251,7 +267,8 @@ class Workspace:
     def decode(self, scale: int) -> Array:
         """The image (B, h, w, 3) uint8 as it stands after `scale`."""
         self._started[-1].record()
-        self._decode[id(self.f_hat[scale])].run()
+        for call in self._decode[id(self.f_hat[scale])]:
+            call.run()
         self._done[-1].record()
         return self.image.read()
 
@@ -278,7 +295,7 @@ class GraphWorkspace:
         self._inputs, self._outputs = (
             {info.name: _buffer(backend, info, sizes) for info in infos} for infos in (engine.inputs, engine.outputs)
         )
-        self._call = engine.bind(self._inputs, self._outputs)
+        self._calls = _calls(backend, engine, self._inputs, self._outputs, shape[0])
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; an input that is given fewer entries than the batch holds is padded with its last one.
@@ -291,5 +308,6 @@ class GraphWorkspace:
             value = inputs[name]
             missing = buffer.shape[0] - len(value)
             buffer.write(np.concatenate([value, np.repeat(value[-1:], missing, axis=0)]) if missing else value)
-        self._call.run()
+        for call in self._calls:
+            call.run()
         return {name: buffer.read() for name, buffer in self._outputs.items()}

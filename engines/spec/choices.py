@@ -21,7 +21,8 @@ Device = int | str
 OPENVINO_DEVICES = ("CPU", "GPU", "AUTO")
 """What OpenVINO computes on; of several, the second is called GPU.1. Its NPUs take fixed shapes alone."""
 
-PRECISION_HINTS = ("f32", "bf16", "f16")
+F32, BF16 = "f32", "bf16"
+PRECISION_HINTS = (F32, BF16, "f16")
 """What OpenVINO computes floating point in."""
 
 

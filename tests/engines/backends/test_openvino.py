@@ -12,6 +12,7 @@ from engines.backends import asked_for, create, for_bundle
 from engines.backends.openvino import OpenVinoBackend
 from engines.backends.openvino.arithmetic import saturates
 from engines.backends.openvino.library import import_openvino
+from engines.backends.openvino.rewrite import rewrite
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.pipeline import Pipeline
 from engines.errors import BackendError, BundleError, CheckFailedError
@@ -147,6 +148,9 @@ def test_what_is_missing_is_one_line(monkeypatch, demo_bf16_bundle):
     with pytest.raises(BackendError) as caught:
         create("openvino")
     assert str(caught.value).endswith(install_command("openvino"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match="threads must be 1 or more"):  # and not: no runtime is installed
+        for_bundle(Bundle.open(DEMO_BUNDLE), threads=0)
 
 
 class Compiled:
@@ -165,7 +169,7 @@ def with_device(backend, monkeypatch, taken):
 
     class Core:
         def read_model(self, path):
-            return path
+            return openvino.Core().read_model(path)
 
         def compile_model(self, model, device, options):
             asked.append(options)
@@ -190,6 +194,29 @@ def test_a_precision_is_computed_or_refused(hint, monkeypatch):
                 ):
                     backend.open(bundle, "step")
             assert [options["INFERENCE_PRECISION_HINT"] for options in asked] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_bf16", "wanted"),
+    [
+        ("int8", "CPU", True, "bf16"),
+        ("int8", "CPU", False, "f32"),
+        ("int8", "AUTO", True, "f32"),
+        ("fp32", "CPU", True, "f32"),
+    ],
+)
+def test_int8_takes_bfloat16_beside_it_where_there_is_one(precision, device, has_bf16, wanted, monkeypatch, request):
+    bundle = Bundle.open(request.getfixturevalue(f"demo_{precision}_bundle"))
+    with create("openvino", device=device) as backend:
+        monkeypatch.setattr(backend, "_has_bf16", has_bf16)
+        monkeypatch.setattr("engines.backends.openvino.runner.saturates", lambda _: False)
+        asked = with_device(backend, monkeypatch, getattr(openvino.Type, wanted))
+        assert backend.describe()["hint"] == "f32"
+        backend.open(bundle, "step")
+        assert [options["INFERENCE_PRECISION_HINT"] for options in asked] == [wanted]
+        assert backend.describe()["hint"] == wanted
+        assert backend.judged_as(bundle) == precision
+        assert ("take --precision-hint f32" in backend.remedy(bundle)) == (wanted == "bf16")
 
 
 def test_half_precision_is_judged_as_such(demo_int8_bundle, demo_fp32_bundle):
@@ -278,3 +305,58 @@ def test_what_it_throws_is_one_line_of_ours():
     raised = RuntimeError("Exception from src/x.cpp:224:\nException from src/y.cpp:1:\n[CPU] MatMul: shapes\n\n")
     assert str(translated(raised, "running step")) == "OpenVINO failed while running step: [CPU] MatMul: shapes"
     assert "lower the batch size" in str(translated(RuntimeError("std::bad_alloc"), "running step"))
+
+
+def rewritten(bundle, graph):
+    """A graph as it is read, and as it is compiled."""
+    models = [openvino.Core().read_model(Bundle.open(bundle).graph_path(graph, cpu=True)) for _ in range(2)]
+    rewrite(openvino, models[1])
+    return models
+
+
+def of_kind(model, kind):
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
+
+
+def names_before(nodes):
+    """What makes the first input of each."""
+    return [node.input_value(0).get_node().get_type_name() for node in nodes]
+
+
+def turns(model):
+    return [list(node.input_value(1).get_node().get_vector()) for node in of_kind(model, "Transpose")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_keys_are_read_by_rows_and_computed_in_the_hint(precision, request):
+    plain, made = rewritten(request.getfixturevalue(f"demo_{precision}_bundle"), "step")
+    depth = Bundle.open(DEMO_BUNDLE).config.transformer.depth
+    assert turns(plain).count([1, 2, 3, 0]) == depth
+    assert turns(made).count([1, 2, 3, 0]) == 0
+    assert turns(made).count([1, 2, 0, 3]) == turns(plain).count([1, 2, 0, 3]) + depth
+    marked = [node for node in made.get_ordered_ops() if "enforceBF16evenForGraphTail" in node.get_rt_info()]
+    assert sum(node.get_type_name() == "ReduceL2" for node in marked) == depth  # those of the keys
+    assert not {"MatMul", "TopK", "Softmax"} & {node.get_type_name() for node in marked}
+
+
+def test_layers_are_quantised_where_something_computes_their_input(demo_int8_bundle):
+    plain, made = (names_before(of_kind(model, "FakeQuantize")) for model in rewritten(demo_int8_bundle, "step"))
+    depth = Bundle.open(DEMO_BUNDLE).config.transformer.depth
+    assert (plain.count("Reshape"), made.count("Reshape")) == (2 * depth, depth)  # proj's input is transposed before
+    assert len(plain) == len(made)
+
+
+def test_convolutions_are_not_rounded(demo_int8_bundle, demo_fp32_bundle):
+    plain, made = rewritten(demo_int8_bundle, "decode")
+    counts = [names_before(of_kind(model, "FakeQuantize")).count("Add") for model in (plain, made)]
+    assert counts[0] > 3 * counts[1]
+    assert len(of_kind(plain, "Convolution")) == len(of_kind(made, "Convolution"))
+    whole, _ = rewritten(demo_fp32_bundle, "decode")
+    features = Bundle.open(demo_fp32_bundle).golden["f_hat"][:1]
+    options = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "OFF"}
+    images = [
+        openvino.Core().compile_model(model, "CPU", options)({0: features})[0].astype(float)
+        for model in (whole, plain, made)
+    ]
+    errors = [np.square(image - images[0]).mean() for image in images]
+    assert 0 < errors[2] < 0.75 * errors[1]
