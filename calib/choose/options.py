@@ -25,6 +25,13 @@ class Int8Options:
     exclude: tuple[str, ...] = ()
     """Shell patterns over names of layers to leave in float; they win."""
     ranges: Ranges = field(default_factory=Ranges)
+    reduce_range: bool = False
+    """Give weights 7 bits in place of 8: x86 processors without VNNI multiply those exactly with their fast kernels."""
+
+    @property
+    def largest_weight(self) -> int:
+        """The largest integer of a weight. A pair of products with 255 and 64 fits 16 bits, with 127 it does not."""
+        return 64 if self.reduce_range else 127
 
     @property
     def base_precision(self) -> str:

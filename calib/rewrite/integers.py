@@ -50,16 +50,18 @@ LEAST_SCALE = 1e-30
 """Of a token: one of zeros divides by it."""
 
 
-def quantize_weight(weight: NDArray[Any], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric, a scale per entry of `axis`: int8 of the same shape in -127 to 127, scales float32 (channels,)."""
+def quantize_weight(
+    weight: NDArray[Any], axis: int, largest: int = 127
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric, a scale per entry of `axis`: int8 of the same shape in -largest to largest, float32 (channels,)."""
     weight = np.asarray(weight, np.float32)
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.abs(weight).max(axis=others) / np.float32(127)
+    scale = np.abs(weight).max(axis=others) / np.float32(largest)
     scale[scale == 0] = 1
     shape = [1] * weight.ndim
     shape[axis] = -1
     scale = scale.astype(np.float32)
-    return np.rint(weight / scale.reshape(shape)).clip(-127, 127).astype(np.int8), scale
+    return np.rint(weight / scale.reshape(shape)).clip(-largest, largest).astype(np.int8), scale
 
 
 def quantize_blocks(weight: NDArray[Any], block: int = BLOCK) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -86,7 +88,7 @@ def rewritten(
         fold(models, layers["step"], {n: s for n, s in calibration.smoothing.items() if ways.get(n) == STATIC})
     for graph, model in models.items():
         here = [layer for layer in layers[graph] if layer.name in chosen]
-        quantize(model, here, ways, calibration, options.target, options.ranges)
+        quantize(model, here, ways, calibration, options.target, options.ranges, options.largest_weight)
         yield graph, model
 
 
@@ -97,13 +99,15 @@ def quantize(
     calibration: Calibration | None,
     target: str,
     ranges: Ranges,
+    largest_weight: int = 127,
 ) -> None:
     """Rewrite a graph; floating weights that nothing uses any more are dropped.
 
     `layers` come from `find_layers` on this very model, `ways` has one of `engines.spec.policy.METHODS` for each by
     name, `calibration` the statistics of every static one, and `target` is `onnxruntime` or `tensorrt`.
+    `largest_weight` holds for weights with a scale per channel; those in blocks have kernels that never saturate.
     """
-    rewriter = _Rewriter(model, calibration, target, ranges)
+    rewriter = _Rewriter(model, calibration, target, ranges, largest_weight)
     for layer in layers:
         way = ways[layer.name]
         if way == STATIC:
@@ -116,9 +120,11 @@ def quantize(
 
 
 class _Rewriter:
-    def __init__(self, model: ir.Model, calibration: Calibration | None, target: str, ranges: Ranges) -> None:
+    def __init__(
+        self, model: ir.Model, calibration: Calibration | None, target: str, ranges: Ranges, largest_weight: int
+    ) -> None:
         self._model, self._graph = model, model.graph
-        self._calibration, self._ranges = calibration, ranges
+        self._calibration, self._ranges, self._largest = calibration, ranges, largest_weight
         self._symmetric = target == "tensorrt"
         self._pairs: dict[ir.Value, tuple[ir.Value, np.float32]] = {}  # tensor -> its quantised self, scale
 
@@ -136,7 +142,7 @@ class _Rewriter:
         node, weight = layer.node, layer.weight
         value, scale = self._quantized(layer.input, f"{layer.name}:{INPUT}")
         axis = 0 if layer.is_conv else 1
-        array, scales = quantize_weight(read_weight(weight), axis)
+        array, scales = quantize_weight(read_weight(weight), axis, self._largest)
         dequantized = self._dequantized(weight.name or "", array, scales, axis, weight)
         self._graph.insert_before(node, dequantized)
         node.replace_input_with(0, value)
@@ -229,7 +235,7 @@ class _Rewriter:
 
     def per_token(self, layer: Layer) -> None:
         node, weight, out, shape = layer.node, layer.weight, layer.node.outputs[0], layer.input.shape
-        array, scales = quantize_weight(read_weight(weight), 1)
+        array, scales = quantize_weight(read_weight(weight), 1, self._largest)
         dequantized = self._dequantized(weight.name or "", array, scales, 1, weight)
         nodes, value, row_scale = self._quantized_rows(layer)
         op = "Gemm" if shape is not None and len(shape) == 2 else "MatMul"

@@ -246,6 +246,13 @@ class Manifest:
         return sha256 if isinstance(sha256, str) else None
 
     @property
+    def reduced_range(self) -> bool:
+        """True where quantised weights have 7 bits, so that no kernel's products saturate."""
+        quantisation = self.provenance.get("quantisation")
+        options = quantisation.get("options") if isinstance(quantisation, Mapping) else None
+        return isinstance(options, Mapping) and options.get("reduce_range") is True
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of all files together, without the manifest and the plans."""
         return sum(entry.size for entry in self.files.values())

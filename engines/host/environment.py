@@ -76,7 +76,10 @@ def arithmetic() -> str:
     from engines.backends.onnxruntime.arithmetic import saturates
 
     if saturates(import_onnxruntime()):
-        return "8-bit products saturate here by default: INT8 takes ONNX Runtime's exact kernels, which are slower"
+        return (
+            "8-bit products saturate here by default: INT8 takes ONNX Runtime's exact kernels, which are slower "
+            "(a bundle built with --reduce-range needs none)"
+        )
     return "8-bit products are exact"
 
 

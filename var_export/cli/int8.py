@@ -55,6 +55,9 @@ class LayerOptions:
     quantize: tuple[str, ...] = option(
         multiple=True, metavar="PATTERN", help="Layers to quantise all the same (static ranges); repeatable."
     )
+    reduce_range: bool = option(
+        is_flag=True, help="Weights of 7 bits, for x86 without VNNI: twice as fast there, a little coarser."
+    )
     keep: tuple[str, ...] = option(multiple=True, metavar="PATTERN", help="Layers to leave in float; repeatable.")
 
 
@@ -116,7 +119,16 @@ def int8_options(
     bounds = Bounds.parse(layers.max_loss)
     if bounds.transformer and "level" in given(context):
         raise UsageError("--max-loss chooses the transformer's layers itself; leave out --level")
-    return replace(options, level=layers.level, bounds=bounds, include=layers.quantize, exclude=layers.keep)
+    if layers.reduce_range and options.target != ONNXRUNTIME:
+        raise UsageError("--reduce-range is for CPUs, and NVIDIA's GPUs multiply exactly: leave it out")
+    return replace(
+        options,
+        level=layers.level,
+        bounds=bounds,
+        include=layers.quantize,
+        exclude=layers.keep,
+        reduce_range=layers.reduce_range,
+    )
 
 
 def calibration_of(

@@ -145,22 +145,27 @@ class OnnxRuntimeBackend(Backend):
                 key = {"onnxruntime": self._ort.__version__, **self._compiler, **self.cuda.describe()}
                 engine = providers.engine_options(self.provider, bundle, graph, shapes, key)
             path = bundle.path / bundle.graph_name(graph, cpu=self.provider == "cpu")
-            runnable = RunnableGraph(self._load(graph, path, engine, bundle.held), *bundle.tensors(graph))
+            loaded = self._load(graph, path, engine, bundle.held, exact=not bundle.manifest.reduced_range)
+            runnable = RunnableGraph(loaded, *bundle.tensors(graph))
         opened = OnnxRuntimeEngine(self, graph, runnable, shapes)
         self._engines.add(opened)
         return opened
 
-    def _load(self, graph: str, path: Path, engine: Mapping[str, str], held: HeldFiles | None = None) -> Any:
+    def _load(
+        self, graph: str, path: Path, engine: Mapping[str, str], held: HeldFiles | None = None, *, exact: bool = True
+    ) -> Any:
         """A session of a file that computes on the provider.
 
-        Args: engine: options that follow from the graph; held: the bundle's files, where the file is one of them.
+        Args: engine: options that follow from the graph; held: the bundle's files, where the file is one of them;
+        exact: take exact kernels for 8-bit products where the usual ones saturate.
         """
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self.threads or 0
         options.log_severity_level = 4  # what goes wrong is raised; once is enough
         if self.provider == "cpu":
             providers.save_memory(options)
-            exact_products(self._ort, options)
+            if exact:
+                exact_products(self._ort, options)
         else:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         registered = providers.session_providers(self.provider, self.cuda, engine)

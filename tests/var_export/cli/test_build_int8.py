@@ -222,6 +222,7 @@ def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_dr
         ("--level", "2"),
         ("--quantize", "*"),
         ("--keep", "*"),
+        ("--reduce-range",),
         ("--ranges", "mse"),
         ("--percentile", "99"),
         ("--smoothquant", "off"),
@@ -247,6 +248,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tm
         ("--images", tmp_path): ("no pictures",),
         ("--images", tmp_path / "missing"): ("missing", "No such file"),
         ("--name", "other"): ("--name is for checkpoints",),
+        ("--reduce-range", "--target", "tensorrt", "--no-plans"): ("--reduce-range is for CPUs", "leave it out"),
     }.items():
         one_line(call(*arguments(base, out, *more)), *words)
     assert call(*arguments(base, out, "--samples", 0))[0] == 2
