@@ -107,16 +107,18 @@ class ImageRun(Generic[Source]):
     def _scales(self, source: Source, images: int) -> Stop | None:
         """What is asked before each scale of a batch, says that it goes on, and tells how far it is."""
         options = self._options
-        if options.url is not None or options.sequential or self._job.settings.get("form") != STEPWISE:
+        if options.url is not None or self._job.settings.get("form") != STEPWISE:
             return None
-        began, asked = self._done, itertools.count()
-        tokens = [side * side for side in self._opened.manifest.config.patch_nums]
-        total = sum(tokens) + tokens[-1]  # the decoder's work is about that of the last scale
+        tokens, size = self._opened.manifest.config.scale_lengths, min(source.max_batch, options.batch)
+        parts = [min(size, images - start) for start in range(0, images, size)]
+        after = options.refine_from or 0  # two models: first all parts of the one, then all of the other
+        stages = [range(after), range(after, len(tokens))]
+        weights = [*tokens[:-1], 2 * tokens[-1]]  # the decoder's work is about that of the last scale
+        work = [weights[scale] * part for stage in stages for part in parts for scale in stage]
+        began, total, done = self._done, sum(work), itertools.accumulate(work, initial=0)
 
         def stop() -> bool:
-            part, scale = divmod(next(asked), len(tokens))
-            whole = part * source.max_batch
-            self._tell(began + whole + min(source.max_batch, images - whole) * sum(tokens[:scale]) / total)
+            self._tell(began + images * next(done, total) / total)
             return False
 
         return stop

@@ -10,6 +10,7 @@ import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.cli.again import command_of, settings_of
+from engines.cli.execute import ImageRun
 from engines.cli.run import main
 from engines.draw.collaboration import Collaboration, check_sizes, joint_manifest
 from engines.draw.pipeline import Pipeline
@@ -218,3 +219,17 @@ def test_var_run_refines(demo_fp32_bundle, tmp_path, monkeypatch, capsys):
     ):
         code, _, err = call("parrot", *args)
         assert (code, err.splitlines()[-1]) == (2, f"Error: {line}")
+
+
+@pytest.mark.parametrize("sequential", [(), ("--sequential",)])
+def test_two_models_tell_how_far_they_are(sequential, demo_fp32_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told, tell = [], ImageRun._tell
+    monkeypatch.setattr(ImageRun, "_tell", lambda self, done: (told.append(done), tell(self, done)))
+    models = ("--bundle", demo_fp32_bundle, "--refine", DEMO_BUNDLE, "--refine-from", FROM)
+    assert main(["parrot", "--count", "3", "--batch", "2", *map(str, models), *sequential]) == 0
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (0, 3)
+    assert (
+        len(set(told)) == 1 + 2 * Bundle.open(DEMO_BUNDLE).config.num_scales
+    )  # of two parts
