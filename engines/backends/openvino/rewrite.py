@@ -29,8 +29,12 @@ _NARROW = "enforceBF16evenForGraphTail"
 _CACHED = ("new_k", "new_v")
 
 
-def rewrite(ov: Any, model: Any) -> None:
-    """Change a graph that was just read, in place; one that has none of the forms stays as it is."""
+def rewrite(ov: Any, model: Any, graph: str) -> None:
+    """Change what was just read of a graph, in place; what has none of the forms stays as it is.
+
+    `encode` keeps its roundings: a code that wins by a hair decides all later ones, and a build's figures hold for the
+    codes that win with them.
+    """
     ops = ov.opset13
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
@@ -38,7 +42,7 @@ def rewrite(ov: Any, model: Any) -> None:
             _read_keys_by_rows(ops, node)
         elif kind == "FakeQuantize" and _is(_source(node), "Reshape"):
             _quantise_before_reshape(ops, node)
-        elif kind == "FakeQuantize":
+        elif kind == "FakeQuantize" and graph != "encode":
             _leave_convolution_unrounded(node)
     for output in model.outputs:
         if any(name.startswith(_CACHED) for name in output.get_names()):

@@ -85,16 +85,17 @@ class OpenVinoBackend(Backend):
         problem = self.lacks(bundle)
         if problem is not None:
             raise BackendError(problem)
-        if bundle.precision == INT8 and self.arithmetic().get("saturates"):
+        if bundle.precision == INT8 and not bundle.manifest.reduced_range and self.arithmetic().get("saturates"):
             self._core.set_property(_CPU, FLOAT_LAYERS)
             self._floats = True
         path = bundle.graph_path(graph, cpu=True)
-        # Feature maps are summed in float32 in every precision.
-        hint = F32 if graph == "accumulate" else self._hint_for(bundle)
+        # Feature maps are summed in float32 in every precision; what a code that wins by a hair decides is large.
+        exact = ("accumulate", "encode") if self.hint is None else ("accumulate",)
+        hint = F32 if graph in exact else self._hint_for(bundle)
         options = {"INFERENCE_PRECISION_HINT": hint, **self._cache(bundle, path.name)}
         try:
             model = self._core.read_model(self._without_links(bundle, path))
-            rewrite(self._ov, model)
+            rewrite(self._ov, model, graph)
             model = self._core.compile_model(model, self.provider, options)
             taken = None if self.provider == AUTO else model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except Exception as error:

@@ -310,7 +310,7 @@ def test_what_it_throws_is_one_line_of_ours():
 def rewritten(bundle, graph):
     """A graph as it is read, and as it is compiled."""
     models = [openvino.Core().read_model(Bundle.open(bundle).graph_path(graph, cpu=True)) for _ in range(2)]
-    rewrite(openvino, models[1])
+    rewrite(openvino, models[1], graph)
     return models
 
 

@@ -230,6 +230,4 @@ def test_two_models_tell_how_far_they_are(sequential, demo_fp32_bundle, tmp_path
     assert main(["parrot", "--count", "3", "--batch", "2", *map(str, models), *sequential]) == 0
     assert told == sorted(told)
     assert (told[0], told[-1]) == (0, 3)
-    assert (
-        len(set(told)) == 1 + 2 * Bundle.open(DEMO_BUNDLE).config.num_scales
-    )  # of two parts
+    assert len(set(told)) == 1 + 2 * Bundle.open(DEMO_BUNDLE).config.num_scales  # of two parts
