@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -61,7 +61,7 @@ def guarded(command: click.Command, name: str) -> Callable[[Sequence[str] | None
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            _drop_output()
+            _drop_rest(sys.stdout)
             tell(f"Error: cannot write {one_line(error.filename or 'the output')}: {error.strerror}")
             return VarExportError.exit_code
         return code if isinstance(code, int) else 0
@@ -247,14 +247,16 @@ def show(line: str = "") -> None:
 
 def tell(line: str) -> None:
     """Print a remark on stderr, where it disturbs nothing that a script reads; where it cannot be, it is lost."""
-    with contextlib.suppress(OSError):
+    try:
         click.echo((CLEAR if sys.stderr.isatty() else "") + printable(line), err=True)
+    except OSError:
+        _drop_rest(sys.stderr)
 
 
-def _drop_output() -> None:
-    """Send what is left for stdout nowhere: else Python tries again when it ends, and fails with a traceback."""
+def _drop_rest(stream: TextIO) -> None:
+    """Send what is left for a stream nowhere: else Python tries again when it ends, and fails."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Figure(float):

@@ -187,7 +187,8 @@ def test_an_output_that_is_full(args):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_remarks_that_nobody_can_read_stop_nothing():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_remarks_that_nobody_can_read_stop_nothing(unbuffered):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", "import sys; from engines.cli.run import main; sys.exit(main())", "classes"],
@@ -195,6 +196,7 @@ def test_remarks_that_nobody_can_read_stop_nothing():
             stderr=full,
             text=True,
             check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 100
