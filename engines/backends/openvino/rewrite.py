@@ -2,7 +2,7 @@
 
 A bundle's graphs are written as ONNX Runtime fuses them. Here they become, where OpenVINO fuses otherwise:
 
-    keys (P, N, H, d) --> Transpose (N, H, d, P) --> [MatMul]         a transposition of the whole cache, byte by byte
+    keys (P, N, H, d) --> Transpose (N, H, d, P) --> [MatMul]         the whole cache is turned, number by number
                       --> Transpose (N, H, P, d) --> [MatMul b^T]     rows of d numbers are copied
 
     [MatMul] --> ... --> new_k, new_v        all behind a last product is computed in float32 by default: in the hint's
