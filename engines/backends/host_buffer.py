@@ -10,8 +10,8 @@ from engines.backends.base import Array, Buffer
 from engines.errors import OutOfMemoryError
 
 ONE_BY_ONE = ("decode", "encode")
-"""Graphs of convolutions at full size: on a CPU several images at once are no faster than one after another (8 of d16 in
-INT8 took 17.2 s with one call of the decoder and 15.3 s with eight), and need the memory of all."""
+"""Graphs of convolutions at full size: on a CPU several images at once are no faster than one after another, and need
+the memory of all. 8 images of d16 in INT8 took 17.2 s with one call of the decoder and 15.3 s with eight."""
 
 
 class HostBuffer(Buffer):
