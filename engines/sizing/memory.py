@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.sizing import cost
@@ -106,6 +106,8 @@ def memory(load: Workload) -> Memory:
     cached = cache_bytes(config, precision, config.scale_offsets[-1], load.rows)
     if not fused:  # keys and values of the last scale, which all blocks write to one place
         cached += cache_bytes(config, precision, config.scale_lengths[-1], load.rows) // config.transformer.depth
+    # Backends on a CPU decode images one by one, but where the decoder is a part of the fused graph.
+    at_once = load if fused or load.target != "onnxruntime" else replace(load, images=1)
     allowance = CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, load.max_top_k))
     return Memory(
         transformer=step_weights(config, precision, load.max_top_k, load.quantisation),
@@ -115,7 +117,7 @@ def memory(load: Workload) -> Memory:
         kv_cache=cached,
         loop_buffers=_fused_buffers(load) if fused else _stepwise_buffers(load),
         step_activations=kept + max(op.live_bytes for operations in steps for op in operations),
-        decoder_activations=max((op.live_bytes for op in decode), default=0),
+        decoder_activations=max((op.live_bytes for op in at_once.decode_operations()), default=0),
         by_way=weights_by_way([*cond, *steps[0], *decode]),
         allowance=0 if load.target == "onnxruntime" else allowance,
     )

@@ -187,3 +187,16 @@ def test_every_remedy_helps_by_itself():
 
 def test_no_batch_beyond_what_a_graph_takes():
     assert Estimate(Workload(config=official("demo")), Box(10**15)).largest_batch == MAX_BATCH
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "times"),
+    [("onnxruntime", "stepwise", 1), ("onnxruntime", "fused", 8), ("tensorrt", "stepwise", 8)],
+)
+def test_a_cpu_decodes_images_one_by_one(target, form, times):
+    one, eight = (
+        memory(Workload(config=official("d16"), precision="fp32", form=form, images=images, target=target))
+        for images in (1, 8)
+    )
+    assert eight.decoder_activations == times * one.decoder_activations
+    assert eight.decoder == one.decoder
