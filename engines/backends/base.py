@@ -162,9 +162,9 @@ class Backend(AbstractContextManager["Backend"]):
         """Why this backend cannot run `bundle` as it is; None where nothing is missing."""
         return None
 
-    def one_by_one(self, graph: str) -> bool:
-        """Whether the images of a call of `graph` are computed one after another, whatever their number."""
-        return False
+    def images_at_once(self, graph: str, image_size: int) -> int | None:
+        """How many images, of that many pixels a side, one call of `graph` takes at most; None: any number."""
+        return None
 
     def mark(self) -> Mark:
         """A mark, to be recorded as often as needed."""

@@ -26,16 +26,18 @@ def _buffer(backend: Backend, info: TensorInfo, sizes: Mapping[str, int]) -> Buf
 
 
 def _calls(
-    backend: Backend, engine: Engine, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], images: int
+    backend: Backend, engine: Engine, inputs: dict[str, Buffer], outputs: dict[str, Buffer], images: int
 ) -> list[Call]:
-    """What computes all images of these buffers: one call, or one for each image."""
-    if not backend.one_by_one(engine.name):
+    """What computes all images of these buffers: one call, or several that take a part of the images each."""
+    pixels = (inputs | outputs).get("image")
+    most = None if pixels is None else backend.images_at_once(engine.name, pixels.shape[1])
+    if most is None or most >= images:
         return [engine.bind(inputs, outputs)]
-    apart = [
-        [{name: buffer.rows(image, 1) for name, buffer in each.items()} for each in (inputs, outputs)]
-        for image in range(images)
-    ]
-    return [engine.bind(*of_one) for of_one in apart]
+
+    def part(buffers: Mapping[str, Buffer], start: int) -> dict[str, Buffer]:
+        return {name: buffer.rows(start, min(most, images - start)) for name, buffer in buffers.items()}
+
+    return [engine.bind(part(inputs, start), part(outputs, start)) for start in range(0, images, most)]
 
 
 class Constants:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engines.backends.host_buffer import images_at_once
 from engines.sizing import cost
 from engines.sizing.cost import BYTES, CONVOLUTION, GEMM, PREFIX_SUM
 from engines.sizing.decoder import decode_norm_bytes
@@ -106,8 +107,8 @@ def memory(load: Workload) -> Memory:
     cached = cache_bytes(config, precision, config.scale_offsets[-1], load.rows)
     if not fused:  # keys and values of the last scale, which all blocks write to one place
         cached += cache_bytes(config, precision, config.scale_lengths[-1], load.rows) // config.transformer.depth
-    # Backends on a CPU decode images one by one, but where the decoder is a part of the fused graph.
-    at_once = load if fused or load.target != "onnxruntime" else replace(load, images=1)
+    most = None if fused or load.target != "onnxruntime" else images_at_once("decode", config.image_size)
+    at_once = load if most is None else replace(load, images=min(load.images, most))
     allowance = CONTEXT_BYTES + round(PLAN_OVERHEAD * step_weights(config, precision, load.max_top_k))
     return Memory(
         transformer=step_weights(config, precision, load.max_top_k, load.quantisation),

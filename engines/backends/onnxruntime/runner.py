@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engines.backends.base import Backend, Buffer, Call, Engine, HostMark, Mark, check_threads
 from engines.backends.cuda import Cuda
 from engines.backends.device_buffer import DeviceBuffer, zeros
-from engines.backends.host_buffer import ONE_BY_ONE, HostBuffer
+from engines.backends.host_buffer import HostBuffer, images_at_once
 from engines.backends.onnxruntime import providers
 from engines.backends.onnxruntime.arithmetic import exact_products, saturates
 from engines.backends.onnxruntime.library import import_onnxruntime, translated
@@ -122,9 +122,9 @@ class OnnxRuntimeBackend(Backend):
             f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"
         )
 
-    def one_by_one(self, graph: str) -> bool:
+    def images_at_once(self, graph: str, image_size: int) -> int | None:
         """See `Backend`."""
-        return self.provider == "cpu" and graph in ONE_BY_ONE
+        return images_at_once(graph, image_size) if self.provider == "cpu" else None
 
     def remedy(self, bundle: Bundle) -> str:
         """See `Backend`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends.base import Backend, Buffer, Call, Engine, check_threads
-from engines.backends.host_buffer import ONE_BY_ONE, HostBuffer
+from engines.backends.host_buffer import HostBuffer, images_at_once
 from engines.backends.openvino.arithmetic import FLOAT_LAYERS, saturates
 from engines.backends.openvino.library import import_openvino, translated, version_of
 from engines.backends.openvino.rewrite import rewrite
@@ -129,9 +129,9 @@ class OpenVinoBackend(Backend):
         asked = {BF16: "bf16", "f16": "fp16"}.get(self._hint_for(bundle), bundle.precision)
         return max(asked, bundle.precision, key=("fp32", "fp16", "bf16", INT8).index)
 
-    def one_by_one(self, graph: str) -> bool:
+    def images_at_once(self, graph: str, image_size: int) -> int | None:
         """See `Backend`."""
-        return self.provider == _CPU and graph in ONE_BY_ONE
+        return images_at_once(graph, image_size) if self.provider == _CPU else None
 
     def remedy(self, bundle: Bundle) -> str:
         """See `Backend`."""

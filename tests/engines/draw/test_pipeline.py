@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from support import demo_reference, need_torch
 
+from engines.backends.onnxruntime.runner import OnnxRuntimeEngine
 from engines.cli.again import command_of, settings_of
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
@@ -52,6 +53,24 @@ def pick(settings, indices):
 def same(result, other, part=slice(None)):
     np.testing.assert_array_equal(result.tokens, other.tokens[part])
     np.testing.assert_array_equal(result.images, other.images[part])
+
+
+@pytest.mark.parametrize(("most", "parts"), [(7, [7]), (3, [3, 3, 1]), (1, [1] * 7)])
+def test_a_cpu_decodes_as_many_images_at_once_as_pay(mixed, demo_fp32_bundle, monkeypatch, most, parts):
+    monkeypatch.setattr("engines.backends.host_buffer._PIXELS", most * 64 * 64)
+    bound, bind = [], OnnxRuntimeEngine.bind
+
+    def seen(engine, inputs, outputs):
+        bound.append((engine.name, *[outputs[name].shape[0] for name in ("image", "tokens") if name in outputs]))
+        return bind(engine, inputs, outputs)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "bind", seen)
+    with Pipeline.load(demo_fp32_bundle, threads=2, check="never") as pipeline:
+        same(pipeline.generate(CLASSES, seeds=SEEDS, **MIXED), mixed)
+        assert [each[1] for each in bound if each[0] == "decode"] == 2 * parts  # the loop's two feature maps take turns
+        bound.clear()
+        pipeline.encode(mixed.images)
+        assert [count for name, count in bound] == parts
 
 
 # --- what an image depends on ---------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_no_batch_beyond_what_a_graph_takes():
     ("target", "form", "times"),
     [("onnxruntime", "stepwise", 1), ("onnxruntime", "fused", 8), ("tensorrt", "stepwise", 8)],
 )
-def test_a_cpu_decodes_images_one_by_one(target, form, times):
+def test_a_cpu_decodes_large_images_one_by_one(target, form, times):
     one, eight = (
         memory(Workload(config=official("d16"), precision="fp32", form=form, images=images, target=target))
         for images in (1, 8)
