@@ -20,7 +20,7 @@ _NO_FIGURE = (  # a page, a server, or what is done with a finished picture
 )
 _NO_BYTE = (  # what looks at a finished bundle
     *("var_export/cli", "var_export/report", "var_export/gpu_check", "var_export/live"),
-    *("engines/triton", "engines/sizing", "engines/editing", "engines/files"),
+    *("engines/triton", "engines/editing", "engines/files"),
     *("engines/cli", "engines/host", "engines/machine", "engines/errors"),
 )
 FIGURES = _NO_FIGURE
@@ -29,8 +29,9 @@ FLOAT_BUNDLE = (
     *_NO_BYTE,
     # Check the finished engines.
     *("calib/judge", "engines/draw", "engines/fidelity", "engines/judging", "engines/backends"),
-    # Are of INT8 alone.
+    # Are of INT8 and INT4 alone.
     *(
+        "engines/sizing",
         "calib/choose",
         "calib/observe/collect",
         "calib/rewrite",
@@ -40,7 +41,7 @@ FLOAT_BUNDLE = (
     ),
 )
 """Code that decides no byte of a bundle which is built from a checkpoint."""
-INT8_BUNDLE = (*_NO_BYTE, "var_export", "engines/backends/cuda", "engines/backends/tensorrt")
+QUANTISED_BUNDLE = (*_NO_BYTE, "var_export", "engines/backends/cuda", "engines/backends/tensorrt")
 """Code that decides no byte of an INT8 bundle beside those of its base, whose key covers what it was built by."""
 
 

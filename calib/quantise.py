@@ -1,4 +1,4 @@
-"""From a float bundle to an INT8 bundle: calibrate, rewrite the graphs, check, and only then the name. Torch-free."""
+"""From a float bundle to a quantised one: calibrate, rewrite the graphs, check, and only then the name. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import onnx_ir as ir
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import find_layers, load_graph
 from calib.graphs.writing import write_graphs
 from calib.half import refuse_overflow
 from calib.judge.acceptance import Built, Checked, check
 from calib.judge.attribution import blame, describe
 from calib.judge.search import choose_ways
-from calib.keys import INT8_BUNDLE, code_digest, versions_of
+from calib.keys import QUANTISED_BUNDLE, code_digest, versions_of
 from calib.observe.collect import Requests, collect
 from calib.observe.reach import measure
 from calib.rewrite.integers import rewritten
@@ -58,19 +58,19 @@ def calibrate(
     return made
 
 
-def check_base(base: Bundle, options: Int8Options) -> None:
-    """Raises `UsageError` for a bundle that INT8 graphs cannot be made from."""
+def check_base(base: Bundle, options: QuantisationOptions) -> None:
+    """Raises `UsageError` for a bundle that quantised graphs cannot be made from."""
     if base.precision != options.base_precision or "stepwise" not in base.forms:
         raise UsageError(
-            f"INT8 for {options.target} is made from a bundle in {options.base_precision} that has the stepwise form; "
-            f"{base.path} is {base.precision}, {base.form}"
+            f"{options.precision.upper()} for {options.target} is made from a bundle in {options.base_precision} that "
+            f"has the stepwise form; {base.path} is {base.precision}, {base.form}"
         )
 
 
 def quantize_bundle(
     base: Bundle,
     out: Path,
-    options: Int8Options,
+    options: QuantisationOptions,
     calibrated: Callable[[], Calibration],
     *,
     sensitivity: Path | None = None,
@@ -78,7 +78,7 @@ def quantize_bundle(
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Built:
-    """Build an INT8 bundle at `out` from a float one.
+    """Build a quantised bundle at `out` from a float one.
 
     `base` is in the precision that `options.base_precision` names, with the stepwise form. `calibrated` gives the
     calibration, and is called once `out` is known to be free; `sensitivity` is the file of measured effects, for
@@ -93,7 +93,15 @@ def quantize_bundle(
     models = {graph: load_graph(base.graph_path(graph)) for graph in contract.graphs_of(choices.STEPWISE)}
     layers = [layer for graph, model in models.items() for layer in find_layers(model, graph)]
     names = [layer.name for layer in layers]
-    ways = policy.assign(names, options.target, options.level, include=options.include, exclude=options.exclude)
+    ways = policy.assign(
+        names,
+        options.target,
+        options.level,
+        precision=options.precision,
+        adaln=policy.adaln_way(base.config, options.target),
+        include=options.include,
+        exclude=options.exclude,
+    )
     calibration = calibrated()
     calibration.check_model(base)
     build_key = _build_key(base, options, calibration)
@@ -108,7 +116,7 @@ def quantize_bundle(
         raise UsageError("the calibration smooths layers that the model does not have; make it again")
     manifest = replace(
         base.manifest,
-        precision=choices.INT8,
+        precision=options.precision,
         form=options.form,
         target=options.target,
         build_key=build_key,
@@ -130,8 +138,8 @@ def quantize_bundle(
         return Built(writer.publish(figures), False, reports)
 
 
-def _build_key(base: Bundle, options: Int8Options, calibration: Calibration) -> str:
-    """SHA-256 over all that decides the bytes of the INT8 bundle."""
+def _build_key(base: Bundle, options: QuantisationOptions, calibration: Calibration) -> str:
+    """SHA-256 over all that decides the bytes of the quantised bundle."""
     return digest_of(
         {
             "base": base.build_key,
@@ -140,12 +148,12 @@ def _build_key(base: Bundle, options: Int8Options, calibration: Calibration) -> 
             "schema": SCHEMA_VERSION,
             "contract": contract.CONTRACT_VERSION,
             "versions": versions_of(VERSIONS),
-            "sources": code_digest(INT8_BUNDLE),
+            "sources": code_digest(QUANTISED_BUNDLE),
         }
     )
 
 
-def _provenance(options: Int8Options, ways: Mapping[str, str], calibration: Calibration) -> dict[str, Any]:
+def _provenance(options: QuantisationOptions, ways: Mapping[str, str], calibration: Calibration) -> dict[str, Any]:
     """How the layers were quantised, for people."""
     return {
         "options": asdict(options),

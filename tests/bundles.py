@@ -109,8 +109,8 @@ def _quantised(out: Path) -> Path:
     """The demo model in INT8 for the CPU, both forms, default level, few samples."""
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
     from calib.calibration import Calibration
-    from calib.choose.options import Int8Options
-    from calib.keys import INT8_BUNDLE, code_digest
+    from calib.choose.options import QuantisationOptions
+    from calib.keys import QUANTISED_BUNDLE, code_digest
     from calib.observe.collect import Requests
     from calib.quantise import calibrate, quantize_bundle
     from engines.bundle.bundle import Bundle
@@ -121,9 +121,9 @@ def _quantised(out: Path) -> Path:
         calibrate(base, Requests.spread(base.config, 8), folder / "calibration.json", threads=1)
 
     versions = [importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxruntime", "numpy")]
-    key = f"{base.build_key} {code_digest(INT8_BUNDLE)} {versions}"
+    key = f"{base.build_key} {code_digest(QUANTISED_BUNDLE)} {versions}"
     file = made_once("demo-calibration", key, calibration) / "calibration.json"
-    options = Int8Options(form="both")
+    options = QuantisationOptions(form="both")
     return quantize_bundle(base, out, options, lambda: Calibration.load(file), force=True, threads=1).bundle.path
 
 

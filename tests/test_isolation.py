@@ -90,7 +90,7 @@ def test_the_runtime_imports_without_any_runtime():
 @pytest.mark.slow
 def test_every_module_of_calibration_imports_without_torch():
     """It rewrites graphs, so that it takes onnx_ir; and what makes INT8 of a float bundle takes no more."""
-    modules = [*modules_of("calib"), "calib.quantise", "calib.judge.attribution", "var_export.cli.int8"]
+    modules = [*modules_of("calib"), "calib.quantise", "calib.judge.attribution", "var_export.cli.quantising"]
     assert "calib.observe.collect" in modules
     blocked = [name for name in BLOCKED if name not in CALIBRATION_NEEDS] + ["tensorrt"]
     run(f"import importlib\nfor name in {modules}:\n    importlib.import_module(name)", blocked=blocked)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.choose.ranges import Ranges
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
@@ -20,7 +20,7 @@ from var_export.golden import run_reference
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 IMAGES, SAMPLES = 16, 12
-NAIVE = Int8Options(level=3, ranges=Ranges(method="minmax"))
+NAIVE = QuantisationOptions(level=3, ranges=Ranges(method="minmax"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def calibrated(demo_fp32_bundle):
 def report_of(demo_fp32_bundle, calibrated, golden, tmp_path_factory):
     base = Bundle.open(demo_fp32_bundle)
 
-    def report(options: Int8Options, smooth: str | None = "search") -> tuple[Report, Bundle]:
+    def report(options: QuantisationOptions, smooth: str | None = "search") -> tuple[Report, Bundle]:
         out = tmp_path_factory.mktemp("int8") / "bundle"
         bundle = quantize_bundle(base, out, options, lambda: calibrated(smooth)).bundle
         with Pipeline(bundle, backends.create("onnxruntime"), max_batch=1) as pipeline:
@@ -61,7 +61,7 @@ def report_of(demo_fp32_bundle, calibrated, golden, tmp_path_factory):
 
 def test_the_default_has_less_than_half_of_the_naive_loss(report_of, demo_fp32_bundle):
     naive, _ = report_of(NAIVE, None)
-    default, bundle = report_of(Int8Options())
+    default, bundle = report_of(QuantisationOptions())
     assert default.passed, default.failures
     assert default.total.kl < 0.5 * naive.total.kl  # measured over 50 images: 2.7e-3 and 8.4e-3
     assert default.total.top1 > max(0.975, naive.total.top1)  # 97.9 % and 96.5 %
@@ -71,5 +71,5 @@ def test_the_default_has_less_than_half_of_the_naive_loss(report_of, demo_fp32_b
 
 
 def test_the_levels_are_ordered(report_of):
-    losses = [report_of(Int8Options(level=level))[0].total.kl for level in (1, 3)]
+    losses = [report_of(QuantisationOptions(level=level))[0].total.kl for level in (1, 3)]
     assert losses[0] < 5e-4 < 3.5e-3 < losses[1]  # 1.6e-4 and 5.0e-3; the default between them has 2.7e-3

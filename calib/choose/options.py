@@ -1,4 +1,4 @@
-"""What a user decides about an INT8 build."""
+"""What a user decides about a quantised build."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from engines.spec import choices
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Options:
-    """What a user decides about an INT8 build."""
+class QuantisationOptions:
+    """What a user decides about an INT8 or INT4 build."""
 
+    precision: str = choices.INT8
     target: str = "onnxruntime"
     """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
     form: str = "stepwise"
-    """Form of the INT8 bundle: `stepwise`, `fused` or `both`. Its base has the stepwise one in any case."""
+    """Form of the bundle: `stepwise`, `fused` or `both`. Its base has the stepwise one in any case."""
     level: int = 2
     """Which layers are quantised where no bound decides it: see `engines.spec.policy.assign`."""
     bounds: Bounds = field(default_factory=Bounds)
     include: tuple[str, ...] = ()
-    """Shell patterns over names of layers to quantise with static ranges."""
+    """Shell patterns over names of layers to quantise with static ranges, in INT4 with 4-bit weights."""
     exclude: tuple[str, ...] = ()
     """Shell patterns over names of layers to leave in float; they win."""
     ranges: Ranges = field(default_factory=Ranges)

@@ -78,6 +78,11 @@ def constant(name: str, array: NDArray[Any]) -> ir.Value:
     return initializer(name, ir.tensor(array, name=name))
 
 
+def four_bit_constant(name: str, array: NDArray[Any]) -> ir.Value:
+    """An initializer for a graph, which holds integers of -8 to 7 in 4 bits each."""
+    return initializer(name, ir.Tensor(array.astype(ir.DataType.INT4.numpy()), dtype=ir.DataType.INT4, name=name))
+
+
 def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """An initializer for a graph with the values of a tensor."""
     return ir.Value(

@@ -21,6 +21,13 @@ from engines.bundle.manifest import ALIGNMENT
 INLINE = 1024  # smaller tensors stay in the graph, where shape inference can see them
 
 
+def _stored(value: ir.Value) -> NDArray[Any]:
+    """A constant as its bytes lie in a file: integers of 4 bits two by two."""
+    tensor = value.const_value
+    assert tensor is not None
+    return read_weight(value) if tensor.dtype.bitwidth >= 8 else np.frombuffer(tensor.tobytes(), np.uint8)
+
+
 class WeightFile:
     """Appends tensors to an open file."""
 
@@ -52,7 +59,7 @@ class WeightFile:
                 continue
             value.const_value = ir.ExternalTensor(
                 self._file.name,
-                self.add(read_weight(value)),
+                self.add(_stored(value)),
                 tensor.nbytes,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),

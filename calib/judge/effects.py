@@ -12,20 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import Layer, find_layers
 from calib.judge.timing import Stopwatch, multiply_adds
 from calib.judge.variants import Variants
-from calib.keys import INT8_BUNDLE, code_digest
+from calib.keys import QUANTISED_BUNDLE, code_digest
 from engines.bundle.bundle import Bundle
 from engines.foreign import MALFORMED, read_json
 from engines.progress import Progress, Steps, silent
+from engines.sizing.cost import BYTES, Weight
+from engines.sizing.quantised import Quantisation
+from engines.spec.choices import DEFAULT_LEVEL, INT4, INT8, ONNXRUNTIME
+from engines.spec.config import ModelConfig
 from engines.spec.contract import DECODER, PART_OF, PARTS, TRANSFORMER
-from engines.spec.policy import ADALN, CONVOLUTION, EDGES, FLOAT, OTHER, PER_BLOCK, PER_TOKEN, STATIC
+from engines.spec.policy import (
+    ADALN,
+    CONVOLUTION,
+    EDGES,
+    FLOAT,
+    FOUR_BITS,
+    OTHER,
+    PER_BLOCK,
+    PER_CLASS,
+    PER_TOKEN,
+    STATIC,
+    adaln_way,
+    assign,
+)
 from engines.storage import digest_of, write_json
 
 FORMAT = "var-export sensitivity 1"
-SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
+SECONDS, MULTIPLY_ADDS, STORED = "seconds", "multiply-adds", "bytes"
+"""What a layer saves is counted in: time, or in its place arithmetic; of INT4 what is stored."""
+UNITS = {SECONDS: ("saved ms", 1e3), MULTIPLY_ADDS: ("GMAC", 1e-9), STORED: ("saved KiB", 1 / 1024)}
+"""How each is headed in a table, and in which unit."""
 ENOUGH_TOKENS = 600  # of the golden run, to judge one layer by: one image of 256 px
 
 
@@ -37,7 +57,7 @@ class Effect:
     role: str
     way: str
     saved: float
-    """What this saves for one guided image: seconds, or multiply-adds in INT8 where time cannot be measured."""
+    """What this saves, in the unit of the table: for one guided image seconds, or multiply-adds; of INT4 bytes."""
     kl: float = 0.0
     """KL(reference || engine), nats, mean over tokens."""
     top1: float = 1.0
@@ -106,26 +126,46 @@ class Sensitivity:
             return None
 
 
-def candidates(layer: Layer, target: str) -> tuple[str, ...]:
-    """The ways in which a layer may be quantised, mildest first; none for those that always stay in float."""
+def candidates(layer: Layer, options: QuantisationOptions, adaln: str = PER_CLASS) -> tuple[str, ...]:
+    """The ways in which a layer may be quantised, mildest first; none for those that always stay in float.
+
+    `adaln`: the mildest that AdaLN has in INT4, as `engines.spec.policy.adaln_way` tells.
+    """
     if layer.name in EDGES or layer.role in ("word_embed", OTHER):
         return ()
     if layer.role == CONVOLUTION:
         return (STATIC,)
-    if target != "onnxruntime":
+    if options.precision == INT4:
+        if layer.role == ADALN:
+            return tuple(dict.fromkeys((adaln, FOUR_BITS)))
+        usual = assign([layer.name], options.target, DEFAULT_LEVEL)[layer.name]
+        return (STATIC if usual == FLOAT else usual, FOUR_BITS)
+    if options.target != ONNXRUNTIME:
         return () if layer.role == ADALN else (STATIC,)
     return (PER_BLOCK,) if layer.role == ADALN else (PER_BLOCK, PER_TOKEN, STATIC)
 
 
-def sensitivity_file(calibration: Path, target: str) -> Path:
+def sensitivity_file(calibration: Path, options: QuantisationOptions) -> Path:
     """Beside the calibration that it depends on."""
-    return calibration.with_name(f"{calibration.stem}.sensitivity-{target}.json")
+    what = options.target if options.precision == INT8 else f"{options.precision}-{options.target}"
+    return calibration.with_name(f"{calibration.stem}.sensitivity-{what}.json")
+
+
+def saved_bytes(layer: Layer, way: str, config: ModelConfig, options: QuantisationOptions) -> int:
+    """How much smaller a layer's weights are, computed in one way, than in floating point."""
+    weight = layer.weight.const_value
+    assert weight is not None
+    shape = weight.shape.numpy()
+    outside = shape[0] if layer.is_conv else shape[1]
+    sizes = Weight((layer.name,), math.prod(shape) // outside, outside, way)
+    stored = Quantisation(options.target, {}, options.precision, config.transformer.num_classes + 1)
+    return (sizes.inside + 1) * outside * BYTES[options.base_precision] - stored.weight_bytes(sizes)
 
 
 def measure(
     base: Bundle,
     calibration: Calibration,
-    options: Int8Options,
+    options: QuantisationOptions,
     *,
     file: Path | None = None,
     parts: tuple[str, ...] = PARTS,
@@ -143,22 +183,22 @@ def measure(
             "precision": base.precision,
             "calibration": calibration.digest(),
             "target": options.target,
+            "of": options.precision,
             "ranges": asdict(options.ranges),
-            "sources": code_digest(INT8_BUNDLE),
+            "sources": code_digest(QUANTISED_BUNDLE),
         }
     )
     known = (None if file is None else Sensitivity.load(file, key)) or Sensitivity(key)
     images = min(len(base.golden["tokens"]), math.ceil(ENOUGH_TOKENS / base.config.num_tokens))
-    on_cpu = options.target == "onnxruntime"
-    known.unit = SECONDS if on_cpu else MULTIPLY_ADDS
-    stopwatch = Stopwatch(base.config, threads)
+    known.unit = STORED if options.precision == INT4 else SECONDS if options.target == ONNXRUNTIME else MULTIPLY_ADDS
+    stopwatch, adaln = Stopwatch(base.config, threads), adaln_way(base.config, options.target)
     with Variants(base, images=images, threads=threads) as variants:
         jobs = [
             (part, layer, way)
             for part in parts
             for graph, model in variants.models(part).items()
             for layer in find_layers(model, graph)
-            for way in candidates(layer, options.target)
+            for way in candidates(layer, options, adaln)
             if known.find(layer.name, way) is None
         ]
         calibration.check_layers([layer for _, layer, way in jobs if way == STATIC], base.config.num_scales)
@@ -168,11 +208,12 @@ def measure(
             known.float_kl = total.kl
         for number, (part, layer, way) in enumerate(jobs):
             progress(f"sensitivity: {layer.name}, {way} ({number + 1} of {len(jobs)})", Steps(number, len(jobs)))
-            saved = (
-                stopwatch.seconds(layer, FLOAT) - stopwatch.seconds(layer, way)
-                if on_cpu
-                else multiply_adds(layer, base.config)
-            )
+            if known.unit == STORED:
+                saved = float(saved_bytes(layer, way, base.config, options))
+            elif known.unit == SECONDS:
+                saved = stopwatch.seconds(layer, FLOAT) - stopwatch.seconds(layer, way)
+            else:
+                saved = multiply_adds(layer, base.config)
             figures = variants.quantised(part, {layer.name: way}, calibration, options)
             logits = {} if figures.total is None else {"kl": figures.total.kl, "top1": figures.total.top1}
             psnr = None if figures.psnr is None or math.isinf(figures.psnr) else figures.psnr

@@ -1,4 +1,4 @@
-"""The search for as many INT8 layers as keep a bound on the loss, all of them quantised together. Torch-free."""
+"""The search for as many quantised layers as keep a bound on the loss, all of them quantised together. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.choose.selection import Option, after, most, order
 from calib.graphs.layers import find_layers
 from calib.judge.effects import measure
@@ -22,13 +22,14 @@ def choose_ways(
     base: Bundle,
     ways: Mapping[str, str],
     calibration: Calibration,
-    options: Int8Options,
+    options: QuantisationOptions,
     *,
     file: Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, str]:
-    """As many layers in INT8 as keep `options.bounds` on the golden run, most time saved per loss first.
+    """As many layers quantised as keep `options.bounds` on the golden run, most saved per loss first: time, and of INT4
+    what is stored.
 
     The `ways` by level and patterns stay for layers that a pattern names, and where no bound is about the part; `file`
     keeps the sensitivity of the layers of `base`, the float bundle.
@@ -54,7 +55,9 @@ def choose_ways(
 
             def keeps(some: Sequence[tuple[str, str]]) -> bool:
                 figures = variants.quantised(part, after(some, start), calibration, options)
-                progress(f"{part}: {len(some)} of {len(steps)} steps to INT8: {_text(figures)}", None)
+                progress(
+                    f"{part}: {len(some)} of {len(steps)} steps to {options.precision.upper()}: {_text(figures)}", None
+                )
                 kl, top1 = (None, None) if figures.total is None else (figures.total.kl, figures.total.top1)
                 return bounds.holds(kl=kl, top1=top1, psnr=figures.psnr)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.calibration import INPUT, OUTPUT, Calibration
-from calib.choose.ranges import Ranges
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import Layer, constant, read_weight
 from calib.rewrite.integers import quantize
 from calib.statistics import Statistics
@@ -69,7 +69,7 @@ class Stopwatch:
         samples = [rng.standard_normal(shape, np.float32) for shape in shapes]
         model, alone = _alone(layer)
         if way != FLOAT:
-            quantize(model, [alone], {alone.name: way}, _statistics(alone, samples), "onnxruntime", Ranges())
+            quantize(model, [alone], {alone.name: way}, _statistics(alone, samples), QuantisationOptions())
         graph = ir.serde.serialize_model(model).SerializeToString()
         session = cpu_session(graph, self._threads, f"timing {layer.name}")
         return sum(_best(session, sample) for sample in samples)

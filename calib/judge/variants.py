@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.changed import ChangedGraphs
 from calib.rewrite.integers import rewritten
 from engines.backends.onnxruntime import OnnxRuntimeBackend
@@ -90,6 +90,8 @@ class Variants(ExitStack[None]):
             encoded = pipeline.encode(golden["image"])
             return Figures(reconstruction_loss=reconstruction_loss(pipeline, golden, encoded))
 
-    def quantised(self, part: str, ways: Mapping[str, str], calibration: Calibration, options: Int8Options) -> Figures:
+    def quantised(
+        self, part: str, ways: Mapping[str, str], calibration: Calibration, options: QuantisationOptions
+    ) -> Figures:
         """What a part gives with these layers of the float base computed in these ways, and all others as they are."""
         return self.figures(part, dict(rewritten(self.models(part), ways, calibration, options)))

@@ -3,12 +3,14 @@
 For TensorRT, Q/DQ pairs where its builder fuses them: on the input and the weight of a product, nowhere else.
 
     x --> Q --> DQ --> [MatMul] <-- DQ <-- W int8, a scale per output channel        symmetric S8, scales in x's type
+    x ---------------> [MatMul] <-- DQ <-- W int4, a scale per block of a channel    the product is in x's type
 
 For ONNX Runtime's CPU, what its loader turns into integer kernels:
 
     x --> Q --> DQ --> [Gemm] <-- DQ <-- W int8 | bias int32      U8 with a zero point; becomes QGemm, float output
     x --> Q --> DQ --> [Conv] --> Q --> DQ                        becomes QLinearConv, which has 8-bit output too
-    x --> [MatMulNBits] <-- W uint8, a scale per 32 weights      each token has a range per 32 channels
+    x --> [MatMulNBits] <-- W, a scale per block of weights      each token has a range per block of channels
+    class --> [Gather] <-- table of 8 bits                         what AdaLN gives, in place of its product
 
 and, for a range per token (x is (M, K), a row a token; s (M, 1), so that x / s fits 8 bits with a fixed zero point):
 
@@ -31,15 +33,26 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes import common
 
 from calib.calibration import INPUT, OUTPUT, Calibration
-from calib.choose.options import Int8Options
-from calib.choose.ranges import Ranges, choose_range, scale_and_zero_point
+from calib.choose.options import QuantisationOptions
+from calib.choose.ranges import choose_range, scale_and_zero_point
 from calib.choose.smoothquant import fold
-from calib.graphs.layers import Layer, constant, find_layers, read_weight
-from engines.spec.policy import BLOCK, FLOAT, PER_BLOCK, PER_TOKEN, STATIC
+from calib.graphs.layers import Layer, constant, find_layers, four_bit_constant, read_weight
+from calib.rewrite.weights import (
+    quantize_blocks,
+    quantize_four_bits,
+    quantize_symmetric,
+    quantize_table,
+    quantize_weight,
+)
+from engines.spec.choices import TENSORRT
+from engines.spec.policy import FLOAT, FOUR_BITS, PER_BLOCK, PER_CLASS, PER_TOKEN, STATIC, block_size
 
 CONTRIB = "com.microsoft"
+INT4_OPSET = 21
+"""The first of ONNX's operator sets with integers of 4 bits, and scales for blocks."""
 INT8_ARITHMETIC = 4
 """`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
 depend on the batch."""
@@ -50,32 +63,8 @@ LEAST_SCALE = 1e-30
 """Of a token: one of zeros divides by it."""
 
 
-def quantize_weight(
-    weight: NDArray[Any], axis: int, largest: int = 127
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric, a scale per entry of `axis`: int8 of the same shape in -largest to largest, float32 (channels,)."""
-    weight = np.asarray(weight, np.float32)
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.abs(weight).max(axis=others) / np.float32(largest)
-    scale[scale == 0] = 1
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    scale = scale.astype(np.float32)
-    return np.rint(weight / scale.reshape(shape)).clip(-largest, largest).astype(np.int8), scale
-
-
-def quantize_blocks(weight: NDArray[Any], block: int = BLOCK) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """(K, N) for MatMulNBits: uint8 (N, ceil(K / block), block) about 128, scales float32 (N * blocks,)."""
-    weight = np.asarray(weight, np.float32).T
-    N, K = weight.shape
-    padded = np.zeros((N, -K % block + K), np.float32)
-    padded[:, :K] = weight
-    integers, scales = quantize_weight(padded.reshape(-1, block), 0)
-    return (integers.astype(np.int16) + 128).astype(np.uint8).reshape(N, -1, block), scales
-
-
 def rewritten(
-    models: Mapping[str, ir.Model], ways: Mapping[str, str], calibration: Calibration, options: Int8Options
+    models: Mapping[str, ir.Model], ways: Mapping[str, str], calibration: Calibration, options: QuantisationOptions
 ) -> Iterator[tuple[str, ir.Model]]:
     """Quantise float graphs in place, one after another; layers without a way stay as they are.
 
@@ -88,7 +77,7 @@ def rewritten(
         fold(models, layers["step"], {n: s for n, s in calibration.smoothing.items() if ways.get(n) == STATIC})
     for graph, model in models.items():
         here = [layer for layer in layers[graph] if layer.name in chosen]
-        quantize(model, here, ways, calibration, options.target, options.ranges, options.largest_weight)
+        quantize(model, here, ways, calibration, options)
         yield graph, model
 
 
@@ -97,35 +86,33 @@ def quantize(
     layers: Iterable[Layer],
     ways: Mapping[str, str],
     calibration: Calibration | None,
-    target: str,
-    ranges: Ranges,
-    largest_weight: int = 127,
+    options: QuantisationOptions,
 ) -> None:
     """Rewrite a graph; floating weights that nothing uses any more are dropped.
 
     `layers` come from `find_layers` on this very model, `ways` has one of `engines.spec.policy.METHODS` for each by
-    name, `calibration` the statistics of every static one, and `target` is `onnxruntime` or `tensorrt`.
-    `largest_weight` holds for weights with a scale per channel; those in blocks have kernels that never saturate.
+    name, and `calibration` the statistics of every static one.
     """
-    rewriter = _Rewriter(model, calibration, target, ranges, largest_weight)
+    rewriter = _Rewriter(model, calibration, options)
+    put = {
+        STATIC: rewriter.static,
+        PER_TOKEN: rewriter.per_token,
+        PER_BLOCK: rewriter.per_block,
+        FOUR_BITS: rewriter.four_bits,
+        PER_CLASS: rewriter.per_class,
+    }
     for layer in layers:
-        way = ways[layer.name]
-        if way == STATIC:
-            rewriter.static(layer)
-        elif way == PER_TOKEN:
-            rewriter.per_token(layer)
-        elif way == PER_BLOCK:
-            rewriter.per_block(layer)
+        if ways[layer.name] != FLOAT:
+            put[ways[layer.name]](layer)
     rewriter.finish()
 
 
 class _Rewriter:
-    def __init__(
-        self, model: ir.Model, calibration: Calibration | None, target: str, ranges: Ranges, largest_weight: int
-    ) -> None:
+    def __init__(self, model: ir.Model, calibration: Calibration | None, options: QuantisationOptions) -> None:
         self._model, self._graph = model, model.graph
-        self._calibration, self._ranges, self._largest = calibration, ranges, largest_weight
-        self._symmetric = target == "tensorrt"
+        self._calibration, self._ranges, self._precision = calibration, options.ranges, options.precision
+        self._largest = options.largest_weight  # of a channel; products of blocks have kernels that never saturate
+        self._symmetric = options.target == TENSORRT
         self._pairs: dict[ir.Value, tuple[ir.Value, np.float32]] = {}  # tensor -> its quantised self, scale
 
     def constant(self, name: str, array: Any) -> ir.Value:
@@ -272,25 +259,70 @@ class _Rewriter:
         return [*nodes, q, dq], dq.outputs[0], scale
 
     def per_block(self, layer: Layer) -> None:
-        node, weight, bias = layer.node, layer.weight, layer.bias_vector
+        block = block_size(len(read_weight(layer.weight)), self._precision)
+        self._product_of_blocks(layer, 8, block, *quantize_blocks(read_weight(layer.weight), block))
+
+    def four_bits(self, layer: Layer) -> None:
+        weight = layer.weight
+        block = block_size(len(read_weight(weight)), self._precision)
+        if not self._symmetric:
+            self._product_of_blocks(layer, 4, block, *quantize_four_bits(read_weight(weight), block))
+            return
+        array, scales = quantize_symmetric(read_weight(weight), block)
+        assert weight.dtype is not None
+        name = weight.name or ""
+        stored = self._graph.initializers[f"{name}.quantized"] = four_bit_constant(f"{name}.quantized", array)
+        steps = self.constant(f"{name}.scale", scales.astype(weight.dtype.numpy()))
+        dequantized = self.node(
+            "DequantizeLinear", [stored, steps], weight, f"{name}.dequantized", axis=0, block_size=block
+        )
+        self._model.opset_imports[""] = max(self._model.opset_imports[""], INT4_OPSET)
+        self._graph.insert_before(layer.node, dequantized)
+        layer.node.replace_input_with(1, dequantized.outputs[0])
+
+    def _product_of_blocks(
+        self, layer: Layer, bits: int, block: int, array: Any, scales: Any, zero_points: Any = None
+    ) -> None:
+        weight, bias = layer.weight, layer.bias_vector
         K, N = read_weight(weight).shape
-        array, scales = quantize_blocks(read_weight(weight))
-        last = layer.bias or node
+        last = layer.bias or layer.node
         inputs: list[ir.Value | None] = [
             layer.input,
             self.constant(f"{weight.name}.blocks", array),
             self.constant(f"{weight.name}.block_scales", scales),
-            *([] if bias is None else [None, None, bias]),
         ]
+        if zero_points is not None:
+            inputs.append(self.constant(f"{weight.name}.block_zeros", zero_points))
+        if bias is not None:
+            inputs += [*[None] * (5 - len(inputs)), bias]
         product = self.node(
             "MatMulNBits", inputs, last.outputs[0], f"{layer.name}.product", domain=CONTRIB,
-            K=K, N=N, bits=8, block_size=BLOCK, accuracy_level=INT8_ARITHMETIC,
+            K=K, N=N, bits=bits, block_size=block, accuracy_level=INT8_ARITHMETIC,
         )  # fmt: skip
         self._model.opset_imports[CONTRIB] = 1
         self._graph.insert_before(last, product)
         self._replace(last, product)
-        if last is not node:
-            self._graph.remove(node, safe=True)
+        if last is not layer.node:
+            self._graph.remove(layer.node, safe=True)
+
+    def per_class(self, layer: Layer) -> None:
+        name, bias, out = layer.name, layer.bias_vector, layer.node.outputs[0]
+        labels, given = _classes(layer)
+        array, step, low = quantize_table(given @ np.asarray(read_weight(layer.weight), np.float32))
+        if bias is not None:
+            low = low + np.asarray(read_weight(bias), np.float32)
+        table = self.constant(f"{layer.weight.name}.classes", array)
+        row = self.node("Gather", [table, labels], out, f"{name}.row", dtype=ir.DataType.UINT8)
+        wide = self.node("Cast", [row.outputs[0]], out, f"{name}.wide", to=ir.DataType.FLOAT)
+        steps = self.constant(f"{layer.weight.name}.class_steps", step)
+        scaled = self.node("Mul", [wide.outputs[0], steps], out, f"{name}.scaled")
+        lowest = self.constant(f"{layer.weight.name}.class_lowest", low.astype(np.float32))
+        raised = self.node("Add", [scaled.outputs[0], lowest], out, f"{name}.raised")
+        last = layer.bias or layer.node
+        self._graph.insert_before(last, [row, wide, scaled, raised])
+        self._replace(last, raised)
+        if last is not layer.node:
+            self._graph.remove(layer.node, safe=True)
 
     def _replace(self, old: ir.Node, new: ir.Node) -> None:
         """`new` stands where `old` stood, its output under the same name."""
@@ -301,7 +333,23 @@ class _Rewriter:
         after.name = name
 
     def finish(self) -> None:
+        common.RemoveUnusedNodesPass()(self._model)  # what AdaLN was computed from
         used = {value for node in self._graph for value in node.inputs if value is not None}
         for name, value in list(self._graph.initializers.items()):
             if value not in used and not value.is_graph_output():
                 del self._graph.initializers[name]
+
+
+def _classes(layer: Layer) -> tuple[ir.Value, NDArray[np.float32]]:
+    """Of AdaLN: the graph's input of classes, and what the layer gets for each of them, float32 (classes, K)."""
+    product = layer.input.producer()  # SiLU of the embedding: x * Sigmoid(x)
+    assert product is not None and product.op_type == "Mul", layer.name
+    gather = next(
+        node
+        for node in (value.producer() for value in product.inputs if value is not None)
+        if node is not None and node.op_type == "Gather"
+    )
+    embedding, labels = gather.inputs
+    assert embedding is not None and labels is not None
+    x = np.asarray(read_weight(embedding), np.float32)
+    return labels, x / (1 + np.exp(-x))

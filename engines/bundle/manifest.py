@@ -213,12 +213,12 @@ class Manifest:
     @property
     def high_precision(self) -> str:
         """What is not quantised computes in: the precision itself, except in INT8."""
-        return choices.HIGH_PRECISIONS[self.target] if self.precision == choices.INT8 else self.precision
+        return choices.HIGH_PRECISIONS[self.target] if self.precision in choices.QUANTISED else self.precision
 
     @property
     def for_gpus(self) -> bool:
         """True where ONNX Runtime cannot run the graphs: BF16, and INT8 in FP16 as TensorRT wants it."""
-        return self.precision == "bf16" or (self.precision == choices.INT8 and self.target == "tensorrt")
+        return self.precision == "bf16" or (self.precision in choices.QUANTISED and self.target == "tensorrt")
 
     @property
     def graphs(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from engines.judging.figures import AT_MOST, KINDS
-from engines.spec.choices import INT8
+from engines.spec.choices import QUANTISED
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ THRESHOLDS = {
     "fp16": Thresholds(2.0, 1e-2, 0.98, 0.2, 1e-4, 40.0, 40.0, 0.9, 0.2, 0.98, 40.0, 0.03),
     "bf16": Thresholds(4.0, 5e-2, 0.85, 0.05, 1e-4, 30.0, 30.0, 0.0, 0.5, 0.9, 30.0, 0.15),
     "int8": Thresholds(8.0, 2e-2, 0.85, 0.03, 1e-4, 28.0, 28.0, 0.0, 1.5, 0.85, 28.0, 0.25),
+    "int4": Thresholds(16.0, 1e-1, 0.75, 0.03, 1e-4, 28.0, 28.0, 0.0, 1.5, 0.75, 28.0, 0.25),
 }
 
 
@@ -52,7 +53,7 @@ def bounds(precision: str, recorded: Mapping[str, float]) -> dict[str, float]:
     taken with room for those. Half precision has no such bounds: a GPU rounds where the build's CPU did not.
     """
     known = asdict(THRESHOLDS[precision])
-    if precision != INT8:
+    if precision not in QUANTISED:
         return known
     closer = {kind: _ROOM[kind.name](recorded[kind.name]) for kind in KINDS if kind.name in _ROOM.keys() & recorded}
     return known | {

@@ -16,9 +16,10 @@ from typing import Any
 from engines.errors import UsageError
 from engines.foreign import read_json
 from engines.machine import machine
+from engines.spec.choices import INT8, QUANTISED
 
 CPU = "cpu"
-CPU_PRECISIONS = ("fp32", "int8")  # ONNX Runtime computes the others in fp32 there
+CPU_PRECISIONS = ("fp32", INT8)  # ONNX Runtime computes the others in fp32 there
 FILE = Path(__file__).parent.parent / "data" / "devices.json"
 MIB = 2**20
 SUGGESTED = 4  # names in the message about an unknown one
@@ -77,8 +78,8 @@ class Device:
 
     def check(self, precision: str) -> None:
         """Raise `UsageError` where the device computes nothing in this precision."""
-        if self.is_cpu and precision not in CPU_PRECISIONS:
-            raise UsageError(f"a CPU computes {precision} graphs in fp32: ask for --precision fp32 or int8 there")
+        if self.is_cpu and not self.supports(precision):
+            raise UsageError(f"a CPU computes {precision} graphs in fp32: ask for --precision fp32, int8 or int4 there")
         if not self.supports(precision):
             raise UsageError(
                 f"{self.title} has no {precision.upper()} tensor cores; ask for --precision fp16, or another device"
@@ -95,7 +96,8 @@ class Device:
 
     def supports(self, precision: str) -> bool:
         """Whether the device computes in this precision."""
-        return precision in (CPU_PRECISIONS if self.is_cpu else self.peaks)
+        kind = INT8 if precision in QUANTISED else precision
+        return kind in (CPU_PRECISIONS if self.is_cpu else self.peaks)
 
     def to_dict(self) -> dict[str, Any]:
         """The device as plain JSON types, every figure with its source."""

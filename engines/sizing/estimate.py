@@ -11,8 +11,14 @@ from engines.sizing.devices import Device
 from engines.sizing.memory import NOT_COUNTED, Memory, memory
 from engines.sizing.roofline import Bound, bound, cond_work, decode_work, slower_side, step_work
 from engines.sizing.workload import MAX_BATCH, Workload
+from engines.spec.choices import INT4, INT8, QUANTISED
 
-_SMALLER = {"fp32": ("fp16", "int8"), "fp16": ("int8",), "bf16": ("int8",)}  # precisions that take less memory
+_SMALLER = {
+    "fp32": ("fp16", *QUANTISED),
+    "fp16": QUANTISED,
+    "bf16": QUANTISED,
+    INT8: (INT4,),
+}  # precisions that take less memory
 
 
 @dataclass(frozen=True)

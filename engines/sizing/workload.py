@@ -14,9 +14,9 @@ from engines.sizing.cost import Operation
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import Device
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names
-from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, INT8, LEVELS, PRECISIONS
+from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, LEVELS, PRECISIONS, QUANTISED
 from engines.spec.config import ModelConfig
-from engines.spec.policy import assign
+from engines.spec.policy import adaln_way, assign
 
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/graphs/trace.py`)
 
@@ -36,11 +36,11 @@ class Workload:
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
     level: int = DEFAULT_LEVEL
-    """How much is quantised in INT8: a level of `engines.spec.policy`."""
+    """How much is quantised in INT8 or INT4: a level of `engines.spec.policy`."""
     ways: Mapping[str, str] | None = None
-    """How each layer is computed, where an INT8 bundle says so; None: the level decides."""
+    """How each layer is computed, where a quantised bundle says so; None: the level decides."""
     target: str = "tensorrt"
-    """Which form of INT8 is meant: that of `tensorrt` for GPUs, or that of `onnxruntime` for the CPU."""
+    """Which form of integers is meant: that of `tensorrt` for GPUs, or that of `onnxruntime` for the CPU."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -61,23 +61,27 @@ class Workload:
 
     @property
     def high(self) -> str:
-        """Precision of what is not quantised: all of it, except in INT8."""
-        return HIGH_PRECISIONS[self.target] if self.precision == INT8 else self.precision
+        """Precision of what is not quantised: all of it, except in INT8 and INT4."""
+        return HIGH_PRECISIONS[self.target] if self.precision in QUANTISED else self.precision
 
     @cached_property
     def quantisation(self) -> Quantisation:
-        """Which layers are in INT8, and how they are computed."""
-        if self.precision != INT8:
+        """Which layers are in integers, and how they are computed."""
+        if self.precision not in QUANTISED:
             return FLOATS
-        ways = assign(layer_names(self.config), self.target, self.level) if self.ways is None else self.ways
-        return Quantisation(self.target, ways)
+        ways = self.ways
+        if ways is None:
+            adaln = adaln_way(self.config, self.target)
+            names = layer_names(self.config)
+            ways = assign(names, self.target, self.level, precision=self.precision, adaln=adaln)
+        return Quantisation(self.target, ways, self.precision, self.config.transformer.num_classes + 1)
 
     def on(self, device: Device) -> Workload:
         """This workload in the form that runs on `device`. Raises `UsageError` where a bundle has another."""
         target = "onnxruntime" if device.is_cpu else "tensorrt"
         if self.ways is not None and target != self.target:
             where = "NVIDIA GPUs: leave out" if device.is_cpu else "the CPU: estimate it with"
-            raise UsageError(f"{self.config.name} is an INT8 bundle for {where} --device cpu")
+            raise UsageError(f"{self.config.name} is quantised for {where} --device cpu")
         return dataclasses.replace(self, target=target)
 
     def step_operations(self, scale: int) -> list[Operation]:
@@ -110,7 +114,7 @@ class Workload:
             "model": self.config.name,
             "image_size": self.config.image_size,
             "precision": self.precision,
-            "level": self.level if self.precision == INT8 and self.ways is None else None,
+            "level": self.level if self.precision in QUANTISED and self.ways is None else None,
             "form": self.form,
             "batch": self.images,
             "guidance": self.guidance,

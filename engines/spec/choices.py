@@ -1,8 +1,10 @@
 """Every choice that is made by a word: what a bundle, a function or an option takes. Imports nothing, for `--help`."""
 
 FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
-INT8 = "int8"
-PRECISIONS = (*FLOAT_PRECISIONS, INT8)
+INT8, INT4 = "int8", "int4"
+QUANTISED = (INT8, INT4)
+"""Precisions that are made from a bundle in floating point; INT4 is INT8 with some of the weights in 4 bits."""
+PRECISIONS = (*FLOAT_PRECISIONS, *QUANTISED)
 
 STEPWISE, FUSED, BOTH = "stepwise", "fused", "both"
 FORMS = (STEPWISE, FUSED)
@@ -37,11 +39,12 @@ HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-sm")
 """Other GPUs that a TensorRT plan may run on."""
 
 HIGH_PRECISIONS = {ONNXRUNTIME: "fp32", TENSORRT: "fp16"}
-"""The precision of what an INT8 bundle does not quantise, by the runtime that its graphs are made for."""
+"""The precision of what a quantised bundle leaves in floating point, by the runtime that its graphs are made for."""
 GRAPH_TARGETS = tuple(HIGH_PRECISIONS)
 """Runtimes that graphs are made for; those of `tensorrt` serve `tensorrt-rtx` too."""
 LEVELS = (1, 2, 3)
-"""How much of a model is in INT8. 1: convolutions; 2: also qkv, proj and fc1; 3: also fc2 and head."""
+"""How much of a model is quantised. INT8: 1 convolutions, 2 also qkv, proj and fc1, 3 also fc2 and head. INT4, what has
+weights of 4 bits: 1 qkv and proj, 2 also fc2, 3 also fc1."""
 DEFAULT_LEVEL = 2
 RANGES = ("minmax", "percentile", "entropy", "mse")
 """How the range of an activation is chosen from its statistics, see `calib.choose.ranges`."""

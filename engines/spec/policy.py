@@ -1,4 +1,4 @@
-"""Which layers of an INT8 bundle are quantised, and how: levels as TensorRT's users know them, and patterns.
+"""Which layers of an INT8 or INT4 bundle are quantised, and how: levels as TensorRT's users know them, and patterns.
 
 Layers are names here (`step/blocks.3.fc1`, see `calib.graphs.layers`). Calibration, sizing and inspection read this
 table.
@@ -10,25 +10,32 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 from engines.errors import UsageError
-from engines.spec.choices import LEVELS, ONNXRUNTIME
+from engines.spec.choices import DEFAULT_LEVEL, INT4, INT8, LEVELS, ONNXRUNTIME
+from engines.spec.config import ModelConfig
 
 LINEAR_ROLES = ("qkv", "proj", "fc1", "fc2", "head", "word_embed")
 """What the transformer's layers do, which is the last part of their names."""
 CONVOLUTION, ADALN, OTHER = "conv", "adaln", "other"
 FLOAT, STATIC, PER_TOKEN, PER_BLOCK = "float", "static", "per-token", "per-block"
+FOUR_BITS, PER_CLASS = "4-bit", "per-class"
 """Ways to compute a layer.
 
     float      as it is
     static     8-bit activations with one range for all inputs, 8-bit weights per output channel: Q/DQ
     per-token  8-bit activations with a range for each token, found as it comes; 8-bit weights per output channel
     per-block  8-bit activations with a range for each block of a token's channels; 8-bit weights per block
+    4-bit      4-bit weights per block; activations as per-block on the CPU, as they are on GPUs
+    per-class  no product: what it gives for each class is looked up in a table of 8 bits
 """
-METHODS = (FLOAT, STATIC, PER_TOKEN, PER_BLOCK)
+METHODS = (FLOAT, STATIC, PER_TOKEN, PER_BLOCK, FOUR_BITS, PER_CLASS)
 BLOCK = 32
-"""Channels that share a scale in a per-block layer."""
+"""Channels that share a scale in a per-block layer of an INT8 bundle."""
+LARGE_BLOCK = 128
+"""Channels that share a scale in an INT4 bundle."""
 EDGES = ("decode/post_quant_conv", "decode/conv_in", "encode/conv_out", "encode/quant_conv")
 """Small convolutions beside the codebook, whose errors everything after them sees: always in float."""
 _ROLES = {1: (CONVOLUTION,), 2: ("qkv", "proj", "fc1"), 3: ("fc2", "head")}
+_FOUR_BIT_ROLES = {1: ("qkv", "proj"), 2: ("fc2",), 3: ("fc1",)}
 
 
 def role_of(name: str) -> str:
@@ -47,21 +54,39 @@ def matches(layer: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
 
 
+def block_size(K: int, precision: str) -> int:
+    """How many of K channels share a scale in a bundle of this precision: of INT4 the most that K is a multiple of."""
+    sizes = (LARGE_BLOCK, LARGE_BLOCK // 2) if precision == INT4 else ()
+    return next((size for size in sizes if K % size == 0), BLOCK)
+
+
+def adaln_way(config: ModelConfig, target: str) -> str:
+    """How INT4 holds AdaLN: on the CPU in 8 bits, as a table where there are fewer classes than rows of weights."""
+    few = config.transformer.num_classes < config.transformer.width
+    return FOUR_BITS if target != ONNXRUNTIME else PER_CLASS if few else PER_BLOCK
+
+
 def assign(
     layers: Iterable[str],
     target: str,
     level: int,
     *,
+    precision: str = INT8,
+    adaln: str = PER_CLASS,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The way to compute each layer, by its name.
+    """The way to compute each layer of a quantised bundle, by its name.
 
     Args:
         layers: names, of all graphs.
         target: `onnxruntime` (CPU) or `tensorrt`.
-        level: 1 the decoder's and the encoder's convolutions; 2 also qkv, proj and fc1; 3 also fc2 and head.
-        include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges.
+        level: of INT8: 1 the decoder's and the encoder's convolutions; 2 also qkv, proj and fc1; 3 also fc2 and head.
+            Of INT4, what has 4-bit weights: 1 qkv and proj; 2 also fc2; 3 also fc1; the rest is as INT8's level 2.
+        precision: `int8` or `int4`.
+        adaln: how INT4 holds AdaLN, as `adaln_way` tells.
+        include: shell patterns over layer names (`step/blocks.?.fc2`) to quantise with static ranges; in INT4 products
+            of the transformer get 4-bit weights.
         exclude: patterns to leave as they are; they win.
 
     On the CPU, fc1 and fc2 have ranges per token at level 2, since no range fits their inputs for all tokens. AdaLN,
@@ -75,6 +100,8 @@ def assign(
     for pattern in (*include, *exclude):
         if not any(matches(layer, (pattern,)) for layer in layers):
             raise UsageError(f"no layer is called like {pattern!r}; docs/int8.md says what they are called")
+    four_bits = {role for at in LEVELS if at <= level for role in _FOUR_BIT_ROLES[at]} if precision == INT4 else set()
+    level = DEFAULT_LEVEL if precision == INT4 else level
     wanted = {role for at in LEVELS if at <= level for role in _ROLES[at]}
     ways = {}
     for layer in layers:
@@ -85,10 +112,14 @@ def assign(
                 way = PER_BLOCK
             if role in ("fc1", "fc2") and level == 2:
                 way = PER_TOKEN
+        if precision == INT4 and role == ADALN:
+            way = adaln
+        if role in four_bits:
+            way = FOUR_BITS
         if matches(layer, include):
-            if role == ADALN:
+            if precision == INT8 and role == ADALN:
                 raise UsageError(f"{layer} depends on the class alone and runs once: there is nothing to calibrate")
-            way = STATIC
+            way = FOUR_BITS if precision == INT4 and role != CONVOLUTION else STATIC
         if matches(layer, exclude):
             way = FLOAT
         ways[layer] = way

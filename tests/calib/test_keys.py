@@ -8,7 +8,7 @@ from calib import keys
 from engines import storage
 from engines.storage import ROOT, source_files
 
-LISTS = {"FIGURES": keys.FIGURES, "FLOAT_BUNDLE": keys.FLOAT_BUNDLE, "INT8_BUNDLE": keys.INT8_BUNDLE}
+LISTS = {"FIGURES": keys.FIGURES, "FLOAT_BUNDLE": keys.FLOAT_BUNDLE, "QUANTISED_BUNDLE": keys.QUANTISED_BUNDLE}
 
 
 def product_modules():
@@ -75,7 +75,7 @@ DECIDES = {
 
 @pytest.mark.parametrize("module", DECIDES)
 def test_what_a_change_of_a_module_changes(module, copy):
-    kinds = (keys.FLOAT_BUNDLE, keys.INT8_BUNDLE, keys.FIGURES)
+    kinds = (keys.FLOAT_BUNDLE, keys.QUANTISED_BUNDLE, keys.FIGURES)
     before = [keys.code_digest(kind) for kind in kinds]
     with (copy / module).open("a") as file:
         file.write("\n# another line\n")

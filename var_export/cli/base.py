@@ -1,4 +1,4 @@
-"""The float bundle that INT8 is made from where another one of its checkpoint was given: found, or how to build it.
+"""The float bundle that a quantised one is made from, where another one of its checkpoint was given.
 
 Where a checkpoint lies on this machine is kept in the user's cache folder when a bundle is built from it, under
 the digest of its content. No bundle says it: a bundle is copied to others.
@@ -19,14 +19,14 @@ from engines.storage import cache_folder, write_json
 from var_export.cli.common import CheckpointParts
 
 if TYPE_CHECKING:
-    from calib.choose.options import Int8Options
+    from calib.choose.options import QuantisationOptions
     from engines.bundle.bundle import Bundle
     from engines.bundle.manifest import Manifest
     from var_export.checkpoint.load import Checkpoint
 
 
-def find_base(given: Bundle, int8: Int8Options, folders: Sequence[Path]) -> Path | None:
-    """The given bundle, or the newest in `folders` of the same model that INT8 can be made from; says which it takes.
+def find_base(given: Bundle, how: QuantisationOptions, folders: Sequence[Path]) -> Path | None:
+    """The given bundle, or the newest in `folders` of the same model that fits `how`; says which it takes.
 
     None where there is none.
     """
@@ -35,9 +35,9 @@ def find_base(given: Bundle, int8: Int8Options, folders: Sequence[Path]) -> Path
     from engines.bundle.manifest import Manifest
 
     with contextlib.suppress(UsageError):
-        check_base(given, int8)
+        check_base(given, how)
         return given.path
-    wanted = (given.golden_key, given.smooth, given.labels, int8.base_precision)
+    wanted = (given.golden_key, given.smooth, given.labels, how.base_precision)
     for path in (path for folder in folders for path in standing_bundles(folder)):
         with contextlib.suppress(BundleError):
             found = Manifest.read(place_of(path))

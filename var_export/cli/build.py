@@ -15,11 +15,11 @@ from engines.cli.common import json_option, json_out, option_group, refuse, show
 from engines.cli.interrupts import Interrupts
 from engines.cli.progress import StageClock
 from engines.errors import BackendError, BundleError, UsageError
-from engines.spec.choices import BACKENDS, INT8, PLAN_TARGETS
+from engines.spec.choices import BACKENDS, PLAN_TARGETS, QUANTISED
 from engines.words import mebibytes
 from var_export.cli.common import CheckpointParts
-from var_export.cli.int8 import CalibrationOptions, LayerOptions, int8_options
 from var_export.cli.make_bundle import BuildOptions, BundleWork
+from var_export.cli.quantising import CalibrationOptions, LayerOptions, quantisation_options
 from var_export.cli.tensorrt import BuilderOptions, make_plans
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OF_CHECKPOINTS = (
     *(each.name for each in fields(CheckpointParts)),
     *("labels", "default_cfg", "name", "max_top_k", "smooth", "keep_fp32"),
 )
-_OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of INT8 from a float bundle
+_OF_BUILDS = ("precision", "form", "out", "threads", "force")  # of a checkpoint, or of integers from a float bundle
 
 _EPILOG = """\b
 Examples:
@@ -41,6 +41,7 @@ Examples:
   var-export build hf://FoundationVision/var/var_d16.pth
   var-export build runs/ar-ckpt-best.pth --labels names.csv --default-cfg 1.5
   var-export build bundles/var-d16-256-fp16 --precision int8
+  var-export build bundles/var-d30-256-fp32 --precision int4
   var-export build bundles/var-d16-256-fp16 --target tensorrt
   var-export build bundles/var-d16-256-fp16 --target tensorrt-rtx --compute-capability 8.9 --batch 1:1:4
 """
@@ -56,24 +57,26 @@ def build(context: click.Context, /, options: BuildOptions, as_json: bool) -> No
     Without CHECKPOINT, the small demo model that comes with this package. The engines are checked against
     PyTorch before the bundle gets its name; a build that is interrupted leaves nothing behind. With --target
     tensorrt or tensorrt-rtx, NVIDIA plans join the bundle; CHECKPOINT may then be a bundle, and no PyTorch is needed.
-    --precision int8 calibrates a bundle in FP32 (in FP16 for NVIDIA): the one that is given, or the one of its model
-    beside it or in bundles/; else it is built first, from CHECKPOINT or the one of the given bundle.
+    --precision int8 or int4 calibrates a bundle in FP32 (in FP16 for NVIDIA): the one that is given, or the one of its
+    model beside it or in bundles/; else it is built first, from CHECKPOINT or the one of the given bundle.
     """
-    int8 = None  # what is quantised, and how
-    if options.precision == INT8:
-        int8 = int8_options(context, options.calibrating, options.target, options.layers, options.form)
+    quantising = None  # what is quantised, and how
+    if options.precision in QUANTISED:
+        quantising = quantisation_options(
+            context, options.calibrating, options.target, options.layers, options.form, options.precision
+        )
     else:
         for group in (LayerOptions, CalibrationOptions):
-            refuse(context, group, "needs --precision int8")
+            refuse(context, group, f"needs --precision {' or '.join(QUANTISED)}")
     plans = options.builder.checked(options.target) if options.target in PLAN_TARGETS else None
     if plans is None:
         refuse(context, BuilderOptions, f"needs --target {' or '.join(PLAN_TARGETS)}, not {options.target}")
-    bundle = _given_bundle(context, options, int8 is not None)
+    bundle = _given_bundle(context, options, quantising is not None)
     built: Built | None = None
     with StageClock() as progress, Interrupts() as interrupts:
         work = BundleWork(options, progress, interrupts)
-        if int8 is not None:
-            built = work.build_int8(context, int8, bundle)
+        if quantising is not None:
+            built = work.build_quantised(context, quantising, bundle)
         elif bundle is None:
             built = work.build_float()
         path = bundle if built is None else built.bundle.path

@@ -11,7 +11,7 @@ import click
 from engines.cli.common import POSITIVE, Figure, json_option, json_out, option_group, print_table, show
 from engines.errors import UsageError
 from engines.spec import policy
-from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, STEPWISE, TENSORRT
+from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, QUANTISED, STEPWISE, TENSORRT
 from engines.words import counted, mebibytes
 from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, needs_export_packages
 
@@ -40,7 +40,7 @@ MIB = 2**20
     help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
-@click.option("--level", type=LEVEL, help="Of int8, as for build. [default: of the bundle, else 2]")
+@click.option("--level", type=LEVEL, help="Of int8 and int4, as for build. [default: of the bundle, else 2]")
 @click.option("--batch", type=POSITIVE, default=1, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"
@@ -149,26 +149,26 @@ def _workload(
     if model in models.NAMES and not Path(model).exists():
         usual["config"] = models.official(model)
     elif is_bundle(Path(model)):
-        as_it_is = precision in (None, INT8) and level is None
         bundle = Bundle.open(model, verify=False)
+        as_it_is = precision in (None, bundle.precision) and level is None
         usual, sampling = usual | _of_bundle(bundle, as_it_is), bundle.sampling
     else:
         usual["config"], sampling = _read_checkpoint(model, parts)
     asked = {"precision": precision, "level": level, "form": form}
     usual |= {name: value for name, value in asked.items() if value is not None}
-    if level is not None and usual["precision"] != INT8:
-        raise UsageError("--level needs --precision int8")
+    if level is not None and usual["precision"] not in QUANTISED:
+        raise UsageError("--level needs --precision int8 or int4")
     guided = (sampling.cfg if cfg is None else cfg) > 0 and not no_guidance
     return Workload(**usual, images=batch, guidance=guided, tokens_only=tokens_only)
 
 
 def _of_bundle(bundle: Bundle, as_it_is: bool) -> dict[str, Any]:
-    """What a bundle says of a workload; `as_it_is`: its INT8 layers too."""
+    """What a bundle says of a workload; `as_it_is`: its quantised layers too."""
     from engines.bundle.inspection import quantised_layers
 
     shared = {name: getattr(bundle, name) for name in ("config", "precision", "smooth", "max_top_k")}
     shared["form"] = bundle.forms[0]
-    if bundle.precision == INT8 and as_it_is:
+    if bundle.precision in QUANTISED and as_it_is:
         shared |= {"target": bundle.target, "ways": {layer.name: layer.way for layer in quantised_layers(bundle)}}
     return shared
 
@@ -208,7 +208,7 @@ def _print(estimate: Estimate) -> None:
     show(_headline(load))
     figures = "this machine"
     if not device.is_cpu:
-        kinds = dict.fromkeys((load.precision, load.high, "fp32"))
+        kinds = dict.fromkeys((INT8 if load.precision in QUANTISED else load.precision, load.high, "fp32"))
         units = {kind: "TOP/s" if kind == INT8 else "TFLOP/s" for kind in kinds}
         peaks = ", ".join(f"{_tera(device.peak(kind))} {units[kind]} {kind}" for kind in kinds)
         figures = f"{device.bandwidth / 1e9:.1f} GB/s, {peaks}"
@@ -239,6 +239,8 @@ def _memory_rows(estimate: Estimate) -> list[tuple[str, int]]:
         policy.STATIC: "int8, static ranges",
         policy.PER_TOKEN: "int8, a range per token",
         policy.PER_BLOCK: "int8, a range per block of a token",
+        policy.FOUR_BITS: "int4, a range per block of weights",
+        policy.PER_CLASS: "int8, a row per class",
         policy.FLOAT: high,
     }
     by_way = memory.by_way.items() if high != estimate.workload.precision else ()

@@ -1,4 +1,4 @@
-"""How `var-export build` makes a bundle: from a checkpoint, and in INT8 from a float bundle."""
+"""How `var-export build` makes a bundle: from a checkpoint, and in integers from a float bundle."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from var_export.cli.common import (
     needs_export_packages,
     torch_threads,
 )
-from var_export.cli.int8 import CalibrationOptions, LayerOptions, calibration_of, calibration_options
+from var_export.cli.quantising import CalibrationOptions, LayerOptions, calibration_of, calibration_options
 from var_export.cli.tensorrt import BuilderOptions
 
 if TYPE_CHECKING:
-    from calib.choose.options import Int8Options
+    from calib.choose.options import QuantisationOptions
     from calib.judge.acceptance import Built
     from engines.bundle.manifest import Manifest
 
@@ -141,7 +141,7 @@ class BundleWork:
                 checkpoint, out, settings, force=options.force, release=True, threads=options.threads, progress=stage
             )
 
-    def build_int8(self, context: click.Context, int8: Int8Options, given: Path | None) -> Built:
+    def build_quantised(self, context: click.Context, how: QuantisationOptions, given: Path | None) -> Built:
         """Quantise the bundle that was given, or one of its checkpoint: found, or built, and kept beside the result."""
         with needs_export_packages("quantising", "export" if given is None else INT8):
             from calib.judge.effects import sensitivity_file
@@ -149,17 +149,17 @@ class BundleWork:
         from engines.bundle.bundle import Bundle
 
         options = self.options
-        base = Bundle.open(self._base(int8, given))
-        target = "" if int8.target == ONNXRUNTIME else f"-{int8.target}"
-        out = options.out or BUNDLES / f"{base.name}-{INT8}{target}{_suffix(options.form, base.smooth)}"
+        base = Bundle.open(self._base(how, given))
+        target = "" if how.target == ONNXRUNTIME else f"-{how.target}"
+        out = options.out or BUNDLES / f"{base.name}-{how.precision}{target}{_suffix(options.form, base.smooth)}"
         self.interrupts.message = f"interrupted: nothing half-written is left at {out}; the same command continues"
         shared: Any = {"threads": options.threads, "progress": self.progress}
         with _disk_errors(out):
             calibrated, file = calibration_of(context, base, options.calibrating, out.parent, **shared)
-            sensitivity = sensitivity_file(file, int8.target)
-            return quantize_bundle(base, out, int8, calibrated, sensitivity=sensitivity, force=options.force, **shared)
+            sensitivity = sensitivity_file(file, how)
+            return quantize_bundle(base, out, how, calibrated, sensitivity=sensitivity, force=options.force, **shared)
 
-    def _base(self, int8: Int8Options, given: Path | None) -> Path:
+    def _base(self, how: QuantisationOptions, given: Path | None) -> Path:
         """The float bundle to quantise, which has the stepwise form: calibration draws with it.
 
         Raises `UsageError` where the given one does not fit, and there is no other and no telling what to build.
@@ -167,30 +167,32 @@ class BundleWork:
         from calib.quantise import check_base
         from engines.bundle.bundle import Bundle
 
-        options, precision = self.options, int8.base_precision
+        options, precision = self.options, how.base_precision
         folder = BUNDLES if options.out is None else options.out.parent
         like = None if given is None else Bundle.open(given, verify=False)
         if like is not None:
             places = tuple(dict.fromkeys((like.path.parent, folder, BUNDLES)))
-            found = find_base(like, int8, places)
+            found = find_base(like, how, places)
             if found is not None:
                 return found
             origin = origin_of(like)
             if origin is None:
                 try:
-                    check_base(like, int8)
+                    check_base(like, how)
                 except UsageError as error:
                     raise UsageError(
                         f"{error}; {' and '.join(map(str, places))} hold no such bundle of this model, and where its "
-                        f"checkpoint lies is not known here: var-export build CHECKPOINT --precision {INT8} makes both"
+                        "checkpoint lies is not known here: var-export build CHECKPOINT --precision "
+                        f"{how.precision} makes both"
                     ) from error
             model: dict[str, Any] = {"name": like.name, "max_top_k": like.max_top_k, "smooth": like.smooth}
-            # --force is about the bundle in INT8: another one in the place of the base is not to be replaced.
+            # --force is about the quantised bundle: another one in the place of the base is not to be replaced.
             options = replace(options, **vars(origin), labels=None, default_cfg=None, force=False, **model)
         work = replace(self, options=replace(options, precision=precision, form=STEPWISE, out=None))
         built = work.build_float(folder, like)
-        how = "there already" if built.reused else f"built from {options.checkpoint or 'the embedded demo checkpoint'}"
-        tell(f"taking {built.bundle.path}, the {precision.upper()} bundle of the same model, {how}")
+        checkpoint = options.checkpoint or "the embedded demo checkpoint"
+        whence = "there already" if built.reused else f"built from {checkpoint}"
+        tell(f"taking {built.bundle.path}, the {precision.upper()} bundle of the same model, {whence}")
         return built.bundle.path
 
 

@@ -29,7 +29,7 @@ from engines.cli.progress import StageClock
 from engines.errors import BackendError, CheckFailedError, UsageError
 from engines.machine import machine
 from engines.progress import Steps
-from engines.spec.choices import INT8
+from engines.spec.choices import INT8, QUANTISED
 from var_export.cli.common import (
     CHECKPOINT,
     CheckpointParts,
@@ -92,7 +92,7 @@ def verify(
 ) -> None:
     """Check a bundle against the PyTorch reference; exit code 1 where it misses a threshold.
 
-    Of an INT8 bundle that does, the layers to blame are sought and listed, which takes some minutes for a large one.
+    Of a quantised bundle that does, the layers to blame are sought and listed, which takes minutes for a large one.
 
     The reference is the run that was stored in the bundle when it was built: no PyTorch is needed. BUNDLE is
     the newest in bundles/ by default, else the embedded demo.
@@ -160,8 +160,8 @@ def verify(
 def _blame(
     bundle: Bundle, golden: Golden, report: Report, threads: int | None, progress: Progress
 ) -> list[Blame] | None:
-    """Of a failed INT8 bundle, the layers to blame; None where there is nothing to tell, or no means to."""
-    if bundle.precision != INT8 or not report.failed_parts:
+    """Of a failed quantised bundle, the layers to blame; None where there is nothing to tell, or no means to."""
+    if bundle.precision not in QUANTISED or not report.failed_parts:
         return None
     try:
         with needs_export_packages("telling which layers are to blame", INT8):
@@ -223,7 +223,7 @@ def _print(bundle: Bundle, report: Report, against: str) -> None:
 
 def _print_blame(blamed: list[Blame]) -> None:
     if blamed:
-        show("\nwith the activations of some INT8 layers in float:\n")
+        show("\nwith the activations of some quantised layers in float:\n")
         rows = [(b.layers, b.figure, Figure(b.before, ".4g"), Figure(b.after, ".4g")) for b in blamed]
         print_table(rows, ("layers", "figure", "is", "would be"))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from calib.judge.effects import SECONDS, Effect, Sensitivity
+from calib.judge.effects import UNITS, Effect, Sensitivity
 from engines.bundle.bundle import Bundle
 from engines.machine import Machine
 from engines.spec.contract import DECODER, ENCODER, PARTS, TRANSFORMER
@@ -36,14 +36,14 @@ def write_sensitivity(
     bundle: Bundle,
     table: Sensitivity,
     *,
-    target: str,
+    how: tuple[str, str],
     kept_in: Path,
     machine: Machine,
     command: Sequence[str],
 ) -> int:
     """Write the page of a table that is kept in a file; its size in bytes. Raises `UsageError` where it cannot be."""
     parts = [part for part in PARTS if effects_of(table, part)]
-    settings = [("INT8 as of", target), ("table", str(kept_in))]
+    settings = [("precision, as of", ", ".join(how)), ("table", str(kept_in))]
     return write_page(
         file,
         "sensitivity",
@@ -81,7 +81,7 @@ def _part(table: Sensitivity, part: str) -> dict[str, Any]:
     said = "; ".join(f"{effect.layer} {effect.way} {_value(effect)}" for effect in worst[:3])
     svg = drawn(
         f"layers-{part}",
-        f"{FIGURES[part]} of {counted(len(layers), 'layer')} of the {part}, each alone in INT8. The worst: {said}.",
+        f"{FIGURES[part]} of {counted(len(layers), 'layer')} of the {part}, each alone in integers. The worst: {said}.",
         plot,
         height=AROUND + UNITS_PER_LAYER * max(len(layers), 4),
     )
@@ -92,11 +92,10 @@ def _part(table: Sensitivity, part: str) -> dict[str, Any]:
 
 
 def _table(table: Sensitivity, caption: str, effects: Sequence[Effect]) -> Table:
-    in_seconds = table.unit == SECONDS
-    scale = 1e3 if in_seconds else 1e-9
+    unit, scale = UNITS[table.unit]
     part = effects[0].part
     top1 = part == TRANSFORMER
-    headers = ["layer", "way", FIGURES[part], *(["top-1"] if top1 else []), "saved, ms" if in_seconds else "GMAC"]
+    headers = ["layer", "way", FIGURES[part], *(["top-1"] if top1 else []), unit]
     rows = [
         [e.layer, e.way, _value(e), *([percent(e.top1)] if top1 else []), number(e.saved * scale, 2)] for e in effects
     ]

@@ -116,7 +116,7 @@ class OnnxRuntimeBackend(Backend):
         """See `Backend`: convolutions in BF16, which ONNX Runtime takes from opset 22 on only, and S8 Q/DQ in FP16."""
         if not bundle.for_gpus:
             return None
-        what = "BF16" if bundle.precision == "bf16" else "INT8 and FP16 for TensorRT"
+        what = "BF16" if bundle.precision == "bf16" else f"{bundle.precision.upper()} and FP16 for TensorRT"
         return (
             f"{bundle.path} is in {what}, which ONNX Runtime cannot run: build TensorRT plans with var-export "
             f"build {bundle.path} --target tensorrt, or a bundle with --precision fp16 or fp32"

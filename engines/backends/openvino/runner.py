@@ -22,8 +22,9 @@ from engines.backends.openvino.rewrite import rewrite
 from engines.bundle.manifest import WEIGHTS
 from engines.errors import BackendError
 from engines.machine import machine
-from engines.spec.choices import BF16, F32, INT8, OPENVINO, PRECISION_HINTS
+from engines.spec.choices import BF16, F32, INT4, OPENVINO, PRECISION_HINTS, PRECISIONS, QUANTISED
 from engines.spec.contract import TensorInfo
+from engines.spec.policy import LARGE_BLOCK
 from engines.storage import cache_folder, kernel_folder, link_or_copy
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class OpenVinoBackend(Backend):
         self, device: str = _CPU, threads: int | None = None, *, hint: str | None = None, module: Any = None
     ) -> None:
         """Args: device: as OpenVINO calls it, such as CPU, GPU or GPU.1; threads: of the CPU, all physical cores by
-        default; hint: one of `engines.spec.choices.PRECISION_HINTS`; by default f32, and bf16 for what INT8
+        default; hint: one of `engines.spec.choices.PRECISION_HINTS`; by default f32, and bf16 for what quantised
         bundles leave in floating point on a CPU that has it; module: for tests.
 
         Raises `BackendError` where OpenVINO or the device is missing.
@@ -79,13 +80,13 @@ class OpenVinoBackend(Backend):
         """See `Backend`: graphs that were made for TensorRT."""
         if not bundle.for_gpus:
             return None
-        return f"{bundle.path} is for TensorRT: build one with --precision fp16, fp32 or int8 for OpenVINO"
+        return f"{bundle.path} is for TensorRT: build one with --precision fp16, fp32, int8 or int4 for OpenVINO"
 
     def open(self, bundle: Bundle, graph: str) -> OpenVinoEngine:
         problem = self.lacks(bundle)
         if problem is not None:
             raise BackendError(problem)
-        if bundle.precision == INT8 and not bundle.manifest.reduced_range and self.arithmetic().get("saturates"):
+        if bundle.precision in QUANTISED and not bundle.manifest.reduced_range and self.arithmetic().get("saturates"):
             self._core.set_property(_CPU, FLOAT_LAYERS)
             self._floats = True
         path = bundle.graph_path(graph, cpu=True)
@@ -93,6 +94,8 @@ class OpenVinoBackend(Backend):
         exact = ("accumulate", "encode") if self.hint is None else ("accumulate",)
         hint = F32 if graph in exact else self._hint_for(bundle)
         options = {"INFERENCE_PRECISION_HINT": hint, **self._cache(bundle, path.name)}
+        if bundle.precision == INT4 and self.provider == _CPU:
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(LARGE_BLOCK)  # else its products are in floating point
         try:
             model = self._core.read_model(self._without_links(bundle, path))
             rewrite(self._ov, model, graph)
@@ -117,7 +120,7 @@ class OpenVinoBackend(Backend):
         """
         if self.hint is not None:
             return self.hint
-        narrow = bundle.precision == INT8 and self.provider == _CPU and self._has_bf16 and not self._floats
+        narrow = bundle.precision in QUANTISED and self.provider == _CPU and self._has_bf16 and not self._floats
         return BF16 if narrow else F32
 
     def arithmetic(self) -> dict[str, Any]:
@@ -127,7 +130,7 @@ class OpenVinoBackend(Backend):
     def judged_as(self, bundle: Bundle) -> str:
         """See `Backend`: half precision by its own thresholds, where the bundle promises more than the hint."""
         asked = {BF16: "bf16", "f16": "fp16"}.get(self._hint_for(bundle), bundle.precision)
-        return max(asked, bundle.precision, key=("fp32", "fp16", "bf16", INT8).index)
+        return max(asked, bundle.precision, key=PRECISIONS.index)
 
     def images_at_once(self, graph: str, image_size: int) -> int | None:
         """See `Backend`."""

@@ -25,7 +25,7 @@ from engines.bundle.plans import PlanFile, PlanSet, Platform, plan_key
 from engines.bundle.writer import PlanWriter
 from engines.errors import BackendError, BundleError, UsageError
 from engines.progress import Progress, silent
-from engines.spec.choices import INT8
+from engines.spec.choices import QUANTISED
 from engines.storage import atomic_write
 
 
@@ -57,10 +57,10 @@ def build_plans(
     options.check_for(target)
     library = libraries.load(target)
     bundle = Bundle.open(path)
-    if bundle.precision == INT8 and not bundle.for_gpus:
+    if bundle.precision in QUANTISED and not bundle.for_gpus:
         raise BundleError(
-            f"{path} is in INT8 for ONNX Runtime's CPU, which TensorRT cannot build; make one for it with: "
-            f"var-export build CHECKPOINT --precision int8 --target {target}"
+            f"{path} is in {bundle.precision.upper()} for the CPU, which TensorRT cannot build; make one for it with: "
+            f"var-export build CHECKPOINT --precision {bundle.precision} --target {target}"
         )
     here = platform_of(library, device, needs_gpu=not options.compute_capabilities)
     key = plan_key(bundle.files, bundle.graphs, here, options.to_dict())

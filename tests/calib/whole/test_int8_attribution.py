@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from support import reseal
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.judge.attribution import Blame, blame, describe
 from calib.quantise import quantize_bundle
 from calib.rewrite.relief import find_quantized
@@ -23,7 +23,7 @@ def built(base, calibrated, tmp_path_factory):
     """An INT8 bundle. Shared: copy it before changing it."""
     out = tmp_path_factory.mktemp("int8") / "tiny-int8"
     keep = ("decode/post_quant_conv", "decode/conv_in")
-    return quantize_bundle(base, out, Int8Options(level=3, exclude=keep), lambda: calibrated, threads=1).bundle
+    return quantize_bundle(base, out, QuantisationOptions(level=3, exclude=keep), lambda: calibrated, threads=1).bundle
 
 
 @pytest.fixture

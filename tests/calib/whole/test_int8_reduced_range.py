@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import read_weight
 from calib.quantise import quantize_bundle
 from engines.backends.onnxruntime import runner
@@ -19,7 +19,7 @@ LARGEST_SUM = 2**15 - 1
 def made(tiny_fp32, calibrated, tmp_path_factory):
     def make(*, reduce_range):
         out = tmp_path_factory.mktemp("int8") / "tiny"
-        options = Int8Options(form="both", level=3, reduce_range=reduce_range)
+        options = QuantisationOptions(form="both", level=3, reduce_range=reduce_range)
         return quantize_bundle(tiny_fp32, out, options, lambda: calibrated, threads=1).bundle
 
     return {reduce_range: make(reduce_range=reduce_range) for reduce_range in (True, False)}
@@ -40,7 +40,7 @@ def test_pairs_of_products_fit_16_bits(made):
     assert reduced.keys() == whole.keys()
     assert len(reduced) > 20
     assert 2 * 255 * max(reduced.values()) <= LARGEST_SUM < 2 * 255 * max(whole.values())
-    assert set(reduced.values()) <= {0, Int8Options(reduce_range=True).largest_weight}
+    assert set(reduced.values()) <= {0, QuantisationOptions(reduce_range=True).largest_weight}
 
 
 def test_only_whole_weights_take_exact_kernels(made, monkeypatch):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.choose.selection import Bounds
 from calib.judge import effects as sensitivity
 from calib.judge.effects import MULTIPLY_ADDS, SECONDS, measure
@@ -23,7 +23,7 @@ SAVED = {PER_BLOCK: 1.0, PER_TOKEN: 2.0, STATIC: 3.0}
 
 @pytest.fixture(scope="module")
 def table(base, calibrated):
-    return measure(base, calibrated, Int8Options(), threads=1)
+    return measure(base, calibrated, QuantisationOptions(), threads=1)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def file(table, tmp_path):
 
 def figures(base, calibrated, part, ways):
     with Variants(base, threads=1) as variants:
-        return variants.figures(part, dict(rewritten(variants.models(part), ways, calibrated, Int8Options())))
+        return variants.figures(part, dict(rewritten(variants.models(part), ways, calibrated, QuantisationOptions())))
 
 
 def test_every_layer_and_way_is_there(table, ways):
@@ -75,24 +75,24 @@ def test_an_interrupted_measurement_goes_on(base, calibrated, table, tmp_path, m
     judged = []
     figures_of = Variants.figures
     monkeypatch.setattr(Variants, "figures", lambda self, *args: judged.append(args[0]) or figures_of(self, *args))
-    again = measure(base, calibrated, Int8Options(), file=file, threads=1)
+    again = measure(base, calibrated, QuantisationOptions(), file=file, threads=1)
     assert len(judged) == 3
     assert [e.layer for e in again.effects] == [e.layer for e in table.effects]
-    measure(base, calibrated, Int8Options(), file=file, threads=1)
+    measure(base, calibrated, QuantisationOptions(), file=file, threads=1)
     assert len(judged) == 3
 
 
 def test_other_ranges_are_measured_anew(base, calibrated, table, file):
     from calib.choose.ranges import Ranges
 
-    other = measure(base, calibrated, Int8Options(ranges=Ranges(method="minmax")), file=file, parts=(DECODER,))
+    other = measure(base, calibrated, QuantisationOptions(ranges=Ranges(method="minmax")), file=file, parts=(DECODER,))
     assert other.key != table.key
     assert {effect.part for effect in other.effects} == {DECODER}
 
 
 def test_for_tensorrt_work_stands_for_time(base, calibrated):
     """No GPU is there to time it."""
-    options = Int8Options(target="tensorrt")
+    options = QuantisationOptions(target="tensorrt")
     table = measure(base, calibrated, options, parts=(DECODER,), threads=1)
     assert table.unit == MULTIPLY_ADDS
     assert all(effect.way == STATIC and effect.saved >= 1 for effect in table.effects)
@@ -147,7 +147,7 @@ def test_layers_that_the_user_named_stay(base, calibrated, ways, file):
 def test_a_calibration_that_lacks_a_layer_is_one_line(base, calibrated):
     tensors = {name: seen for name, seen in calibrated.tensors.items() if not name.startswith("step/blocks.1.fc1:")}
     with pytest.raises(UsageError, match=r"never reached step/blocks\.1\.fc1"):
-        measure(base, dataclasses.replace(calibrated, tensors=tensors), Int8Options(), threads=1)
+        measure(base, dataclasses.replace(calibrated, tensors=tensors), QuantisationOptions(), threads=1)
 
 
 def test_the_file_lies_beside_the_calibration(tmp_path):
@@ -162,4 +162,4 @@ def test_nothing_is_left_behind(base, table):
 
 def options(**bounds):
     assert all(math.isfinite(bound) for bound in bounds.values())
-    return Int8Options(bounds=Bounds(**bounds))
+    return QuantisationOptions(bounds=Bounds(**bounds))

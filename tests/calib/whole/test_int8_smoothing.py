@@ -2,7 +2,7 @@
 
 import pytest
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.bundle.bundle import Bundle
@@ -16,7 +16,7 @@ def made(tmp_path_factory):
     base = Bundle.open(shared_bundle("tiny-smooth"))
     calibration = collect(base, Requests.spread(base.config, 4), threads=1)
     out = tmp_path_factory.mktemp("int8") / "tiny-int8-smooth"
-    return quantize_bundle(base, out, Int8Options(form="both"), lambda: calibration, threads=1)
+    return quantize_bundle(base, out, QuantisationOptions(form="both"), lambda: calibration, threads=1)
 
 
 @pytest.mark.slow

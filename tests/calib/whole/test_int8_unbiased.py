@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import find_layers
 from calib.judge.variants import Variants
 from calib.observe.collect import Requests, collect
@@ -38,7 +38,7 @@ def test_the_exporter_dropped_them(layers):
 
 @pytest.mark.parametrize("level", [2, 3])
 def test_a_bundle_for_the_cpu_passes_its_check(base, calibration, level, tmp_path):
-    options = Int8Options(form="both", level=level)
+    options = QuantisationOptions(form="both", level=level)
     built = quantize_bundle(base, tmp_path / "int8", options, lambda: calibration, threads=1)
     assert {form: report.passed for form, report in built.reports.items()} == {"stepwise": True, "fused": True}
     ways = built.bundle.provenance["quantisation"]["layers"]
@@ -53,7 +53,7 @@ def test_every_layer_can_be_static(base, calibration, layers, target):
     assert sum(way == STATIC for way in ways.values()) == sum(not name.startswith("cond/") for name in names)
     assert calibration.smoothing
     with Variants(base, threads=1) as variants:
-        options = Int8Options(target=target, level=3)
+        options = QuantisationOptions(target=target, level=3)
         figures = {part: variants.quantised(part, ways, calibration, options) for part in PARTS}
     assert figures[TRANSFORMER].total.kl < 2e-2
     assert figures[DECODER].psnr > 25

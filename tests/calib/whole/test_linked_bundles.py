@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.graphs.changed import ChangedGraphs
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
@@ -34,7 +34,7 @@ def test_int8_is_made_of_it(base, tmp_path):
     for name in ("plain", "linked"):
         source = base if name == "plain" else Bundle.open(as_links(base.path, tmp_path))
         calibration = collect(source, Requests.spread(source.config, 2), resume=tmp_path / name, threads=1)
-        options = Int8Options(form="both")
+        options = QuantisationOptions(form="both")
         made.append(
             quantize_bundle(source, tmp_path / f"{name}-int8", options, lambda c=calibration: c, threads=1).bundle
         )

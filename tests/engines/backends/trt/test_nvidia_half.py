@@ -3,7 +3,7 @@
 import pytest
 from support import copy_bundle
 
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.backends.tensorrt.build import build_plans
@@ -25,7 +25,7 @@ def bundle():
 
 def test_int8_of_it_is_judged_too(bundle, tmp_path, rtx):
     calibration = collect(bundle, Requests.spread(bundle.config, 3), threads=1)
-    options = Int8Options(target="tensorrt", form="both")
+    options = QuantisationOptions(target="tensorrt", form="both")
     made = quantize_bundle(bundle, tmp_path / "int8", options, lambda: calibration, threads=1)
     assert made.reports["stepwise"].passed
     assert made.reports["fused"].passed

@@ -12,7 +12,7 @@ from support import copy_bundle
 from test_nvidia_network import Network
 
 from calib.calibration import Calibration
-from calib.choose.options import Int8Options
+from calib.choose.options import QuantisationOptions
 from calib.observe.collect import Requests, collect
 from calib.quantise import quantize_bundle
 from engines.backends.tensorrt.build import build_plans
@@ -37,7 +37,7 @@ def calibration(demo_both_bundle) -> Calibration:
 @pytest.fixture(scope="module", params=[2, 3])
 def built(request, demo_both_bundle, calibration, tmp_path_factory):
     out = tmp_path_factory.mktemp("int8") / "bundle"
-    options = Int8Options(target="tensorrt", form="both", level=request.param)
+    options = QuantisationOptions(target="tensorrt", form="both", level=request.param)
     return quantize_bundle(Bundle.open(demo_both_bundle), out, options, lambda: calibration)
 
 

@@ -1,4 +1,4 @@
-"""What `build --precision int8` and `sensitivity` share: the options of quantisation, calibration, the build."""
+"""What `build --precision int8` or `int4` and `sensitivity` share: options of quantisation, calibration, the build."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 from engines.cli.common import POSITIVE, given, option, option_group
 from engines.errors import UsageError
-from engines.spec.choices import DEFAULT_LEVEL, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
+from engines.spec.choices import DEFAULT_LEVEL, INT8, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
 from var_export.cli.common import FILE, FOLDER, LEVEL
 
 if TYPE_CHECKING:
     from calib.calibration import Calibration
-    from calib.choose.options import Int8Options
+    from calib.choose.options import QuantisationOptions
     from engines.bundle.bundle import Bundle
     from engines.progress import Progress
 
@@ -40,12 +40,12 @@ def _smoothquant(_: click.Context, __: click.Parameter, text: str) -> str | None
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions:
-    """Which layers an INT8 build quantises."""
+    """Which layers a quantised build quantises."""
 
     level: int = option(
         type=LEVEL,
         default=DEFAULT_LEVEL,
-        help="How much is INT8: 1 convolutions; 2 also qkv, proj, fc1; 3 also fc2 and head.",
+        help="INT8: 1 convolutions, 2 also qkv, proj, fc1, 3 also fc2, head; INT4: 1 qkv, proj, 2 also fc2, 3 fc1.",
     )
     max_loss: tuple[str, ...] = option(
         multiple=True,
@@ -53,7 +53,7 @@ class LayerOptions:
         help="Quantise as much as keeps kl=NATS, top1=SHARE, psnr=DB (at least); repeatable. [default: by --level]",
     )
     quantize: tuple[str, ...] = option(
-        multiple=True, metavar="PATTERN", help="Layers to quantise all the same (static ranges); repeatable."
+        multiple=True, metavar="PATTERN", help="Layers to quantise all the same; repeatable."
     )
     reduce_range: bool = option(
         is_flag=True, help="Weights of 7 bits, for x86 without VNNI: 0.7 of the time there, a little coarser."
@@ -97,19 +97,21 @@ class CalibrationOptions:
 calibration_options = option_group("calibrating", CalibrationOptions)
 
 
-def int8_options(
+def quantisation_options(
     context: click.Context,
     calibrating: CalibrationOptions,
     target: str,
     layers: LayerOptions | None = None,
     form: str = STEPWISE,
-) -> Int8Options:
+    precision: str = INT8,
+) -> QuantisationOptions:
     """The options as `calib` takes them; `target` may be any of `TARGETS`. Raises `UsageError`."""
-    from calib.choose.options import Int8Options
+    from calib.choose.options import QuantisationOptions
     from calib.choose.ranges import Ranges
     from calib.choose.selection import Bounds
 
-    options = Int8Options(
+    options = QuantisationOptions(
+        precision=precision,
         target=ONNXRUNTIME if target == ONNXRUNTIME else TENSORRT,
         form=form,
         ranges=Ranges(method=calibrating.ranges, percentile=calibrating.percentile),
