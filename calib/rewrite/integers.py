@@ -4,13 +4,14 @@ For TensorRT, Q/DQ pairs where its builder fuses them: on the input and the weig
 
     x --> Q --> DQ --> [MatMul] <-- DQ <-- W int8, a scale per output channel        symmetric S8, scales in x's type
     x ---------------> [MatMul] <-- DQ <-- W int4, a scale per block of a channel    the product is in x's type
+    class -----------> [Gather] <-- DQ <-- table int8, a scale per column            what AdaLN gives, without a product
 
 For ONNX Runtime's CPU, what its loader turns into integer kernels:
 
     x --> Q --> DQ --> [Gemm] <-- DQ <-- W int8 | bias int32      U8 with a zero point; becomes QGemm, float output
     x --> Q --> DQ --> [Conv] --> Q --> DQ                        becomes QLinearConv, which has 8-bit output too
     x --> [MatMulNBits] <-- W, a scale per block of weights      each token has a range per block of channels
-    class --> [Gather] <-- table of 8 bits                         what AdaLN gives, in place of its product
+    class --> [Gather] <-- table of uint8                          what AdaLN gives, in place of its product
 
 and, for a range per token (x is (M, K), a row a token; s (M, 1), so that x / s fits 8 bits with a fixed zero point):
 
@@ -289,7 +290,7 @@ class _Rewriter:
         inputs: list[ir.Value | None] = [
             layer.input,
             self.constant(f"{weight.name}.blocks", array),
-            self.constant(f"{weight.name}.block_scales", scales),
+            self._block_scales(layer, bits, scales),
         ]
         if zero_points is not None:
             inputs.append(self.constant(f"{weight.name}.block_zeros", zero_points))
@@ -305,22 +306,43 @@ class _Rewriter:
         if last is not layer.node:
             self._graph.remove(layer.node, safe=True)
 
+    def _block_scales(self, layer: Layer, bits: int, scales: NDArray[np.float32]) -> ir.Value:
+        """Of 4-bit weights they would be a sixteenth of the bytes: stored in FP16, and widened at load."""
+        name = f"{layer.weight.name}.block_scales"
+        if bits > 4:
+            return self.constant(name, scales)
+        narrow = self.constant(name, scales.astype(np.float16))
+        wide = self.node("Cast", [narrow], narrow, f"{name}.wide", dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
+        self._graph.insert_before(layer.node, wide)
+        return wide.outputs[0]
+
     def per_class(self, layer: Layer) -> None:
         name, bias, out = layer.name, layer.bias_vector, layer.node.outputs[0]
         labels, given = _classes(layer)
+        assert layer.weight.dtype is not None
+        dtype = layer.weight.dtype.numpy()
         array, step, low = quantize_table(given @ np.asarray(read_weight(layer.weight), np.float32))
+        steps = self.constant(f"{layer.weight.name}.class_steps", step.astype(dtype))
+        if self._symmetric:  # 128 lower, as signed integers
+            low = low + 128 * step
+            signed = (array.astype(np.int16) - 128).astype(np.int8)
+            table = self.constant(f"{layer.weight.name}.quantized", signed)
+            zeros = self.constant(f"{layer.weight.name}.class_zeros", np.zeros(len(step), np.int8))
+            values = self.node("DequantizeLinear", [table, steps, zeros], layer.weight, f"{name}.classes", axis=1)
+            values.outputs[0].shape = ir.Shape(array.shape)
+            nodes = [values, self.node("Gather", [values.outputs[0], labels], out, f"{name}.row")]
+        else:
+            table = self.constant(f"{layer.weight.name}.classes", array)
+            row = self.node("Gather", [table, labels], out, f"{name}.row", dtype=ir.DataType.UINT8)
+            wide = self.node("Cast", [row.outputs[0]], out, f"{name}.wide", to=ir.DataType.FLOAT)
+            nodes = [row, wide, self.node("Mul", [wide.outputs[0], steps], out, f"{name}.scaled")]
         if bias is not None:
             low = low + np.asarray(read_weight(bias), np.float32)
-        table = self.constant(f"{layer.weight.name}.classes", array)
-        row = self.node("Gather", [table, labels], out, f"{name}.row", dtype=ir.DataType.UINT8)
-        wide = self.node("Cast", [row.outputs[0]], out, f"{name}.wide", to=ir.DataType.FLOAT)
-        steps = self.constant(f"{layer.weight.name}.class_steps", step)
-        scaled = self.node("Mul", [wide.outputs[0], steps], out, f"{name}.scaled")
-        lowest = self.constant(f"{layer.weight.name}.class_lowest", low.astype(np.float32))
-        raised = self.node("Add", [scaled.outputs[0], lowest], out, f"{name}.raised")
+        lowest = self.constant(f"{layer.weight.name}.class_lowest", low.astype(dtype))
+        nodes.append(self.node("Add", [nodes[-1].outputs[0], lowest], out, f"{name}.raised"))
         last = layer.bias or layer.node
-        self._graph.insert_before(last, [row, wide, scaled, raised])
-        self._replace(last, raised)
+        self._graph.insert_before(last, nodes)
+        self._replace(last, nodes[-1])
         if last is not layer.node:
             self._graph.remove(layer.node, safe=True)
 
@@ -340,9 +362,17 @@ class _Rewriter:
                 del self._graph.initializers[name]
 
 
+def _producer(node: ir.Node) -> ir.Node | None:
+    """What makes the first input of a node."""
+    value = node.inputs[0]
+    return None if value is None else value.producer()
+
+
 def _classes(layer: Layer) -> tuple[ir.Value, NDArray[np.float32]]:
     """Of AdaLN: the graph's input of classes, and what the layer gets for each of them, float32 (classes, K)."""
     product = layer.input.producer()  # SiLU of the embedding: x * Sigmoid(x)
+    if product is not None and product.op_type == "Cast":
+        product = _producer(product)
     assert product is not None and product.op_type == "Mul", layer.name
     gather = next(
         node

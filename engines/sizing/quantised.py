@@ -69,7 +69,9 @@ class Quantisation:
             block = block_size(K, self.precision)
             return N * (-(-K // block) * (block + _SCALE) + _SCALE)  # and that bias
         if weight.way == PER_CLASS:
-            return N * (self.classes + 2 * _SCALE)  # a step and the lowest value, which the bias is added to
+            size = BYTES[HIGH_PRECISIONS[self.target]]
+            zero = self.target != ONNXRUNTIME
+            return N * (self.classes + 2 * size + zero)  # a step and the lowest value, which the bias is added to
         if weight.way == FOUR_BITS:
             return self._four_bits(K, N)
         if self.target == ONNXRUNTIME:
@@ -84,7 +86,7 @@ class Quantisation:
             half = BYTES[HIGH_PRECISIONS[self.target]]
             return N * (blocks * (block // 2 + half) + half)
         zeros = N * blocks // 2 if blocks % 2 == 0 else 0
-        return N * (blocks * (block // 2 + _SCALE) + _SCALE) + zeros
+        return N * (blocks * (block // 2 + BYTES["fp16"]) + _SCALE) + zeros
 
 
 FLOATS = Quantisation()

@@ -61,9 +61,11 @@ def block_size(K: int, precision: str) -> int:
 
 
 def adaln_way(config: ModelConfig, target: str) -> str:
-    """How INT4 holds AdaLN: on the CPU in 8 bits, as a table where there are fewer classes than rows of weights."""
+    """How INT4 holds AdaLN: as a table where that is smaller than its weights in 8 bits, there being fewer classes than
+    rows of weights.
+    """
     few = config.transformer.num_classes < config.transformer.width
-    return FOUR_BITS if target != ONNXRUNTIME else PER_CLASS if few else PER_BLOCK
+    return PER_CLASS if few else PER_BLOCK if target == ONNXRUNTIME else FOUR_BITS
 
 
 def assign(
