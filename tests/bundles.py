@@ -76,13 +76,15 @@ SHARED = {
     ),
     "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
 }
-INT8 = "demo-int8"
+INT8, INT4 = "demo-int8", "demo-int4"
+QUANTISED: dict[str, dict[str, str | int]] = {INT8: {}, INT4: {"precision": "int4", "level": 1}}
+"""The demo model for the CPU, in both forms, calibrated with few samples."""
 AS_KEPT = "VAR_EXPORT_TEST_BUNDLES_AS_KEPT" in os.environ or importlib.util.find_spec("torch") is None
 _MADE: dict[str, Path] = {}
 
 
 def shared_bundle(name: str, *, current: bool = False) -> Path:
-    """The folder of a bundle of `SHARED`, or of the demo model in INT8. Copy it before changing a file.
+    """The folder of a bundle of `SHARED`, or of `QUANTISED`. Copy it before changing a file.
 
     A kept one that code of today would make otherwise is built anew, but not where `make test-quick` or an interpreter
     without PyTorch takes bundles as they are; `current` says that a test needs it as the code of today makes it.
@@ -92,7 +94,7 @@ def shared_bundle(name: str, *, current: bool = False) -> Path:
     if kept_as not in _MADE:
         with locked(kept_as) as path:
             if not (AS_KEPT and (path / MANIFEST).is_file()) or current:
-                path = _quantised(path) if name == INT8 else _built(name, path)
+                path = _quantised(name, path) if name in QUANTISED else _built(name, path)
         _MADE[kept_as] = given(path)
     return _MADE[kept_as]
 
@@ -105,14 +107,12 @@ def _built(name: str, out: Path) -> Path:
     return build(checkpoint(), out, FloatOptions(**options), force=True, threads=1).bundle.path
 
 
-def _quantised(out: Path) -> Path:
-    """The demo model in INT8 for the CPU, both forms, default level, few samples."""
+def demo_calibration() -> Path:
+    """The file of a calibration of `demo-fp32` with few samples."""
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed: nothing is quantised")
-    from calib.calibration import Calibration
-    from calib.choose.options import QuantisationOptions
     from calib.keys import QUANTISED_BUNDLE, code_digest
     from calib.observe.collect import Requests
-    from calib.quantise import calibrate, quantize_bundle
+    from calib.quantise import calibrate
     from engines.bundle.bundle import Bundle
 
     base = Bundle.open(shared_bundle("demo-fp32"))
@@ -122,8 +122,17 @@ def _quantised(out: Path) -> Path:
 
     versions = [importlib.metadata.version(name) for name in ("onnx", "onnx-ir", "onnxruntime", "numpy")]
     key = f"{base.build_key} {code_digest(QUANTISED_BUNDLE)} {versions}"
-    file = made_once("demo-calibration", key, calibration) / "calibration.json"
-    options = QuantisationOptions(form="both")
+    return made_once("demo-calibration", key, calibration) / "calibration.json"
+
+
+def _quantised(name: str, out: Path) -> Path:
+    file = demo_calibration()
+    from calib.calibration import Calibration
+    from calib.choose.options import QuantisationOptions
+    from calib.quantise import quantize_bundle
+    from engines.bundle.bundle import Bundle
+
+    base, options = Bundle.open(shared_bundle("demo-fp32")), QuantisationOptions(form="both", **QUANTISED[name])
     return quantize_bundle(base, out, options, lambda: Calibration.load(file), force=True, threads=1).bundle.path
 
 
@@ -140,7 +149,7 @@ def _one_thread() -> None:
 
 
 def _build_all(workers: int) -> None:
-    names = [name for name in SHARED if name != "demo-fp16"] + [INT8]
+    names = [name for name in SHARED if name != "demo-fp16"] + [*QUANTISED]
     with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for path, seconds in pool.map(_timed, names):
             print(f"{path}  {seconds:.0f} s", flush=True)

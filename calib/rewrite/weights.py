@@ -76,7 +76,7 @@ def _least_error(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
     low, high = np.minimum(rows.min(1), 0), np.maximum(rows.max(1), 0)
     if centred:
-        high = np.maximum(high, -low) * np.float32(FOUR_BIT_LEVELS / _CENTRE / 2)
+        high = np.maximum(high, -low) * np.float32(FOUR_BIT_LEVELS / 14)  # the largest becomes 7 or -7
         low = -high
     whole = (high - low) / np.float32(FOUR_BIT_LEVELS)
     whole[whole == 0] = 1

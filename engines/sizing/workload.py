@@ -81,7 +81,7 @@ class Workload:
         target = "onnxruntime" if device.is_cpu else "tensorrt"
         if self.ways is not None and target != self.target:
             where = "NVIDIA GPUs: leave out" if device.is_cpu else "the CPU: estimate it with"
-            raise UsageError(f"{self.config.name} is quantised for {where} --device cpu")
+            raise UsageError(f"{self.config.name} is an {self.precision.upper()} bundle for {where} --device cpu")
         return dataclasses.replace(self, target=target)
 
     def step_operations(self, scale: int) -> list[Operation]:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import find_layers
 from calib.judge.effects import Effect, Sensitivity, candidates
 from engines.errors import UsageError
@@ -65,7 +66,7 @@ def test_ways_that_a_layer_may_be_computed_in(tiny_fp32, target, expected):
     ways = {}
     for graph in ("cond", "step", "decode"):
         for layer in find_layers(ir.load(tiny_fp32.graph_path(graph)), graph):
-            ways[layer.name] = candidates(layer, target)
+            ways[layer.name] = candidates(layer, QuantisationOptions(target=target))
     assert ways["decode/post_quant_conv"] == ways["step/word_embed"] == ()
     assert ways["decode/conv_out"] == expected["conv"]
     assert ways["step/blocks.0.fc1"] == ways["step/head"] == expected["fc1"]

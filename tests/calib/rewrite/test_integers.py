@@ -10,12 +10,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calib.calibration import Calibration
+from calib.choose.options import QuantisationOptions
 from calib.choose.ranges import Ranges
 from calib.graphs.layers import find_layers
-from calib.rewrite.integers import BLOCK, quantize, quantize_blocks, quantize_weight
+from calib.rewrite.integers import quantize
+from calib.rewrite.weights import quantize_blocks, quantize_weight
 from calib.statistics import Statistics
 from engines.backends.onnxruntime.arithmetic import exact_products
-from engines.spec.policy import FLOAT, PER_BLOCK, PER_TOKEN, STATIC, assign
+from engines.spec.policy import BLOCK, FLOAT, FOUR_BITS, PER_BLOCK, PER_TOKEN, STATIC, assign
 
 MINMAX = Ranges(method="minmax")
 FLOATS = {"Gemm", "Conv", "MatMul", "FusedConv", "FusedMatMul", "FusedGemm", "DequantizeLinear"}
@@ -26,9 +28,10 @@ def random(*shape, seed=0):
 
 
 def model_of(nodes, inputs, outputs, constants):
-    """Tensors float; shapes by name."""
+    """Tensors float, but for `labels`; shapes by name."""
+    types = collections.defaultdict(lambda: TensorProto.FLOAT, labels=TensorProto.INT64)
     infos = [
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in tensors.items()]
+        [helper.make_tensor_value_info(name, types[name], shape) for name, shape in tensors.items()]
         for tensors in (inputs, outputs)
     ]
     graph = helper.make_graph(nodes, "g", *infos, [numpy_helper.from_array(a, name) for name, a in constants.items()])
@@ -84,7 +87,7 @@ def values_of(model, x):
     return {"x": x} | dict(zip([o.name for o in session.get_outputs()], session.run(None, {"x": x}), strict=True))
 
 
-def quantized(model, way, x=None, graph="step", target="onnxruntime", ranges=MINMAX):
+def quantized(model, way, x=None, graph="step", target="onnxruntime", ranges=MINMAX, precision="int8"):
     """Calibrated with `x` alone."""
     changed = ir.from_proto(model)
     layers = find_layers(changed, graph)
@@ -96,9 +99,10 @@ def quantized(model, way, x=None, graph="step", target="onnxruntime", ranges=MIN
                 statistics = calibration.tensors[f"{layer.name}:{which}"] = Statistics()
                 statistics.add(values[name], 0, 1 if layer.is_conv else -1)
     ways = {layer.name: way for layer in layers} if isinstance(way, str) else way
-    quantize(changed, layers, ways, calibration, target, ranges)
+    options = QuantisationOptions(precision=precision, target=target, ranges=ranges)
+    quantize(changed, layers, ways, calibration, options)
     proto = ir.to_proto(changed)
-    onnx.checker.check_model(proto, full_check=way != PER_BLOCK)
+    onnx.checker.check_model(proto, full_check=way not in (PER_BLOCK, FOUR_BITS))
     return proto
 
 
@@ -225,7 +229,7 @@ def test_blocks_restore_the_weight():
     assert (np.abs(restored[:, :100] - weight.T) <= 0.5001 * steps).all()
 
 
-@pytest.mark.parametrize("way", [PER_TOKEN, PER_BLOCK, STATIC])
+@pytest.mark.parametrize("way", [PER_TOKEN, PER_BLOCK, STATIC, FOUR_BITS])
 def test_a_token_does_not_depend_on_the_others(way):
     """An image is the same alone and in any batch."""
     x = random(40, 96, seed=3)
@@ -351,7 +355,7 @@ def test_no_float_product_is_left_in_a_model(tiny_fp32, calibrated, tmp_path, gr
     weights = {layer.name: layer.weight.name for layer in layers}
     ways = assign(weights, "onnxruntime", level)
     count = collections.Counter(ways.values())
-    quantize(model, layers, ways, calibrated, "onnxruntime", Ranges())
+    quantize(model, layers, ways, calibrated, QuantisationOptions())
     (tmp_path / "weights.bin").write_bytes((tiny_fp32.path / "weights.bin").read_bytes())
     ir.save(model, tmp_path / f"{graph}.onnx")
     options = onnxruntime.SessionOptions()

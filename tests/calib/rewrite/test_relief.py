@@ -5,7 +5,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from calib.choose.ranges import Ranges
+from calib.choose.options import QuantisationOptions
 from calib.graphs.layers import find_layers
 from calib.rewrite.integers import quantize
 from calib.rewrite.relief import find_quantized, relieve
@@ -18,7 +18,7 @@ def quantised(bundle, calibrated, graph, target="onnxruntime", level=3):
     model = ir.load(bundle.graph_path(graph))
     layers = find_layers(model, graph)
     ways = assign([layer.name for layer in layers], target, level)
-    quantize(model, layers, ways, calibrated, target, Ranges())
+    quantize(model, layers, ways, calibrated, QuantisationOptions(target=target))
     return model, {name for name, way in ways.items() if way != FLOAT}
 
 

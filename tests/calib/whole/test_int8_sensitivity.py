@@ -151,9 +151,12 @@ def test_a_calibration_that_lacks_a_layer_is_one_line(base, calibrated):
 
 
 def test_the_file_lies_beside_the_calibration(tmp_path):
-    assert sensitivity.sensitivity_file(tmp_path / "m.calibration.json", "tensorrt") == (
-        tmp_path / "m.calibration.sensitivity-tensorrt.json"
-    )
+    for options, name in {
+        QuantisationOptions(target="tensorrt"): "tensorrt",
+        QuantisationOptions(precision="int4"): "int4-onnxruntime",
+    }.items():
+        found = sensitivity.sensitivity_file(tmp_path / "m.calibration.json", options)
+        assert found == tmp_path / f"m.calibration.sensitivity-{name}.json"
 
 
 def test_nothing_is_left_behind(base, table):

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from calib.calibration import INPUT, OUTPUT, Calibration
+from calib.choose.options import QuantisationOptions
 from calib.choose.ranges import Ranges
 from calib.graphs.layers import find_layers
 from calib.rewrite.integers import quantize
@@ -20,7 +21,7 @@ from engines.sizing.models import official
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names, weights_by_way
 from engines.sizing.roofline import COMPUTE, Work, bound
 from engines.sizing.workload import Workload
-from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC, assign
+from engines.spec.policy import FLOAT, LEVELS, PER_BLOCK, PER_TOKEN, STATIC, adaln_way, assign
 from tests.bundles import shared_bundle
 
 D16 = official("d16")
@@ -62,19 +63,25 @@ def base(request):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_weights_are_those_of_quantised_graphs(base, graph, level):
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_weights_are_those_of_quantised_graphs(base, graph, level, precision):
     """To the byte: what quantising takes off the constants of a graph is what an estimate takes off."""
     target, bundle = base
-    quantisation = Quantisation(target, assign(layer_names(bundle.config), target, level))
+    adaln = adaln_way(bundle.config, target)
+    ways = assign(layer_names(bundle.config), target, level, precision=precision, adaln=adaln)
+    quantisation = Quantisation(target, ways, precision, bundle.config.transformer.num_classes + 1)
     model = ir.load(bundle.graph_path(graph))
     before, layers = constants(model), find_layers(model, graph)
-    quantize(model, layers, quantisation.ways, calibrated(layers), target, Ranges(method="minmax"))
+    options = QuantisationOptions(precision=precision, target=target, ranges=Ranges(method="minmax"))
+    quantize(model, layers, quantisation.ways, calibrated(layers), options)
     planned = [
         cost.total_weights(operations(bundle.config, graph, bundle.precision, chosen))
         for chosen in (FLOATS, quantisation)
     ]
     assert constants(model) - before == planned[1] - planned[0]
-    in_float = {"cond": LEVELS, "step": (1,), "decode": ()}[graph] if target == "tensorrt" else ()
+    in_float = (
+        {"cond": LEVELS, "step": (1,), "decode": ()}[graph] if (target, precision) == ("tensorrt", "int8") else ()
+    )
     assert (planned[1] == planned[0]) is (level in in_float)
 
 
@@ -169,7 +176,9 @@ def test_int8_is_a_remedy_where_it_helps():
     half = Workload(config=D16, images=8)
     room = memory(Workload(config=D16, images=8, precision="int8")).total
     assert Estimate(half, Box(room)).remedies[-1] == "--precision int8"
-    assert "--precision int8" not in Estimate(half, Box(room - 1)).remedies
+    assert Estimate(half, Box(room - 1)).remedies[-1] == "--precision int4"  # which is named where INT8 is not enough
+    room = memory(Workload(config=D16, images=8, precision="int4")).total
+    assert "--precision int4" not in Estimate(half, Box(room - 1)).remedies
 
 
 def test_the_cpu_at_hand():
@@ -181,5 +190,5 @@ def test_the_cpu_at_hand():
     document = estimate.to_dict()
     assert document["supported"] is True
     assert document["bound_seconds"] is None
-    with pytest.raises(UsageError, match="--precision fp32 or int8"):
+    with pytest.raises(UsageError, match="--precision fp32, int8 or int4"):
         cpu.check("fp16")

@@ -1,10 +1,29 @@
+import dataclasses
+
 import onnx_ir as ir
 import pytest
 
 from calib.graphs.layers import find_layers
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import UsageError
-from engines.spec.policy import EDGES, FLOAT, LEVELS, METHODS, PER_BLOCK, PER_TOKEN, STATIC, assign, role_of
+from engines.sizing.models import official
+from engines.spec.choices import DEFAULT_LEVEL
+from engines.spec.policy import (
+    BLOCK,
+    EDGES,
+    FLOAT,
+    FOUR_BITS,
+    LEVELS,
+    METHODS,
+    PER_BLOCK,
+    PER_CLASS,
+    PER_TOKEN,
+    STATIC,
+    adaln_way,
+    assign,
+    block_size,
+    role_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +67,45 @@ def test_levels_on_nvidia(layers, level):
     static = {1: {"conv"}, 2: {"conv", "qkv", "proj", "fc1"}, 3: {"conv", "qkv", "proj", "fc1", "fc2", "head"}}[level]
     assert {role for role, way in roles.items() if way == STATIC} == static
     assert set(roles.values()) == {STATIC, FLOAT}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_levels_of_int4(layers, target, level):
+    """Roles with 4-bit weights; all others are as in INT8 by default, but for AdaLN."""
+    roles = by_role(layers, assign(layers, target, level, precision="int4"))
+    four = {1: {"qkv", "proj"}, 2: {"qkv", "proj", "fc2"}, 3: {"qkv", "proj", "fc1", "fc2"}}[level]
+    assert {role for role, way in roles.items() if way == FOUR_BITS} == four
+    assert roles["adaln"] == PER_CLASS
+    usual = by_role(layers, assign(layers, target, DEFAULT_LEVEL))
+    assert all(roles[role] == usual[role] for role in roles.keys() - four - {"adaln"})
+
+
+def test_patterns_of_int4(layers):
+    ways = assign(layers, "onnxruntime", 1, precision="int4", include=["step/head", "cond/*"], exclude=["step/*.qkv"])
+    assert ways["step/head"] == ways["cond/head"] == FOUR_BITS
+    assert ways["step/blocks.0.attention.qkv"] == FLOAT
+
+
+@pytest.mark.parametrize(
+    ("classes", "target", "way"),
+    [
+        (1000, "onnxruntime", PER_CLASS),
+        (1000, "tensorrt", PER_CLASS),
+        (21841, "onnxruntime", PER_BLOCK),
+        (21841, "tensorrt", FOUR_BITS),
+    ],
+)
+def test_a_table_of_classes_is_taken_where_it_is_small(classes, target, way):
+    d16 = official("d16")
+    config = dataclasses.replace(d16, transformer=dataclasses.replace(d16.transformer, num_classes=classes))
+    assert adaln_way(config, target) == way
+
+
+@pytest.mark.parametrize(("K", "block"), [(1920, 128), (192, 64), (96, 32), (32, 32), (40, 32)])
+def test_blocks_divide_the_channels(K, block):
+    assert block_size(K, "int4") == block
+    assert block_size(K, "int8") == BLOCK
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])

@@ -120,6 +120,27 @@ def test_verify_accepts_it(call, first):
     assert "int8" in json.dumps(document)
 
 
+def test_int4_is_another_bundle_from_the_same_calibration(call, made, tiny_build, no_drawing):
+    out, calibration = made.parent / "tiny-int4", made.parent / CALIBRATION
+    args = [*arguments(tiny_build.path, out, "--calibration", calibration)]
+    args[args.index("int8")] = "int4"
+    code, printed, err = call(*args)
+    assert code == 0, err
+    assert "check of the stepwise form against PyTorch: passed" in printed
+    four, eight = Bundle.open(out), Bundle.open(made)
+    assert (four.precision, four.target) == ("int4", "onnxruntime")
+    assert four.weights_bytes() < eight.weights_bytes()
+    ways = four.provenance["quantisation"]["layers"]
+    assert (ways["step/blocks.0.attention.qkv"], ways["step/blocks.0.fc2"]) == ("4-bit", "4-bit")
+    code, printed, err = call("verify", out)
+    assert code == 0, err
+    assert "within every threshold of int4" in printed
+    code, printed, _ = call("inspect", out)
+    assert "4-bit" in printed
+    code, printed, _ = call("estimate", "--model", out)
+    assert "int4, a range per block of weights" in printed
+
+
 @pytest.mark.slow
 def test_needs_no_torch(tiny_build, tmp_path, monkeypatch):
     import sys
@@ -234,7 +255,7 @@ def test_a_calibration_of_another_model_is_refused(call, made, tiny_build, no_dr
     ids=lambda option: option[0],
 )
 def test_options_of_int8_need_int8(call, option):
-    one_line(call("build", *option), f"{option[0]} needs --precision int8")
+    one_line(call("build", *option), f"{option[0]} needs --precision int8 or int4")
 
 
 def test_what_cannot_be_is_refused_before_anything_is_drawn(call, tiny_build, tmp_path, no_drawing):

@@ -59,6 +59,24 @@ def test_json_has_every_effect(call, base):
     assert document["effects"] == json.loads((base.parent / TABLE).read_text())["effects"]
 
 
+def test_of_int4_it_tells_what_is_stored(call, base):
+    code, out, _ = call("sensitivity", base, "--precision", "int4", "--samples", 4, "--threads", 1)
+    assert code == 0
+    assert "saved KiB" in out
+    kept = base.parent / "tiny.calibration.sensitivity-int4-onnxruntime.json"
+    document = json.loads(kept.read_text())
+    assert document["unit"] == "bytes"
+    ways = {effect["layer"]: [] for effect in document["effects"]}
+    saved = {}
+    for effect in document["effects"]:
+        ways[effect["layer"]].append(effect["way"])
+        saved[effect["layer"], effect["way"]] = effect["saved"]
+    assert ways["step/blocks.0.attention.qkv"] == ["static", "4-bit"]
+    assert ways["step/blocks.0.fc2"] == ["per-token", "4-bit"]
+    assert ways["cond/linears.0"] == ["per-class", "4-bit"]
+    assert saved["step/blocks.0.fc2", "4-bit"] > saved["step/blocks.0.fc2", "per-token"] > 0
+
+
 def test_of_another_precision_the_float_bundle_beside_it_is_taken(call, base):
     """As a bundle in FP16 has one in FP32 beside it."""
     other = shutil.copytree(base, base.with_name("other"))
