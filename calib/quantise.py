@@ -88,6 +88,8 @@ def quantize_bundle(
     is not kept then. It appears whole or not at all.
     """
     check_base(base, options)
+    level = options.level or policy.usual_level(base.config, options.precision)
+    options = replace(options, level=level)
     if out.exists():  # what is in the way shows now, not after the calibration
         existing_bundle(out, "", force=True)
     models = {graph: load_graph(base.graph_path(graph)) for graph in contract.graphs_of(choices.STEPWISE)}
@@ -96,7 +98,7 @@ def quantize_bundle(
     ways = policy.assign(
         names,
         options.target,
-        options.level,
+        level,
         precision=options.precision,
         adaln=policy.adaln_way(base.config, options.target),
         include=options.include,

@@ -77,7 +77,7 @@ SHARED = {
     "demo-fp16": (demo_checkpoint, {"precision": "fp16"}),  # where the embedded bundle is stale
 }
 INT8, INT4 = "demo-int8", "demo-int4"
-QUANTISED: dict[str, dict[str, str | int]] = {INT8: {}, INT4: {"precision": "int4", "level": 1}}
+QUANTISED: dict[str, dict[str, str | int]] = {INT8: {}, INT4: {"precision": "int4"}}
 """The demo model for the CPU, in both forms, calibrated with few samples."""
 AS_KEPT = "VAR_EXPORT_TEST_BUNDLES_AS_KEPT" in os.environ or importlib.util.find_spec("torch") is None
 _MADE: dict[str, Path] = {}

@@ -36,7 +36,7 @@ ELSEWHERE = {
         "var-export build",
         "var-export build --smooth",
         "var-export build --precision int8",
-        "var-export build bundles/* --precision int8*",
+        "var-export build bundles/* --precision int[48]*",
         "var-export sensitivity *",
     ],
     "it needs a model of official size, and minutes": [

@@ -18,8 +18,9 @@ class QuantisationOptions:
     """`onnxruntime` (CPU) or `tensorrt` (both of NVIDIA's products)."""
     form: str = "stepwise"
     """Form of the bundle: `stepwise`, `fused` or `both`. Its base has the stepwise one in any case."""
-    level: int = 2
-    """Which layers are quantised where no bound decides it: see `engines.spec.policy.assign`."""
+    level: int | None = None
+    """Which layers are quantised where no bound decides it: see `engines.spec.policy.assign`, and by default
+    `usual_level` beside it."""
     bounds: Bounds = field(default_factory=Bounds)
     include: tuple[str, ...] = ()
     """Shell patterns over names of layers to quantise with static ranges, in INT4 with 4-bit weights."""

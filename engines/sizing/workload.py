@@ -14,9 +14,9 @@ from engines.sizing.cost import Operation
 from engines.sizing.decoder import decode_operations
 from engines.sizing.devices import Device
 from engines.sizing.quantised import FLOATS, Quantisation, layer_names
-from engines.spec.choices import DEFAULT_LEVEL, DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, LEVELS, PRECISIONS, QUANTISED
+from engines.spec.choices import DEFAULT_MAX_TOP_K, FORMS, HIGH_PRECISIONS, LEVELS, PRECISIONS, QUANTISED
 from engines.spec.config import ModelConfig
-from engines.spec.policy import adaln_way, assign
+from engines.spec.policy import adaln_way, assign, usual_level
 
 MAX_BATCH = 4096  # images that a traced graph accepts (`var_export/graphs/trace.py`)
 
@@ -35,8 +35,8 @@ class Workload:
     """Whether the bundle was built with smoothing, whose buffers it then has."""
     tokens_only: bool = False
     """Leave the decoder out, as published throughputs often do."""
-    level: int = DEFAULT_LEVEL
-    """How much is quantised in INT8 or INT4: a level of `engines.spec.policy`."""
+    level: int | None = None
+    """How much is quantised in INT8 or INT4: a level of `engines.spec.policy`, by default the usual one."""
     ways: Mapping[str, str] | None = None
     """How each layer is computed, where a quantised bundle says so; None: the level decides."""
     target: str = "tensorrt"
@@ -49,7 +49,7 @@ class Workload:
             raise UsageError(f"unknown form {self.form!r}; choose {' or '.join(FORMS)}")
         if not 1 <= self.images <= MAX_BATCH:
             raise UsageError(f"the batch must be 1 to {MAX_BATCH} images, got {self.images}")
-        if self.level not in LEVELS:
+        if self.level not in (None, *LEVELS):
             raise UsageError(f"the level must be 1 to {LEVELS[-1]}, got {self.level}")
         if self.max_top_k < 1:
             raise UsageError(f"max_top_k must be 1 or more, got {self.max_top_k}")
@@ -64,6 +64,11 @@ class Workload:
         """Precision of what is not quantised: all of it, except in INT8 and INT4."""
         return HIGH_PRECISIONS[self.target] if self.precision in QUANTISED else self.precision
 
+    @property
+    def chosen_level(self) -> int:
+        """The level that was asked for, or the usual one."""
+        return self.level or usual_level(self.config, self.precision)
+
     @cached_property
     def quantisation(self) -> Quantisation:
         """Which layers are in integers, and how they are computed."""
@@ -73,7 +78,7 @@ class Workload:
         if ways is None:
             adaln = adaln_way(self.config, self.target)
             names = layer_names(self.config)
-            ways = assign(names, self.target, self.level, precision=self.precision, adaln=adaln)
+            ways = assign(names, self.target, self.chosen_level, precision=self.precision, adaln=adaln)
         return Quantisation(self.target, ways, self.precision, self.config.transformer.num_classes + 1)
 
     def on(self, device: Device) -> Workload:
@@ -114,7 +119,7 @@ class Workload:
             "model": self.config.name,
             "image_size": self.config.image_size,
             "precision": self.precision,
-            "level": self.level if self.precision in QUANTISED and self.ways is None else None,
+            "level": self.chosen_level if self.precision in QUANTISED and self.ways is None else None,
             "form": self.form,
             "batch": self.images,
             "guidance": self.guidance,

@@ -199,7 +199,7 @@ def _headline(load: Workload) -> str:
 def _precision(load: Workload) -> str:
     if load.high == load.precision:
         return load.precision
-    which = f"level {load.level}" if load.ways is None else "as the bundle"
+    which = f"level {load.chosen_level}" if load.ways is None else "as the bundle"
     return f"{load.precision} ({which}; the rest {load.high})"
 
 

@@ -12,7 +12,7 @@ import click
 
 from engines.cli.common import POSITIVE, given, option, option_group
 from engines.errors import UsageError
-from engines.spec.choices import DEFAULT_LEVEL, INT8, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
+from engines.spec.choices import INT8, ONNXRUNTIME, RANGES, STEPWISE, TENSORRT
 from var_export.cli.common import FILE, FOLDER, LEVEL
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ def _smoothquant(_: click.Context, __: click.Parameter, text: str) -> str | None
 class LayerOptions:
     """Which layers a quantised build quantises."""
 
-    level: int = option(
+    level: int | None = option(
         type=LEVEL,
-        default=DEFAULT_LEVEL,
         help="INT8: 1 convolutions, 2 also qkv, proj, fc1, 3 also fc2, head; INT4: 1 qkv, proj, 2 also fc2, 3 fc1.",
     )
     max_loss: tuple[str, ...] = option(

@@ -65,9 +65,7 @@ def test_layers_are_in_the_forms_that_the_policy_says(bundle):
 
 def test_its_weights_are_as_much_smaller_as_estimated(bundle, demo_int8_bundle):
     shared = {"config": bundle.config, "target": "onnxruntime"}
-    four, eight = (
-        memory(Workload(precision=name, level=level, **shared)) for name, level in (("int4", 1), ("int8", 2))
-    )
+    four, eight = (memory(Workload(precision=name, **shared)) for name in ("int4", "int8"))
     stored = [each.files[WEIGHTS].size for each in (bundle, Bundle.open(demo_int8_bundle, verify=False))]
     assert eight.weights - four.weights == pytest.approx(stored[1] - stored[0], rel=0.02)
 

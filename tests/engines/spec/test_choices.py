@@ -41,7 +41,7 @@ def test_defaults_are_choices():
     workload = Workload(config=official("d16"))
     assert workload.precision in choices.PRECISIONS
     assert workload.form in choices.FORMS
-    assert workload.level in choices.LEVELS
+    assert workload.chosen_level in choices.LEVELS
 
 
 @pytest.mark.parametrize("form", choices.BUNDLE_FORMS)

@@ -23,6 +23,7 @@ from engines.spec.policy import (
     assign,
     block_size,
     role_of,
+    usual_level,
 )
 
 
@@ -137,3 +138,10 @@ def test_a_pattern_that_fits_nothing_is_refused(layers, which):
         assign(layers, "onnxruntime", 2, **{which: ["step/*", "step/block.0.fc1"]})
     with pytest.raises(UsageError):  # case matters
         assign(layers, "onnxruntime", 2, **{which: ["STEP/*"]})
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "level"), [("demo", "int8", 2), ("demo", "int4", 1), ("d16", "int4", 2), ("d30", "int4", 2)]
+)
+def test_the_usual_level(model, precision, level):
+    assert usual_level(official(model), precision) == level

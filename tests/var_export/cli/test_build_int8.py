@@ -131,7 +131,7 @@ def test_int4_is_another_bundle_from_the_same_calibration(call, made, tiny_build
     assert (four.precision, four.target) == ("int4", "onnxruntime")
     assert four.weights_bytes() < eight.weights_bytes()
     ways = four.provenance["quantisation"]["layers"]
-    assert (ways["step/blocks.0.attention.qkv"], ways["step/blocks.0.fc2"]) == ("4-bit", "4-bit")
+    assert (ways["step/blocks.0.attention.qkv"], ways["step/blocks.0.fc2"]) == ("4-bit", "per-token")  # narrow: level 1
     code, printed, err = call("verify", out)
     assert code == 0, err
     assert "within every threshold of int4" in printed

@@ -100,12 +100,34 @@ def test_the_builder_takes_every_graph(built, rtx, demo_both_bundle, tmp_path):
     assert (path / "weights.bin").stat().st_size < 0.8 * half
 
 
+def test_int4(rtx, demo_both_bundle, calibration, tmp_path):
+    """4-bit weights go straight into products of FP16, AdaLN comes out of a table, and the builder takes all of it."""
+    options = QuantisationOptions(precision="int4", target="tensorrt", level=1)
+    made = quantize_bundle(Bundle.open(demo_both_bundle), tmp_path / "int4", options, lambda: calibration)
+    assert made.reports["stepwise"].total.kl < 0.02
+    network, bundle = Network(rtx, made.bundle.graph_path("step")), made.bundle
+    weights = [layer for layer in network.of("DEQUANTIZE") if layer.get_input(0).dtype.name == "INT4"]
+    assert len(weights) == 2 * bundle.config.transformer.depth
+    products = {
+        product.name: [network.producer.get(tensor.name) for tensor in network.inputs(product)[:2]]
+        for product in network.of("MATRIX_MULTIPLY")
+    }
+    floating = [made_by for made_by in products.values() if made_by[1] in weights]
+    assert len(floating) == len(weights)
+    assert all(left is not None and network.kind(left) != "DEQUANTIZE" for left, _ in floating)
+    table = Network(rtx, bundle.graph_path("cond"))
+    assert not table.of("MATRIX_MULTIPLY")
+    assert len(table.of("GATHER")) >= bundle.config.transformer.depth
+    plans = build_plans(bundle.path, "tensorrt-rtx", OPTIONS).plans
+    assert set(plans.graphs) == set(bundle.graphs)
+
+
 def test_what_cannot_run_it_says_so(built, rtx, demo_int8_bundle, tmp_path):
     from engines import backends
 
     with backends.create("onnxruntime") as backend, pytest.raises(BackendError, match="INT8 and FP16 for TensorRT"):
         backend.open(built.bundle, "step")
     path = copy_bundle(demo_int8_bundle, tmp_path / "bundle")
-    with pytest.raises(BundleError, match="INT8 for ONNX Runtime"):
+    with pytest.raises(BundleError, match="INT8 for the CPU, which TensorRT cannot build"):
         build_plans(path, "tensorrt-rtx", OPTIONS)
     assert not (path / "plans").exists()
