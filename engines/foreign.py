@@ -186,19 +186,24 @@ def read_comment(file: Path) -> bytes:
 
 
 @contextmanager
-def open_picture(file: Path, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
-    """A picture, not decoded yet; what goes wrong in the block is about the file as well. Raises `UsageError`."""
+def open_picture(
+    file: Path | str, formats: Sequence[str] = FORMATS, *, stream: IO[bytes] | None = None
+) -> Iterator[Image.Image]:
+    """A picture, not decoded yet; what goes wrong in the block is about the file as well. Raises `UsageError`.
+
+    `stream`: its bytes, which came another way; `file` is then what messages call it.
+    """
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
     known = [name for name in formats if name in Image.OPEN]
     with reading(file, "picture that can be read"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # large pictures, odd EXIF data: the picture counts
-        if file.is_dir() or not file.exists():
-            what = "it is a folder, not a picture" if file.is_dir() else "there is no such file"
+        if stream is None and (Path(file).is_dir() or not Path(file).exists()):
+            what = "it is a folder, not a picture" if Path(file).is_dir() else "there is no such file"
             raise UsageError(f"cannot read {file}: {what}")
         try:
-            with Image.open(file, formats=known) as image:
+            with Image.open(file if stream is None else stream, formats=known) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield image

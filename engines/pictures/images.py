@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +59,20 @@ def save_picture(path: Path, image: Picture, text: Mapping[str, str]) -> None:
     together exceed 60 KiB. `read_picture_text` reads it. Raises `UsageError` as `picture_format`, and where the file
     cannot be written.
     """
+    name = picture_format(path, image.shape[1], image.shape[0])
+    with atomic_write(path) as file:
+        write_picture(file, image, text, name)
+
+
+def write_picture(
+    file: IO[bytes], image: Picture, text: Mapping[str, str], name: str, *, quality: int | None = None
+) -> None:
+    """Write `image` (h, w, 3) uint8 to a stream, as `save_picture` does to a file.
+
+    `name` is PNG, JPEG or WEBP; `quality` is of 0 to 100, of JPEG and WebP, which keeps every pixel at 100.
+    """
     from PIL import Image
 
-    name = picture_format(path, image.shape[1], image.shape[0])
     options: dict[str, Any] = {}
     if name == "PNG":
         from PIL.PngImagePlugin import PngInfo
@@ -71,9 +82,11 @@ def save_picture(path: Path, image: Picture, text: Mapping[str, str]) -> None:
             info.add_text(key, value)
     else:
         options["exif"] = _exif(text if name == "WEBP" else _fitting(text))
-        options |= _LOSSLESS if name == "WEBP" else {"quality": 95, "subsampling": 0}
-    with atomic_write(path) as file:
-        Image.fromarray(image).save(file, format=name, **options)
+        if name == "WEBP":
+            options |= _LOSSLESS if quality in (None, 100) else {"quality": quality}
+        else:
+            options |= {"quality": 95 if quality is None else max(1, quality), "subsampling": 0}
+    Image.fromarray(image).save(file, format=name, **options)
 
 
 def save_animation(

@@ -15,9 +15,10 @@ from engines.backends.base import Array
 from engines.draw.request import FORCED, make_request
 from engines.draw.results import Preview, Result, Timings
 from engines.errors import BackendError, UsageError, VarExportError
+from engines.joining.orders import Order
 from engines.packages import install_command
 from engines.spec.sampling import OPTIONS, Sampling
-from engines.triton.wire import FACTS, INPUTS, Order, full_inputs, unpack_facts
+from engines.triton.wire import FACTS, INPUTS, full_inputs, unpack_facts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

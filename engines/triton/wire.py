@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from engines.bundle.manifest import Manifest, sealed
 from engines.draw.request import Request, make_request
 from engines.errors import BundleError, UsageError
 from engines.foreign import parse_json
+from engines.joining.orders import Order
 from engines.spec.config import ModelConfig
 from engines.spec.contract import TensorSpec
 from engines.spec.sampling import OPTIONS
@@ -73,20 +73,6 @@ def dims_of(tensor: TensorSpec, config: ModelConfig) -> list[int]:
 
 Get = Callable[[str], Array | None]
 """Of a request: an input (images, ...) by name, or None where it does not have it."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a client's request asks for: images, or pictures of which a part is redrawn."""
-
-    request: Request
-    pictures: Array | None = None
-    """uint8 (B, R, R, 3), where it is an edit."""
-    redrawn: Array | None = None
-    """bool (B, S, S), beside `pictures`."""
-
-    def __len__(self) -> int:
-        return len(self.request)
 
 
 def read_order(get: Get, bundle: Manifest) -> Order:

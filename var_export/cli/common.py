@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
+SERVE_PACKAGES = ("fastapi", "uvicorn", "starlette", "pydantic", "python_multipart", "prometheus_client")
 PAGE_SUFFIXES = (".html", ".htm")
 REPORT_PACKAGES = ("matplotlib", "jinja2")
 
@@ -108,13 +109,15 @@ def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
 
 
 @contextmanager
-def needs_export_packages(what: str, extra: str = "export") -> Iterator[None]:
+def needs_export_packages(
+    what: str, extra: str = "export", packages: Sequence[str] = EXPORT_PACKAGES
+) -> Iterator[None]:
     """Around the imports of what needs the packages of an extra: one line where one is missing."""
     try:
         yield
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in EXPORT_PACKAGES:
+        if missing not in packages:
             raise
         extras = (extra,) if importlib.util.find_spec("onnxruntime") else ("cpu", extra)
         raise BackendError(f"{what} needs more packages ({error}): {install_command(*extras)}") from error

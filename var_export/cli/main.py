@@ -20,6 +20,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show what is in a bundle, or how a picture was made."),
     "list": ("list_bundles", "Show the bundles that are here."),
     "bench": ("bench", "Measure latency, throughput and memory."),
+    "serve": ("serve", "Serve images over HTTP, as OpenAI's clients ask for them."),
     "triton": ("triton", "Write a model repository for Triton."),
     "doctor": ("doctor", "Look at the environment, and test that it works."),
     "gpu-check": ("gpu_check", "On a machine with a GPU: build, check and time everything."),

@@ -18,10 +18,11 @@ import numpy as np
 from engines.backends.base import Array
 from engines.errors import VarExportError
 from engines.foreign import parse_json
+from engines.joining.batch import METRICS
 from engines.spec.choices import device_of
 from engines.triton.serving.cancellation import CancelFlags
 from engines.triton.serving.forward import Forwarder
-from engines.triton.serving.service import INTERNAL, METRICS, UNAVAILABLE, Service
+from engines.triton.serving.service import INTERNAL, UNAVAILABLE, Service
 from engines.triton.wire import CANCEL, FACTS, read_parameters, unpack_facts
 
 METRICS_SECONDS = 1.0
@@ -203,7 +204,7 @@ class _Unary(_Request):
 
 
 class _Metrics:
-    """`engines.triton.serving.service.METRICS` as counters of Triton's own page.
+    """`engines.joining.batch.METRICS` as counters of Triton's own page.
 
     Each increment is a question to the server, a dozen per batch: they are added up here and sent once a second.
     """

@@ -61,7 +61,7 @@ def counted():
 
 @pytest.fixture
 def service(counted, monkeypatch):
-    monkeypatch.setattr("engines.triton.serving.service.JOIN_SECONDS", 0)
+    monkeypatch.setattr("engines.joining.batch.JOIN_SECONDS", 0)
     service = Service.load(
         DEMO_BUNDLE, lambda name, labels, value: counted.append((name, dict(labels), value)), max_batch=8, threads=1
     )
@@ -115,7 +115,7 @@ def test_every_request_gets_one_end(service):
 
 
 def test_smoothed_and_drawn_images_share_a_batch(demo_smooth_bundle, monkeypatch):
-    monkeypatch.setattr("engines.triton.serving.service.JOIN_SECONDS", 0)
+    monkeypatch.setattr("engines.joining.batch.JOIN_SECONDS", 0)
     service = Service.load(demo_smooth_bundle, lambda name, labels, value: None, max_batch=8, threads=1)
     batch = [
         Asked(class_=88, seed=1, smooth=True, preview_scales="none"),

@@ -1,0 +1,1 @@
+"""Requests of several clients drawn in one batch."""

@@ -1,0 +1,361 @@
+"""The server as an application: its paths, and how errors reach clients.
+
+POST /v1/images/generations, /v1/images/edits     images, or a stream of events
+GET  /v1/models, /v1/models/{id}, /v1/classes     what there is to draw with, and to draw
+GET  /healthz, /metrics                           for machines that watch
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from engines.bundle.labels import ClassNames
+from engines.draw.request import Request as Drawn
+from engines.draw.results import Preview
+from engines.errors import (
+    BackendError,
+    BundleError,
+    CancelledError,
+    CheckFailedError,
+    OutOfMemoryError,
+    UsageError,
+    VarExportError,
+)
+from engines.foreign import parse_json
+from engines.joining.orders import Order
+from engines.serve import wire
+from engines.serve.joiner import QueueFullError, Ticket, TimedOutError, Told
+from engines.serve.limits import TOO_LARGE, App, Limits, TooLargeError
+from engines.serve.metrics import Metrics
+from engines.serve.models import Model, Models, NoRoomError, UnknownModelError
+
+log = logging.getLogger(__name__)
+HEALTH_SECONDS = 10.0
+"""For how long the outcome of the last image that was drawn for `/healthz` counts."""
+ASK_SECONDS = 0.2
+"""How often a request that waits asks whether its client has gone."""
+_FORM_FIELDS, _FORM_FILES = 64, 4
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a server allows."""
+
+    seconds: float = 120.0
+    """How long a request may take, waiting and drawing."""
+    body_bytes: int = 32 * 2**20
+    key: str | None = None
+    """What clients must send as a bearer token; None: nothing."""
+    origins: Sequence[str] = ()
+    """Pages of these origins may call it from a browser."""
+    hosts: Sequence[str] = ()
+    """Names that requests may call it by; none are all."""
+
+
+class _Job:
+    """What one request waits for: its tickets, and what they are told, in the loop of the server."""
+
+    def __init__(self, orders: Sequence[Order], scales: tuple[int, ...], seconds: float) -> None:
+        loop, self._told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Told]]()
+        deadline = time.monotonic() + seconds
+        self.tickets = []
+        first = 0
+        for order in orders:
+
+            def tell(told: Told, first: int = first) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
+                    loop.call_soon_threadsafe(self._told.put_nowait, (first, told))
+
+            self.tickets.append(Ticket(order, scales, tell, deadline))
+            first += len(order)
+        self._left = len(self.tickets)
+
+    async def previews(self) -> AsyncIterator[tuple[int, Preview]]:
+        """Images as they come, with the place of the first of them in the request. Raises what a ticket is told."""
+        while self._left:
+            first, told = await self._told.get()
+            if not isinstance(told, Preview):
+                raise told
+            self._left -= told.final
+            yield first, told
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
+
+def create_app(models: Models, metrics: Metrics, settings: Settings) -> App:
+    """The whole server. Starting it loads nothing; stopping it finishes what waits."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeper = asyncio.create_task(models.sweep())
+        yield
+        sweeper.cancel()
+        await models.close()
+
+    app = FastAPI(title="var-export", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _Routes(models, metrics, settings).add_to(app)
+    if settings.origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_exception_handler(VarExportError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_status)
+    app.add_exception_handler(Exception, _answer_bug)
+    return Limits(
+        app,
+        body_bytes=settings.body_bytes,
+        key=settings.key,
+        origins=settings.origins,
+        hosts=settings.hosts,
+        metrics=metrics,
+    )
+
+
+class _Routes:
+    """What each path does."""
+
+    def __init__(self, models: Models, metrics: Metrics, settings: Settings) -> None:
+        self._models, self._metrics, self._settings = models, metrics, settings
+        self._health: tuple[float, Response] | None = None
+        self._asking = asyncio.Lock()
+
+    def add_to(self, app: FastAPI) -> None:
+        """Name them."""
+        app.add_api_route("/v1/images/generations", self.generate, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/images/edits", self.edit, methods=["POST"], response_model=None)
+        app.add_api_route("/v1/models", self.list_models, methods=["GET"], response_model=None)
+        app.add_api_route("/v1/models/{name}", self.show_model, methods=["GET"], response_model=None)
+        app.add_api_route("/v1/classes", self.list_classes, methods=["GET"], response_model=None)
+        app.add_api_route("/healthz", self.health, methods=["GET"], response_model=None)
+        app.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
+
+    async def generate(self, request: Request) -> Response:
+        """Draw images of one class."""
+        try:
+            document = parse_json(await request.body())
+        except ValueError as error:
+            raise UsageError(f"the body is no JSON: {error}") from error
+        body = _parsed(wire.Generation, document)
+        model = self._models.find(body.model)
+        return await self._drawn(request, model, body, wire.request_of(body, model.bundle), "image_generation")
+
+    async def edit(self, request: Request) -> Response:
+        """Redraw a part of a picture."""
+        async with request.form(max_files=_FORM_FILES, max_fields=_FORM_FIELDS) as form:
+            files: dict[str, bytes] = {}
+            fields: dict[str, str] = {}
+            for name, value in form.multi_items():
+                plain = name.removesuffix("[]")
+                if plain in files or plain in fields:
+                    raise UsageError(f"{plain} is given twice; this server edits one picture")
+                if isinstance(value, UploadFile):
+                    files[plain] = await value.read()
+                else:
+                    fields[plain] = value
+        if "image" not in files:
+            raise UsageError("image is missing: send the picture to edit as a file")
+        if unknown := files.keys() - {"image", "mask"}:
+            raise UsageError(f"{min(unknown)} is no file that an edit has")
+        body = _parsed(wire.Edit, fields)
+        model = self._models.find(body.model)
+        drawn = wire.request_of(body, model.bundle)
+        edit = await asyncio.to_thread(wire.edited, model.bundle, body, files["image"], files.get("mask"))
+        return await self._drawn(request, model, body, drawn, "image_edit", edit)
+
+    async def _drawn(
+        self, request: Request, model: Model, body: Any, drawn: Drawn, event: str, edit: Any = None
+    ) -> Response:
+        scales = wire.scales_of(body, model.bundle)
+        model.asked += 1
+        kept = False
+        try:
+            joiner = await self._models.joiner(model)
+            orders = wire.orders_of(drawn, joiner.pipeline.max_batch, edit)
+            job = _Job(orders, scales, self._settings.seconds)
+            joiner.submit(job.tickets)
+            if body.stream:
+                kept = True
+                events = self._events(model, job, body, drawn, event)
+                return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            task = asyncio.create_task(self._data(model, job, body, drawn))
+            try:
+                while not (await asyncio.wait({task}, timeout=ASK_SECONDS))[0]:
+                    if await request.is_disconnected():
+                        raise CancelledError("the client has gone")
+                data = task.result()
+            finally:
+                job.cancel()
+                task.cancel()
+        finally:
+            model.asked -= not kept
+        document = {"created": wire.now(), "data": data, **wire.shared_of(body, model.bundle)}
+        return JSONResponse(document | {"usage": wire.usage_of(len(drawn), model.bundle)})
+
+    async def _data(self, model: Model, job: _Job, body: Any, drawn: Drawn) -> list[dict[str, Any]]:
+        texts = drawn.texts(model.bundle)
+        data: list[dict[str, Any]] = [{} for _ in texts]
+        async for first, preview in job.previews():
+            if preview.final:
+                for place, image in enumerate(preview.images, first):
+                    pixels = await asyncio.to_thread(wire.encoded, image, body, texts[place])
+                    data[place] = {"b64_json": pixels, **_told_of(drawn, texts, place)}
+        return data
+
+    async def _events(self, model: Model, job: _Job, body: Any, drawn: Drawn, event: str) -> AsyncIterator[str]:
+        texts, shared = drawn.texts(model.bundle), wire.shared_of(body, model.bundle)
+        shown = [0] * len(texts)
+        try:
+            async for first, preview in job.previews():
+                for place, image in enumerate(preview.images, first):
+                    pixels = await asyncio.to_thread(wire.encoded, image, body, texts[place])
+                    document = {"b64_json": pixels, "created_at": wire.now(), **shared}
+                    document |= {"image_index": place, **_told_of(drawn, texts, place), "scale": preview.scale}
+                    if preview.final:
+                        yield _event(f"{event}.completed", document | {"usage": wire.usage_of(1, model.bundle)})
+                    else:
+                        yield _event(f"{event}.partial_image", document | {"partial_image_index": shown[place]})
+                        shown[place] += 1
+        except Exception as error:  # the status is sent already: the error is the last event
+            if not isinstance(error, VarExportError):
+                log.exception("a stream failed")
+            yield _event("error", _refusal(error)[1])
+        finally:
+            job.cancel()
+            model.asked -= 1
+
+    async def list_models(self) -> Response:
+        """All bundles."""
+        return JSONResponse({"object": "list", "data": [self._document(model) for model in self._models]})
+
+    async def show_model(self, name: str) -> Response:
+        """One bundle."""
+        return JSONResponse(self._document(self._models.find(name)))
+
+    def _document(self, model: Model) -> dict[str, Any]:
+        return wire.model_document(model.name, model.bundle, loaded=model.joiner is not None)
+
+    async def list_classes(self, model: str | None = None, query: str = "") -> Response:
+        """The classes of a model whose labels hold `query`, in any case."""
+        bundle = self._models.find(model).bundle
+        names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
+        wanted = query.casefold()
+        found = [
+            {"index": index, "label": label}
+            for index in range(names.num_classes)
+            if wanted in (label := names.label(index)).casefold()
+        ]
+        return JSONResponse({"object": "list", "data": found})
+
+    async def health(self) -> Response:
+        """Whether the first model draws: one image, unless one was drawn a moment ago."""
+        async with self._asking:
+            if self._health is None or time.monotonic() - self._health[0] > HEALTH_SECONDS:
+                self._health = time.monotonic(), await self._drawing()
+        return self._health[1]
+
+    async def _drawing(self) -> Response:
+        body, model = wire.Generation(seed=0, cfg=0.0), self._models.find(None)
+        model.asked += 1
+        try:
+            joiner = await self._models.joiner(model)
+            job = _Job(wire.orders_of(wire.request_of(body, model.bundle), 1), (), self._settings.seconds)
+            joiner.submit(job.tickets)
+            async for _ in job.previews():
+                pass
+        except QueueFullError:
+            pass  # it is busy, and drawing
+        except VarExportError as error:
+            return JSONResponse({"status": "failing", "message": str(error)}, 503)
+        finally:
+            model.asked -= 1
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(self._metrics.page(self._models), media_type="text/plain; version=0.0.4")
+
+
+def _told_of(drawn: Drawn, texts: Sequence[dict[str, str]], place: int) -> dict[str, Any]:
+    return {"seed": int(drawn.seeds[place]), "class": int(drawn.classes[place]), "label": texts[place]["label"]}
+
+
+def _event(name: str, document: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps({'type': name, **document})}\n\n"
+
+
+def _parsed(kind: type[Body], document: Any) -> Body:
+    """Raises `UsageError`, naming the field."""
+    if not isinstance(document, dict):
+        raise UsageError("the body must be an object of JSON")
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "body"
+        what = "is no field of this request" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
+        raise UsageError(f"{name:.60} {what}") from error
+
+
+def _refusal(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, document and headers for an error."""
+    message, headers = str(error), {}
+    kind, code, status = "server_error", None, 500
+    if isinstance(error, UnknownModelError):
+        kind, code, status = "invalid_request_error", "model_not_found", 404
+    elif isinstance(error, TooLargeError):
+        kind, code, status = *TOO_LARGE.values(), 413
+        headers["Connection"] = "close"
+    elif isinstance(error, QueueFullError):
+        kind, code, status = "rate_limit_error", "rate_limit_exceeded", 429
+        headers["Retry-After"] = str(error.seconds)
+    elif isinstance(error, TimedOutError):
+        kind, code, status = "server_error", "timeout", 503
+    elif isinstance(error, CancelledError):
+        kind, code, status = "server_error", "cancelled", 503
+    elif isinstance(error, NoRoomError | OutOfMemoryError):
+        kind, code, status = "server_error", "out_of_memory", 503
+        headers["Retry-After"] = "10"
+    elif isinstance(error, BackendError | BundleError | CheckFailedError):
+        kind, code, status = "server_error", "cannot_draw", 503
+    elif isinstance(error, UsageError):
+        kind, status = "invalid_request_error", 400
+    elif not isinstance(error, VarExportError):
+        message = "internal error; the server's log has it"
+    names = (*wire.Generation.model_fields, *wire.Edit.model_fields, "image", "mask")
+    param = wire.params_named(message, names) if status == 400 else "model" if status == 404 else None
+    return status, wire.error_document(message, kind=kind, code=code, param=param), headers
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    status, document, headers = _refusal(error)
+    return JSONResponse(document, status, headers)
+
+
+async def _answer_status(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    document = wire.error_document(str(error.detail), kind="invalid_request_error")
+    return JSONResponse(document, error.status_code, dict(error.headers or {}))
+
+
+async def _answer_bug(_: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return JSONResponse(_refusal(error)[1], 500)
