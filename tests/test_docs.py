@@ -24,6 +24,7 @@ from engines.cli.run import run
 from engines.judging.thresholds import THRESHOLDS, Thresholds
 from engines.pictures.images import read_picture_text
 from engines.spec import contract
+from tests.serving import serving
 from var_export.cli.main import group
 
 
@@ -73,6 +74,7 @@ OPTIONS = {
     "build": ["docs/var-export.md#build", "docs/int8.md#Options of build", "docs/tensorrt.md#Build"],
     "sensitivity": ["docs/int8.md#What a layer costs"],
     "estimate": ["docs/sizing.md"],
+    "serve": ["docs/serve.md#Options"],
     "triton": ["docs/triton.md#Options"],
     "gpu-check": ["docs/gpu-check.md#Options"],
 }
@@ -212,7 +214,8 @@ def test_readme_blocks_are_all_run():
     ]
     examples = {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")}
     of_one_line = "docs/triton-protocol.md"
-    shown = ("README.md", "docs/editing.md", "docs/python.md", "docs/refining.md", "docs/smoothing.md", of_one_line)
+    pages = ("editing", "python", "refining", "serve", "smoothing")
+    shown = ("README.md", *(f"docs/{page}.md" for page in pages), of_one_line)
     assert examples == dict.fromkeys(shown, 1)
 
 
@@ -253,6 +256,19 @@ def test_the_python_page_runs_as_written(tmp_path, monkeypatch):
     assert len(list((tmp_path / "pizzas").iterdir())) == 3
     assert result["again"].shape == (2, 64, 64, 3)
     assert result["tokens"].shape[0] == 1
+
+
+@pytest.mark.slow
+def test_the_serve_page_runs_as_written(tmp_path, monkeypatch, capsys):
+    """But for the port, which may be taken."""
+    pytest.importorskip("openai", reason="the official client is not installed")
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("docs/serve.md", "python")
+    with serving(DEMO_BUNDLE, "--check", "never") as (_, address):
+        exec(example.replace("http://127.0.0.1:8000", address), {})
+    assert read_picture_text(tmp_path / "parrot.png")["seed"] == "1"
+    kinds = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
 
 
 @pytest.mark.slow

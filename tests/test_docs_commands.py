@@ -55,6 +55,9 @@ ELSEWHERE = {
     "it needs a bundle with the fused form: tests/engines/tritonserver/test_triton_repository.py serves one so": [
         "var-export triton * --stock *",
     ],
+    "it serves until it is stopped: tests/engines/serve asks it": [
+        "var-export serve*",
+    ],
     "it needs a Triton server: tests/engines/tritonserver has one": [
         "tritonserver *",
         ".venv-triton/bin/tritonserver *",

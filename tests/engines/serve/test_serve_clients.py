@@ -9,12 +9,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from conftest import eventually, pixels, serving
 from PIL import Image
 
 from engines.bundle.manifest import MANIFEST
 from engines.draw.pipeline import Pipeline
 from engines.pictures.images import read_picture_text
+from tests.serving import eventually, pixels, serving
 
 pytestmark = pytest.mark.slow
 LAST = 6  # scale of the demo

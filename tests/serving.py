@@ -1,0 +1,52 @@
+"""A server in a process of its own, as `var-export serve` starts it, and what its clients do with answers."""
+
+import base64
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+
+@contextmanager
+def serving(*arguments, env=None):
+    """The process and its address; it is told to stop at the end, and has to."""
+    program = "import sys; from var_export.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        found = re.search(r"serving .* on (http://\S+)/v1", line)
+        if found:
+            break
+    else:
+        process.wait()
+        raise AssertionError("".join(lines))
+    try:
+        yield process, found[1]
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        process.stderr.close()
+
+
+def pixels(datum):
+    """Of an entry of a response, or an event."""
+    with Image.open(io.BytesIO(base64.b64decode(datum.b64_json))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def eventually(condition, seconds=10.0):
+    """Waits until something is so."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+    return found
