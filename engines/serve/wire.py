@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from engines.draw.editing import prepare
 from engines.draw.request import Request, make_request
 from engines.editing.boxes import parse_box
 from engines.errors import UsageError
-from engines.foreign import open_picture
+from engines.foreign import open_picture, parse_json
 from engines.joining.orders import Order
 from engines.pictures.images import picture_of, write_picture
 from engines.spec.choices import FITS
@@ -111,7 +110,7 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError as error:
         raise ValueError("must be a list of JSON") from error
 

@@ -69,6 +69,8 @@ DECIDES = {
     "engines/backends/onnxruntime/runner.py": (False, True, True),
     "engines/backends/tensorrt/build.py": (False, False, True),
     "engines/files/pictures.py": (False, False, False),
+    "engines/serve/app.py": (False, False, False),
+    "engines/joining/batch.py": (False, False, False),
     "engines/sizing/cost.py": (False, True, False),  # bytes that INT4 saves
 }
 

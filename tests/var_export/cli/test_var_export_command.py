@@ -144,7 +144,7 @@ def completions(words):
     [
         ("var-export ver", ["plain,verify"]),
         ("var-export build --pre", ["plain,--precision"]),
-        ("var-export build --precision ", ["plain,fp32", "plain,fp16", "plain,bf16", "plain,int8"]),
+        ("var-export build --precision ", ["plain,fp32", "plain,fp16", "plain,bf16", "plain,int8", "plain,int4"]),
         ("var-export build ", ["file,"]),
         ("var-export build --vae ", ["file,"]),
         ("var-export build --out ", ["dir,"]),
