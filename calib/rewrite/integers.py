@@ -34,29 +34,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 
 from calib.calibration import INPUT, OUTPUT, Calibration
 from calib.choose.options import QuantisationOptions
 from calib.choose.ranges import choose_range, scale_and_zero_point
 from calib.choose.smoothquant import fold
-from calib.graphs.layers import Layer, constant, find_layers, four_bit_constant, read_weight
-from calib.rewrite.weights import (
-    quantize_blocks,
-    quantize_four_bits,
-    quantize_symmetric,
-    quantize_table,
-    quantize_weight,
-)
+from calib.graphs.layers import Layer, find_layers, read_weight
+from calib.rewrite.blocks import put_blocks, put_four_bit_weight
+from calib.rewrite.editor import Editor
+from calib.rewrite.table import put_table
+from calib.rewrite.weights import quantize_weight
 from engines.spec.choices import TENSORRT
-from engines.spec.policy import FLOAT, FOUR_BITS, PER_BLOCK, PER_CLASS, PER_TOKEN, STATIC, block_size
+from engines.spec.policy import FLOAT, FOUR_BITS, PER_BLOCK, PER_CLASS, PER_TOKEN, STATIC
 
-CONTRIB = "com.microsoft"
-INT4_OPSET = 21
-"""The first of ONNX's operator sets with integers of 4 bits, and scales for blocks."""
-INT8_ARITHMETIC = 4
-"""`accuracy_level` of MatMulNBits. At 1, in FP32, one row gives other sums alone than among several: tokens would
-depend on the batch."""
 ZERO_POINTS, ZERO_POINT = {"fc2": 32}, 128
 """Of activations with a range per token, by role. fc2's come out of GELU, never below -0.17, and would leave half of
 the integers unused."""
@@ -108,23 +98,13 @@ def quantize(
     rewriter.finish()
 
 
-class _Rewriter:
+class _Rewriter(Editor):
     def __init__(self, model: ir.Model, calibration: Calibration | None, options: QuantisationOptions) -> None:
-        self._model, self._graph = model, model.graph
+        super().__init__(model)
         self._calibration, self._ranges, self._precision = calibration, options.ranges, options.precision
         self._largest = options.largest_weight  # of a channel; products of blocks have kernels that never saturate
         self._symmetric = options.target == TENSORRT
         self._pairs: dict[ir.Value, tuple[ir.Value, np.float32]] = {}  # tensor -> its quantised self, scale
-
-    def constant(self, name: str, array: Any) -> ir.Value:
-        value = self._graph.initializers[name] = constant(name, np.asarray(array))
-        return value
-
-    def node(self, op: str, inputs: list[ir.Value | None], like: ir.Value, name: str, **options: Any) -> ir.Node:
-        """A node whose one output has the shape of `like`, and its type unless `dtype` is given."""
-        dtype, domain = options.pop("dtype", like.dtype), options.pop("domain", "")
-        out = ir.Value(name=name, type=ir.TensorType(dtype), shape=like.shape)
-        return ir.node(op, inputs, options, domain=domain, outputs=[out], name=f"{name}.{op}")
 
     def static(self, layer: Layer) -> None:
         node, weight = layer.node, layer.weight
@@ -132,7 +112,7 @@ class _Rewriter:
         axis = 0 if layer.is_conv else 1
         array, scales = quantize_weight(read_weight(weight), axis, self._largest)
         dequantized = self._dequantized(weight.name or "", array, scales, axis, weight)
-        self._graph.insert_before(node, dequantized)
+        self.graph.insert_before(node, dequantized)
         node.replace_input_with(0, value)
         node.replace_input_with(1, dequantized.outputs[0])
         if self._symmetric:
@@ -160,9 +140,9 @@ class _Rewriter:
             pair, scale = self._pair(value, statistics)
             producer = value.producer()
             if producer is None:
-                self._graph.insert_before(self._graph[0], pair)
+                self.graph.insert_before(self.graph[0], pair)
             else:
-                self._graph.insert_after(producer, pair)
+                self.graph.insert_after(producer, pair)
             self._pairs[value] = pair[1].outputs[0], scale
         return self._pairs[value]
 
@@ -194,7 +174,7 @@ class _Rewriter:
         array = np.rint(np.asarray(read_weight(bias), np.float64) / scales)
         array = array.clip(-(2**31) + 1, 2**31 - 1).astype(np.int32)
         dequantized = self._dequantized(bias.name or "", array, scales, 0, bias)
-        self._graph.insert_before(node, dequantized)
+        self.graph.insert_before(node, dequantized)
         node.replace_input_with(2, dequantized.outputs[0])
 
     def _quantized_output(self, layer: Layer) -> None:
@@ -204,7 +184,7 @@ class _Rewriter:
         assert not value.is_graph_output()
         for user, at in users:
             user.replace_input_with(at, pair[1].outputs[0])
-        self._graph.insert_after(layer.node, pair)
+        self.graph.insert_after(layer.node, pair)
         self._pairs[pair[1].outputs[0]] = pair[1].outputs[0], scale
 
     def _gemm(self, layer: Layer, scales: NDArray[np.float32]) -> None:
@@ -215,11 +195,11 @@ class _Rewriter:
         last = layer.bias or node
         inputs = [node.inputs[0], node.inputs[1], *([] if bias is None else [bias])]
         gemm = self.node("Gemm", inputs, last.outputs[0], f"{layer.name}.gemm")
-        self._graph.insert_before(last, gemm)
+        self.graph.insert_before(last, gemm)
         self._integer_bias(gemm, bias, scales)
-        self._replace(last, gemm)
+        self.replace(last, gemm)
         if last is not node:
-            self._graph.remove(node, safe=True)
+            self.graph.remove(node, safe=True)
 
     def per_token(self, layer: Layer) -> None:
         node, weight, out, shape = layer.node, layer.weight, layer.node.outputs[0], layer.input.shape
@@ -229,8 +209,8 @@ class _Rewriter:
         op = "Gemm" if shape is not None and len(shape) == 2 else "MatMul"
         product = self.node(op, [value, dequantized.outputs[0]], out, f"{layer.name}.product")
         scaled = self.node("Mul", [product.outputs[0], row_scale], out, f"{layer.name}.scaled")
-        self._graph.insert_before(node, [*nodes, dequantized, product, scaled])
-        self._replace(node, scaled)  # the bias is added behind it, as it was
+        self.graph.insert_before(node, [*nodes, dequantized, product, scaled])
+        self.replace(node, scaled)  # the bias is added behind it, as it was
 
     def _quantized_rows(self, layer: Layer) -> tuple[list[ir.Node], ir.Value, ir.Value]:
         """Nodes; the input behind its Q/DQ pair, each token in steps of its own scale; the scales (..., 1)."""
@@ -260,126 +240,13 @@ class _Rewriter:
         return [*nodes, q, dq], dq.outputs[0], scale
 
     def per_block(self, layer: Layer) -> None:
-        block = block_size(len(read_weight(layer.weight)), self._precision)
-        self._product_of_blocks(layer, 8, block, *quantize_blocks(read_weight(layer.weight), block))
+        put_blocks(self, layer, self._precision)
 
     def four_bits(self, layer: Layer) -> None:
-        weight = layer.weight
-        block = block_size(len(read_weight(weight)), self._precision)
-        if not self._symmetric:
-            self._product_of_blocks(layer, 4, block, *quantize_four_bits(read_weight(weight), block))
-            return
-        array, scales = quantize_symmetric(read_weight(weight), block)
-        assert weight.dtype is not None
-        name = weight.name or ""
-        stored = self._graph.initializers[f"{name}.quantized"] = four_bit_constant(f"{name}.quantized", array)
-        steps = self.constant(f"{name}.scale", scales.astype(weight.dtype.numpy()))
-        dequantized = self.node(
-            "DequantizeLinear", [stored, steps], weight, f"{name}.dequantized", axis=0, block_size=block
-        )
-        self._model.opset_imports[""] = max(self._model.opset_imports[""], INT4_OPSET)
-        self._graph.insert_before(layer.node, dequantized)
-        layer.node.replace_input_with(1, dequantized.outputs[0])
-
-    def _product_of_blocks(
-        self, layer: Layer, bits: int, block: int, array: Any, scales: Any, zero_points: Any = None
-    ) -> None:
-        weight, bias = layer.weight, layer.bias_vector
-        K, N = read_weight(weight).shape
-        last = layer.bias or layer.node
-        inputs: list[ir.Value | None] = [
-            layer.input,
-            self.constant(f"{weight.name}.blocks", array),
-            self._block_scales(layer, bits, scales),
-        ]
-        if zero_points is not None:
-            inputs.append(self.constant(f"{weight.name}.block_zeros", zero_points))
-        if bias is not None:
-            inputs += [*[None] * (5 - len(inputs)), bias]
-        product = self.node(
-            "MatMulNBits", inputs, last.outputs[0], f"{layer.name}.product", domain=CONTRIB,
-            K=K, N=N, bits=bits, block_size=block, accuracy_level=INT8_ARITHMETIC,
-        )  # fmt: skip
-        self._model.opset_imports[CONTRIB] = 1
-        self._graph.insert_before(last, product)
-        self._replace(last, product)
-        if last is not layer.node:
-            self._graph.remove(layer.node, safe=True)
-
-    def _block_scales(self, layer: Layer, bits: int, scales: NDArray[np.float32]) -> ir.Value:
-        """Of 4-bit weights they would be a sixteenth of the bytes: stored in FP16, and widened at load."""
-        name = f"{layer.weight.name}.block_scales"
-        if bits > 4:
-            return self.constant(name, scales)
-        narrow = self.constant(name, scales.astype(np.float16))
-        wide = self.node("Cast", [narrow], narrow, f"{name}.wide", dtype=ir.DataType.FLOAT, to=ir.DataType.FLOAT)
-        self._graph.insert_before(layer.node, wide)
-        return wide.outputs[0]
+        if self._symmetric:
+            put_four_bit_weight(self, layer, self._precision)
+        else:
+            put_blocks(self, layer, self._precision, bits=4)
 
     def per_class(self, layer: Layer) -> None:
-        name, bias, out = layer.name, layer.bias_vector, layer.node.outputs[0]
-        labels, given = _classes(layer)
-        assert layer.weight.dtype is not None
-        dtype = layer.weight.dtype.numpy()
-        array, step, low = quantize_table(given @ np.asarray(read_weight(layer.weight), np.float32))
-        steps = self.constant(f"{layer.weight.name}.class_steps", step.astype(dtype))
-        if self._symmetric:  # 128 lower, as signed integers
-            low = low + 128 * step
-            signed = (array.astype(np.int16) - 128).astype(np.int8)
-            table = self.constant(f"{layer.weight.name}.quantized", signed)
-            zeros = self.constant(f"{layer.weight.name}.class_zeros", np.zeros(len(step), np.int8))
-            values = self.node("DequantizeLinear", [table, steps, zeros], layer.weight, f"{name}.classes", axis=1)
-            values.outputs[0].shape = ir.Shape(array.shape)
-            nodes = [values, self.node("Gather", [values.outputs[0], labels], out, f"{name}.row")]
-        else:
-            table = self.constant(f"{layer.weight.name}.classes", array)
-            row = self.node("Gather", [table, labels], out, f"{name}.row", dtype=ir.DataType.UINT8)
-            wide = self.node("Cast", [row.outputs[0]], out, f"{name}.wide", to=ir.DataType.FLOAT)
-            nodes = [row, wide, self.node("Mul", [wide.outputs[0], steps], out, f"{name}.scaled")]
-        if bias is not None:
-            low = low + np.asarray(read_weight(bias), np.float32)
-        lowest = self.constant(f"{layer.weight.name}.class_lowest", low.astype(dtype))
-        nodes.append(self.node("Add", [nodes[-1].outputs[0], lowest], out, f"{name}.raised"))
-        last = layer.bias or layer.node
-        self._graph.insert_before(last, nodes)
-        self._replace(last, nodes[-1])
-        if last is not layer.node:
-            self._graph.remove(layer.node, safe=True)
-
-    def _replace(self, old: ir.Node, new: ir.Node) -> None:
-        """`new` stands where `old` stood, its output under the same name."""
-        before, after = old.outputs[0], new.outputs[0]
-        name = before.name
-        before.replace_all_uses_with(after, replace_graph_outputs=True)
-        self._graph.remove(old, safe=True)
-        after.name = name
-
-    def finish(self) -> None:
-        common.RemoveUnusedNodesPass()(self._model)  # what AdaLN was computed from
-        used = {value for node in self._graph for value in node.inputs if value is not None}
-        for name, value in list(self._graph.initializers.items()):
-            if value not in used and not value.is_graph_output():
-                del self._graph.initializers[name]
-
-
-def _producer(node: ir.Node) -> ir.Node | None:
-    """What makes the first input of a node."""
-    value = node.inputs[0]
-    return None if value is None else value.producer()
-
-
-def _classes(layer: Layer) -> tuple[ir.Value, NDArray[np.float32]]:
-    """Of AdaLN: the graph's input of classes, and what the layer gets for each of them, float32 (classes, K)."""
-    product = layer.input.producer()  # SiLU of the embedding: x * Sigmoid(x)
-    if product is not None and product.op_type == "Cast":
-        product = _producer(product)
-    assert product is not None and product.op_type == "Mul", layer.name
-    gather = next(
-        node
-        for node in (value.producer() for value in product.inputs if value is not None)
-        if node is not None and node.op_type == "Gather"
-    )
-    embedding, labels = gather.inputs
-    assert embedding is not None and labels is not None
-    x = np.asarray(read_weight(embedding), np.float32)
-    return labels, x / (1 + np.exp(-x))
+        put_table(self, layer, signed=self._symmetric)

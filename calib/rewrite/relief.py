@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from calib.graphs.layers import layer_name
-from calib.rewrite.integers import CONTRIB
+from calib.rewrite.blocks import CONTRIB
 
 FLOAT_ARITHMETIC = 1
 """`accuracy_level` of MatMulNBits."""

@@ -20,27 +20,23 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
 from engines.bundle.labels import ClassNames
 from engines.draw.request import Request as Drawn
 from engines.draw.results import Preview
 from engines.errors import (
-    BackendError,
-    BundleError,
     CancelledError,
-    CheckFailedError,
-    OutOfMemoryError,
     UsageError,
     VarExportError,
 )
 from engines.foreign import parse_json
 from engines.joining.orders import Order
 from engines.serve import wire
-from engines.serve.joiner import QueueFullError, Ticket, TimedOutError, Told
-from engines.serve.limits import TOO_LARGE, App, Limits, TooLargeError
+from engines.serve.errors import add_handlers, refusal
+from engines.serve.joiner import QueueFullError, Ticket, Told
+from engines.serve.limits import App, Limits
 from engines.serve.metrics import Metrics
-from engines.serve.models import Model, Models, NoRoomError, UnknownModelError
+from engines.serve.models import Models, ServedModel
 
 log = logging.getLogger(__name__)
 HEALTH_SECONDS = 10.0
@@ -52,7 +48,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ServerSettings:
     """What a server allows."""
 
     seconds: float = 120.0
@@ -99,7 +95,7 @@ class _Job:
             ticket.cancel()
 
 
-def create_app(models: Models, metrics: Metrics, settings: Settings) -> App:
+def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> App:
     """The whole server. Starting it loads nothing; stopping it finishes what waits."""
 
     @contextlib.asynccontextmanager
@@ -117,9 +113,7 @@ def create_app(models: Models, metrics: Metrics, settings: Settings) -> App:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_exception_handler(VarExportError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_status)
-    app.add_exception_handler(Exception, _answer_bug)
+    add_handlers(app)
     return Limits(
         app,
         body_bytes=settings.body_bytes,
@@ -133,7 +127,7 @@ def create_app(models: Models, metrics: Metrics, settings: Settings) -> App:
 class _Routes:
     """What each path does."""
 
-    def __init__(self, models: Models, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, models: Models, metrics: Metrics, settings: ServerSettings) -> None:
         self._models, self._metrics, self._settings = models, metrics, settings
         self._health: tuple[float, Response] | None = None
         self._asking = asyncio.Lock()
@@ -154,7 +148,7 @@ class _Routes:
             document = parse_json(await request.body())
         except ValueError as error:
             raise UsageError(f"the body is no JSON: {error}") from error
-        body = _parsed(wire.Generation, document)
+        body = _parsed(wire.GenerationBody, document)
         model = self._models.find(body.model)
         return await self._drawn(request, model, body, wire.request_of(body, model.bundle), "image_generation")
 
@@ -175,14 +169,14 @@ class _Routes:
             raise UsageError("image is missing: send the picture to edit as a file")
         if unknown := files.keys() - {"image", "mask"}:
             raise UsageError(f"{min(unknown)} is no file that an edit has")
-        body = _parsed(wire.Edit, fields)
+        body = _parsed(wire.EditBody, fields)
         model = self._models.find(body.model)
         drawn = wire.request_of(body, model.bundle)
         edit = await asyncio.to_thread(wire.edited, model.bundle, body, files["image"], files.get("mask"))
         return await self._drawn(request, model, body, drawn, "image_edit", edit)
 
     async def _drawn(
-        self, request: Request, model: Model, body: Any, drawn: Drawn, event: str, edit: Any = None
+        self, request: Request, model: ServedModel, body: Any, drawn: Drawn, event: str, edit: Any = None
     ) -> Response:
         scales = wire.scales_of(body, model.bundle)
         model.asked += 1
@@ -210,7 +204,7 @@ class _Routes:
         document = {"created": wire.now(), "data": data, **wire.shared_of(body, model.bundle)}
         return JSONResponse(document | {"usage": wire.usage_of(len(drawn), model.bundle)})
 
-    async def _data(self, model: Model, job: _Job, body: Any, drawn: Drawn) -> list[dict[str, Any]]:
+    async def _data(self, model: ServedModel, job: _Job, body: Any, drawn: Drawn) -> list[dict[str, Any]]:
         texts = drawn.texts(model.bundle)
         data: list[dict[str, Any]] = [{} for _ in texts]
         async for first, preview in job.previews():
@@ -220,7 +214,7 @@ class _Routes:
                     data[place] = {"b64_json": pixels, **_told_of(drawn, texts, place)}
         return data
 
-    async def _events(self, model: Model, job: _Job, body: Any, drawn: Drawn, event: str) -> AsyncIterator[str]:
+    async def _events(self, model: ServedModel, job: _Job, body: Any, drawn: Drawn, event: str) -> AsyncIterator[str]:
         texts, shared = drawn.texts(model.bundle), wire.shared_of(body, model.bundle)
         shown = [0] * len(texts)
         try:
@@ -237,7 +231,7 @@ class _Routes:
         except Exception as error:  # the status is sent already: the error is the last event
             if not isinstance(error, VarExportError):
                 log.exception("a stream failed")
-            yield _event("error", _refusal(error)[1])
+            yield _event("error", refusal(error)[1])
         finally:
             job.cancel()
             model.asked -= 1
@@ -250,7 +244,7 @@ class _Routes:
         """One bundle."""
         return JSONResponse(self._document(self._models.find(name)))
 
-    def _document(self, model: Model) -> dict[str, Any]:
+    def _document(self, model: ServedModel) -> dict[str, Any]:
         return wire.model_document(model.name, model.bundle, loaded=model.joiner is not None)
 
     async def list_classes(self, model: str | None = None, query: str = "") -> Response:
@@ -273,7 +267,7 @@ class _Routes:
         return self._health[1]
 
     async def _drawing(self) -> Response:
-        body, model = wire.Generation(seed=0, cfg=0.0), self._models.find(None)
+        body, model = wire.GenerationBody(seed=0, cfg=0.0), self._models.find(None)
         model.asked += 1
         try:
             joiner = await self._models.joiner(model)
@@ -313,49 +307,3 @@ def _parsed(kind: type[Body], document: Any) -> Body:
         name = ".".join(str(part) for part in first["loc"]) or "body"
         what = "is no field of this request" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
         raise UsageError(f"{name:.60} {what}") from error
-
-
-def _refusal(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, document and headers for an error."""
-    message, headers = str(error), {}
-    kind, code, status = "server_error", None, 500
-    if isinstance(error, UnknownModelError):
-        kind, code, status = "invalid_request_error", "model_not_found", 404
-    elif isinstance(error, TooLargeError):
-        kind, code, status = *TOO_LARGE.values(), 413
-        headers["Connection"] = "close"
-    elif isinstance(error, QueueFullError):
-        kind, code, status = "rate_limit_error", "rate_limit_exceeded", 429
-        headers["Retry-After"] = str(error.seconds)
-    elif isinstance(error, TimedOutError):
-        kind, code, status = "server_error", "timeout", 503
-    elif isinstance(error, CancelledError):
-        kind, code, status = "server_error", "cancelled", 503
-    elif isinstance(error, NoRoomError | OutOfMemoryError):
-        kind, code, status = "server_error", "out_of_memory", 503
-        headers["Retry-After"] = "10"
-    elif isinstance(error, BackendError | BundleError | CheckFailedError):
-        kind, code, status = "server_error", "cannot_draw", 503
-    elif isinstance(error, UsageError):
-        kind, status = "invalid_request_error", 400
-    elif not isinstance(error, VarExportError):
-        message = "internal error; the server's log has it"
-    names = (*wire.Generation.model_fields, *wire.Edit.model_fields, "image", "mask")
-    param = wire.params_named(message, names) if status == 400 else "model" if status == 404 else None
-    return status, wire.error_document(message, kind=kind, code=code, param=param), headers
-
-
-async def _answer_error(_: Request, error: Exception) -> Response:
-    status, document, headers = _refusal(error)
-    return JSONResponse(document, status, headers)
-
-
-async def _answer_status(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    document = wire.error_document(str(error.detail), kind="invalid_request_error")
-    return JSONResponse(document, error.status_code, dict(error.headers or {}))
-
-
-async def _answer_bug(_: Request, error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    return JSONResponse(_refusal(error)[1], 500)

@@ -35,7 +35,7 @@ class NoRoomError(VarExportError):
     """The models in use leave no memory for another."""
 
 
-class Model:
+class ServedModel:
     """One bundle of a server."""
 
     def __init__(self, name: str, bundle: Bundle, needs: int) -> None:
@@ -82,7 +82,7 @@ class Models:
         """
         self._count, self._keep, self._budget, self._queue = count, keep, budget, queue
         self._load = {"form": "stepwise", "max_batch": max_batch, "check": check, **(runtime or {})}
-        self._by_name: dict[str, Model] = {}
+        self._by_name: dict[str, ServedModel] = {}
         self._room = asyncio.Lock()
         for path in paths or [default_bundle()[0]]:
             bundle = Bundle.open(path)
@@ -91,12 +91,12 @@ class Models:
                 raise UsageError(f"two bundles are called {name}: rename one of their folders")
             if "stepwise" not in bundle.forms:
                 raise UsageError(f"{path} has the fused graph alone, which shows no scales: build with --form both")
-            self._by_name[name] = Model(name, bundle, _needed(bundle, max_batch))
+            self._by_name[name] = ServedModel(name, bundle, _needed(bundle, max_batch))
 
     def __iter__(self) -> Any:
         return iter(self._by_name.values())
 
-    def find(self, name: str | None) -> Model:
+    def find(self, name: str | None) -> ServedModel:
         """The model of this name, or the first one. Raises `UnknownModelError`."""
         if name is None:
             return next(iter(self._by_name.values()))
@@ -104,7 +104,7 @@ class Models:
             raise UnknownModelError(f"there is no model {name!r:.200}; this server has {', '.join(self._by_name)}")
         return self._by_name[name]
 
-    async def joiner(self, model: Model) -> Joiner:
+    async def joiner(self, model: ServedModel) -> Joiner:
         """The queue of a model, which is loaded unless it is. The caller counts itself in `model.asked` meanwhile.
 
         Raises `NoRoomError`, and what `Pipeline.load` raises.
@@ -131,11 +131,11 @@ class Models:
             if model.joiner is not None:
                 await asyncio.to_thread(model.joiner.close)
 
-    def _opened(self, model: Model) -> Joiner:
+    def _opened(self, model: ServedModel) -> Joiner:
         pipeline = Pipeline.load(model.bundle.path, **self._load)
         return Joiner(pipeline, self._count(model.name), queue=self._queue)
 
-    async def _make_room(self, model: Model) -> None:
+    async def _make_room(self, model: ServedModel) -> None:
         if self._budget is None:
             return
         while sum(each.needs for each in self if each.joiner is not None) + model.needs > self._budget:
@@ -146,7 +146,7 @@ class Models:
                 raise NoRoomError(f"other models are in use, and the memory for {model.name} beside them is too little")
             await self._unload(max(idle, key=lambda each: each.idle_seconds))
 
-    async def _unload(self, model: Model) -> None:
+    async def _unload(self, model: ServedModel) -> None:
         joiner, model.joiner = model.joiner, None
         if joiner is not None:
             log.info("unloading %s", model.name)

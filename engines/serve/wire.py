@@ -1,6 +1,6 @@
 """Bodies of requests and responses: OpenAI's Images API, with fields of our own beside.
 
-    JSON or a form --> Generation, Edit (pydantic: names, types, ranges) --> orders for a queue
+    JSON or a form --> GenerationBody, EditBody (pydantic: names, types, ranges) --> orders for a queue
     images         --> data of a response, events of a stream
 
 What OpenAI's fields mean here: `prompt` is a class (a label, an index or `none`), `size` the model's own or `auto`, and
@@ -87,11 +87,11 @@ _fields: dict[str, Any] = {name: (kind | None, None) for name, kind in _KINDS.it
 _Drawn = create_model("_Drawn", __base__=_Images, **_fields)
 
 
-class Generation(_Drawn):  # type: ignore[valid-type, misc]
+class GenerationBody(_Drawn):  # type: ignore[valid-type, misc]
     """`POST /v1/images/generations`."""
 
 
-class Edit(_Drawn):  # type: ignore[valid-type, misc]
+class EditBody(_Drawn):  # type: ignore[valid-type, misc]
     """`POST /v1/images/edits`, beside its files."""
 
     boxes: list[str] | None = None
@@ -153,7 +153,7 @@ def orders_of(request: Request, most: int, edit: tuple[NDArray[Any], NDArray[Any
     return orders
 
 
-def edited(bundle: Manifest, body: Edit, image: bytes, mask: bytes | None) -> tuple[NDArray[Any], NDArray[Any]]:
+def edited(bundle: Manifest, body: EditBody, image: bytes, mask: bytes | None) -> tuple[NDArray[Any], NDArray[Any]]:
     """The model's square of a picture, uint8 (1, R, R, 3), and the cells to redraw, bool (1, S, S).
 
     These are where `mask`, or else the picture itself, is transparent, and in the boxes. Raises `UsageError`.

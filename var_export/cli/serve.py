@@ -66,7 +66,7 @@ def serve(
     with needs_export_packages("serving", "serve", SERVE_PACKAGES):
         import python_multipart  # noqa: F401 (which Starlette asks for when a form comes)
 
-        from engines.serve.app import Settings, create_app
+        from engines.serve.app import ServerSettings, create_app
         from engines.serve.metrics import Metrics
         from engines.serve.models import Models
         from engines.serve.server import listen, run
@@ -89,7 +89,9 @@ def serve(
         runtime=vars(runtime),
     )
     hosts = _LOCAL if host in _LOCAL else ()
-    settings = Settings(seconds=timeout, body_bytes=round(max_body * 2**20), key=key, origins=allow_origin, hosts=hosts)
+    settings = ServerSettings(
+        seconds=timeout, body_bytes=round(max_body * 2**20), key=key, origins=allow_origin, hosts=hosts
+    )
     names = ", ".join(model.name for model in models)
     with listen(host, port) as sock:
         run(create_app(models, metrics, settings), sock, lambda address: tell(f"serving {names} on {address}/v1"))

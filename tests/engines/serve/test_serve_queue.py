@@ -17,7 +17,7 @@ from engines.errors import BackendError, CancelledError, OutOfMemoryError, Usage
 from engines.serve import app as application
 from engines.serve import models as having
 from engines.serve import wire
-from engines.serve.app import Settings, create_app
+from engines.serve.app import ServerSettings, create_app
 from engines.serve.joiner import Joiner, QueueFullError, Ticket, TimedOutError
 from engines.serve.metrics import Metrics
 from engines.serve.models import Models, NoRoomError
@@ -63,7 +63,7 @@ class Slow:
 
 
 def ticket(seed=0, images=1, heard=None, **options):
-    request = wire.request_of(wire.Generation(n=images, seed=seed), BUNDLE)
+    request = wire.request_of(wire.GenerationBody(n=images, seed=seed), BUNDLE)
     (order,) = wire.orders_of(request, images)
     return Ticket(order, (), (heard if heard is not None else []).append, **options)
 
@@ -242,7 +242,7 @@ def answers(two, settings, requests, monkeypatch, prepare=lambda models, loaded:
 def test_a_full_queue_is_status_429(two, monkeypatch):
     found, page = answers(
         two,
-        Settings(seconds=0.5),
+        ServerSettings(seconds=0.5),
         [{"n": 4, "seed": k} for k in range(4)],
         monkeypatch,
         lambda models, loaded: loaded[0].go.clear(),
@@ -275,10 +275,12 @@ def test_errors_of_the_engines(two, monkeypatch, error, status, code):
     def prepare(models, loaded):
         loaded[0].error = error
 
-    (answer,), _ = answers(two, Settings(), [{}], monkeypatch, prepare)
+    (answer,), _ = answers(two, ServerSettings(), [{}], monkeypatch, prepare)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert "secret" not in answer.text
-    (stream,), _ = answers(two, Settings(), [{"stream": True}], monkeypatch, lambda m, loaded: prepare(m, loaded[-1:]))
+    (stream,), _ = answers(
+        two, ServerSettings(), [{"stream": True}], monkeypatch, lambda m, loaded: prepare(m, loaded[-1:])
+    )
     assert stream.text.startswith("event: error\n")
     assert '"code"' in stream.text
 
@@ -289,7 +291,8 @@ def test_health_draws_and_remembers(two, monkeypatch):
     async def go():
         metrics = Metrics()
         models = Models(paths, count=metrics.counting)
-        transport = httpx.ASGITransport(app=create_app(models, metrics, Settings(key="a-long-secret")))
+        app = create_app(models, metrics, ServerSettings(key="a-long-secret"))
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             assert (await client.get("/healthz")).json() == {"status": "ok"}
             loaded[0].error = BackendError("the device is lost")
