@@ -42,7 +42,7 @@ FLOAT_BUNDLE = (
 )
 """Code that decides no byte of a bundle which is built from a checkpoint."""
 QUANTISED_BUNDLE = (*_NO_BYTE, "var_export", "engines/backends/cuda", "engines/backends/tensorrt")
-"""Code that decides no byte of an INT8 bundle beside those of its base, whose key covers what it was built by."""
+"""Code that decides no byte of a quantised bundle beside those of its base, whose key covers what it was built by."""
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

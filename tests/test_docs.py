@@ -74,6 +74,7 @@ OPTIONS = {
     "build": ["docs/var-export.md#build", "docs/int8.md#Options of build", "docs/tensorrt.md#Build"],
     "sensitivity": ["docs/int8.md#What a layer costs"],
     "estimate": ["docs/sizing.md"],
+    "compare": ["docs/compare.md"],
     "serve": ["docs/serve.md#Options"],
     "triton": ["docs/triton.md#Options"],
     "gpu-check": ["docs/gpu-check.md#Options"],

@@ -199,13 +199,17 @@ def fuse(
 def _model(
     stitch: _Stitcher, inputs: list[ir.Value], outputs: list[ir.Value], graphs: Mapping[str, ir.Model]
 ) -> ir.Model:
-    """The stitched nodes as a model, which imports the operator sets that its parts import."""
+    """The stitched nodes as a model, which imports the newest of the operator sets that its parts import."""
+    imported: dict[str, int] = {}
+    for name in STITCHED:
+        for domain, number in graphs[name].opset_imports.items():
+            imported[domain] = max(number, imported.get(domain, 0))
     graph = ir.Graph(
         inputs,
         outputs,
         nodes=stitch.nodes,
         initializers=list(stitch.initializers.values()),
-        opset_imports={domain: version for name in STITCHED for domain, version in graphs[name].opset_imports.items()},
+        opset_imports=imported,
         name="fused",
     )
     model = ir.Model(

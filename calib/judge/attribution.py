@@ -1,4 +1,4 @@
-"""Which layers of an INT8 bundle are to blame where it misses the reference. Torch-free.
+"""Which layers of a quantised bundle are to blame where it misses the reference. Torch-free.
 
 Group by group, then layer by layer in the worst group, the 8 bits of the activations are taken away and the figure
 is measured again: what gets better by that was to blame.
@@ -53,8 +53,8 @@ def blame(
 ) -> list[Blame]:
     """Groups and layers of these parts, worst first within each part: groups, then the layers of the worst one.
 
-    `bundle` is in INT8, stepwise; `parts` are of `transformer`, `decoder`, `encoder`; `golden` is the run to judge by,
-    the bundle's own by default.
+    `bundle` is quantised, stepwise; `parts` are of `transformer`, `decoder`, `encoder`; `golden` is the run to judge
+    by, the bundle's own by default.
     """
     found: list[Blame] = []
     with Variants(bundle, golden=golden, threads=threads) as variants:
@@ -85,7 +85,7 @@ def describe(found: Sequence[Blame]) -> str:
         group = next((entry for entry in worst if entry.single is False), None)
         layer = next((entry for entry in worst if entry.single), None)
         if group is None or layer is None:
-            lines.append(f"the {part}'s activations are not to blame, so its 8-bit weights are")
+            lines.append(f"the {part}'s activations are not to blame, so its quantised weights are")
             continue
         lines.append(
             f"most to blame in the {part}: {group.layers} ({group.figure} {group.before:.3g}, with its activations in "

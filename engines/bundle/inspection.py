@@ -19,7 +19,7 @@ OK, CHANGED, DAMAGED = "ok", "SHA-256 differs", "damaged"
 
 @dataclass(frozen=True)
 class QuantisedLayer:
-    """One product with trained weights in an INT8 bundle."""
+    """One product with trained weights in a quantised bundle."""
 
     name: str
     graph: str
@@ -30,7 +30,7 @@ class QuantisedLayer:
 
 
 def quantised_layers(bundle: Bundle) -> list[QuantisedLayer]:
-    """All layers of an INT8 bundle, in the order of their computation; empty for the others."""
+    """All layers of a quantised bundle, in the order of their computation; empty for the others."""
     recorded = (bundle.provenance.get("quantisation") or {}).get("layers") or {}
     return [QuantisedLayer(name, name.partition("/")[0], role_of(name), way) for name, way in recorded.items()]
 

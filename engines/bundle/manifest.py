@@ -212,12 +212,12 @@ class Manifest:
 
     @property
     def high_precision(self) -> str:
-        """What is not quantised computes in: the precision itself, except in INT8."""
+        """What is not quantised computes in: the precision itself, except in INT8 and INT4."""
         return choices.HIGH_PRECISIONS[self.target] if self.precision in choices.QUANTISED else self.precision
 
     @property
     def for_gpus(self) -> bool:
-        """True where ONNX Runtime cannot run the graphs: BF16, and INT8 in FP16 as TensorRT wants it."""
+        """True where ONNX Runtime cannot run the graphs: BF16, and integers beside FP16 as TensorRT wants them."""
         return self.precision == "bf16" or (self.precision in choices.QUANTISED and self.target == "tensorrt")
 
     @property

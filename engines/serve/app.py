@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,29 +20,26 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.middleware.cors import CORSMiddleware
 
 from engines.bundle.labels import ClassNames
 from engines.draw.request import Request as Drawn
-from engines.draw.results import Preview
 from engines.errors import (
-    CancelledError,
     UsageError,
     VarExportError,
 )
 from engines.foreign import parse_json
-from engines.joining.orders import Order
 from engines.serve import wire
 from engines.serve.errors import add_handlers, refusal
-from engines.serve.joiner import QueueFullError, Ticket, Told
+from engines.serve.joiner import QueueFullError
 from engines.serve.limits import App, Limits
 from engines.serve.metrics import Metrics
-from engines.serve.models import Models, ServedModel
+from engines.serve.models import Models, NoRoomError, ServedModel
+from engines.serve.waiting import Job, while_connected
 
 log = logging.getLogger(__name__)
 HEALTH_SECONDS = 10.0
 """For how long the outcome of the last image that was drawn for `/healthz` counts."""
-ASK_SECONDS = 0.2
-"""How often a request that waits asks whether its client has gone."""
 _FORM_FIELDS, _FORM_FILES = 64, 4
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -62,39 +59,6 @@ class ServerSettings:
     """Names that requests may call it by; none are all."""
 
 
-class _Job:
-    """What one request waits for: its tickets, and what they are told, in the loop of the server."""
-
-    def __init__(self, orders: Sequence[Order], scales: tuple[int, ...], seconds: float) -> None:
-        loop, self._told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Told]]()
-        deadline = time.monotonic() + seconds
-        self.tickets = []
-        first = 0
-        for order in orders:
-
-            def tell(told: Told, first: int = first) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
-                    loop.call_soon_threadsafe(self._told.put_nowait, (first, told))
-
-            self.tickets.append(Ticket(order, scales, tell, deadline))
-            first += len(order)
-        self._left = len(self.tickets)
-
-    async def previews(self) -> AsyncIterator[tuple[int, Preview]]:
-        """Images as they come, with the place of the first of them in the request. Raises what a ticket is told."""
-        while self._left:
-            first, told = await self._told.get()
-            if not isinstance(told, Preview):
-                raise told
-            self._left -= told.final
-            yield first, told
-
-    def cancel(self) -> None:
-        """Nobody waits any more."""
-        for ticket in self.tickets:
-            ticket.cancel()
-
-
 def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> App:
     """The whole server. Starting it loads nothing; stopping it finishes what waits."""
 
@@ -107,14 +71,8 @@ def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> Ap
 
     app = FastAPI(title="var-export", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     _Routes(models, metrics, settings).add_to(app)
-    if settings.origins:
-        from starlette.middleware.cors import CORSMiddleware
-
-        app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
-        )
     add_handlers(app)
-    return Limits(
+    limited = Limits(
         app,
         body_bytes=settings.body_bytes,
         key=settings.key,
@@ -122,6 +80,29 @@ def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> Ap
         hosts=settings.hosts,
         metrics=metrics,
     )
+    if not settings.origins:
+        return limited
+    return CORSMiddleware(  # outside, so that a page may read refusals too
+        limited,
+        allow_origins=list(settings.origins),
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After"],
+    )
+
+
+class _Stream(StreamingResponse):
+    """Events, and what has to be done when they end, however they do."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._ended = ended
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 class _Routes:
@@ -130,7 +111,7 @@ class _Routes:
     def __init__(self, models: Models, metrics: Metrics, settings: ServerSettings) -> None:
         self._models, self._metrics, self._settings = models, metrics, settings
         self._health: tuple[float, Response] | None = None
-        self._asking = asyncio.Lock()
+        self._asking, self._decoding = asyncio.Lock(), asyncio.Lock()
 
     def add_to(self, app: FastAPI) -> None:
         """Name them."""
@@ -155,16 +136,12 @@ class _Routes:
     async def edit(self, request: Request) -> Response:
         """Redraw a part of a picture."""
         async with request.form(max_files=_FORM_FILES, max_fields=_FORM_FIELDS) as form:
-            files: dict[str, bytes] = {}
-            fields: dict[str, str] = {}
-            for name, value in form.multi_items():
-                plain = name.removesuffix("[]")
-                if plain in files or plain in fields:
-                    raise UsageError(f"{plain} is given twice; this server edits one picture")
-                if isinstance(value, UploadFile):
-                    files[plain] = await value.read()
-                else:
-                    fields[plain] = value
+            items = form.multi_items()
+            uploads = [(name.removesuffix("[]"), value) for name, value in items if isinstance(value, UploadFile)]
+            files = {name: await value.read() for name, value in uploads}
+            fields = wire.fields_of((name, value) for name, value in items if isinstance(value, str))
+        if len(files) < len(uploads):
+            raise UsageError("image is given twice; this server edits one picture")
         if "image" not in files:
             raise UsageError("image is missing: send the picture to edit as a file")
         if unknown := files.keys() - {"image", "mask"}:
@@ -172,39 +149,39 @@ class _Routes:
         body = _parsed(wire.EditBody, fields)
         model = self._models.find(body.model)
         drawn = wire.request_of(body, model.bundle)
-        edit = await asyncio.to_thread(wire.edited, model.bundle, body, files["image"], files.get("mask"))
+        async with self._decoding:  # one after another: a large picture takes half a gigabyte
+            edit = await asyncio.to_thread(wire.edited, model.bundle, body, files["image"], files.get("mask"))
         return await self._drawn(request, model, body, drawn, "image_edit", edit)
 
     async def _drawn(
         self, request: Request, model: ServedModel, body: Any, drawn: Drawn, event: str, edit: Any = None
     ) -> Response:
-        scales = wire.scales_of(body, model.bundle)
+        scales, deadline = wire.scales_of(body, model.bundle), time.monotonic() + self._settings.seconds
         model.asked += 1
         kept = False
         try:
-            joiner = await self._models.joiner(model)
+            joiner = await while_connected(request, self._models.joiner(model), deadline)
             orders = wire.orders_of(drawn, joiner.pipeline.max_batch, edit)
-            job = _Job(orders, scales, self._settings.seconds)
+            job = Job(orders, scales, deadline)
             joiner.submit(job.tickets)
+
+            def ended() -> None:
+                job.cancel()
+                model.asked -= 1
+
             if body.stream:
                 kept = True
-                events = self._events(model, job, body, drawn, event)
-                return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            task = asyncio.create_task(self._data(model, job, body, drawn))
+                return _Stream(self._events(model, job, body, drawn, event), ended)
             try:
-                while not (await asyncio.wait({task}, timeout=ASK_SECONDS))[0]:
-                    if await request.is_disconnected():
-                        raise CancelledError("the client has gone")
-                data = task.result()
+                data = await while_connected(request, self._data(model, job, body, drawn), deadline)
             finally:
                 job.cancel()
-                task.cancel()
         finally:
             model.asked -= not kept
         document = {"created": wire.now(), "data": data, **wire.shared_of(body, model.bundle)}
         return JSONResponse(document | {"usage": wire.usage_of(len(drawn), model.bundle)})
 
-    async def _data(self, model: ServedModel, job: _Job, body: Any, drawn: Drawn) -> list[dict[str, Any]]:
+    async def _data(self, model: ServedModel, job: Job, body: Any, drawn: Drawn) -> list[dict[str, Any]]:
         texts = drawn.texts(model.bundle)
         data: list[dict[str, Any]] = [{} for _ in texts]
         async for first, preview in job.previews():
@@ -214,7 +191,7 @@ class _Routes:
                     data[place] = {"b64_json": pixels, **_told_of(drawn, texts, place)}
         return data
 
-    async def _events(self, model: ServedModel, job: _Job, body: Any, drawn: Drawn, event: str) -> AsyncIterator[str]:
+    async def _events(self, model: ServedModel, job: Job, body: Any, drawn: Drawn, event: str) -> AsyncIterator[str]:
         texts, shared = drawn.texts(model.bundle), wire.shared_of(body, model.bundle)
         shown = [0] * len(texts)
         try:
@@ -232,9 +209,6 @@ class _Routes:
             if not isinstance(error, VarExportError):
                 log.exception("a stream failed")
             yield _event("error", refusal(error)[1])
-        finally:
-            job.cancel()
-            model.asked -= 1
 
     async def list_models(self) -> Response:
         """All bundles."""
@@ -260,22 +234,29 @@ class _Routes:
         return JSONResponse({"object": "list", "data": found})
 
     async def health(self) -> Response:
-        """Whether the first model draws: one image, unless one was drawn a moment ago."""
+        """Whether this server draws: it does, or did a moment ago, or else one image is drawn."""
+        joiners = [model.joiner for model in self._models if model.joiner is not None]
+        now = time.monotonic()
+        if any(not joiner.is_idle or now - joiner.drew_at < HEALTH_SECONDS for joiner in joiners):
+            return JSONResponse({"status": "ok"})
         async with self._asking:
             if self._health is None or time.monotonic() - self._health[0] > HEALTH_SECONDS:
                 self._health = time.monotonic(), await self._drawing()
         return self._health[1]
 
     async def _drawing(self) -> Response:
-        body, model = wire.GenerationBody(seed=0, cfg=0.0), self._models.find(None)
+        """Draw with a model that is loaded, or with the first."""
+        model = next((each for each in self._models if each.joiner is not None), self._models.find(None))
+        body = wire.GenerationBody(seed=0, cfg=0.0)
         model.asked += 1
         try:
             joiner = await self._models.joiner(model)
-            job = _Job(wire.orders_of(wire.request_of(body, model.bundle), 1), (), self._settings.seconds)
+            orders = wire.orders_of(wire.request_of(body, model.bundle), 1)
+            job = Job(orders, (), time.monotonic() + self._settings.seconds)
             joiner.submit(job.tickets)
             async for _ in job.previews():
                 pass
-        except QueueFullError:
+        except (QueueFullError, NoRoomError):
             pass  # it is busy, and drawing
         except VarExportError as error:
             return JSONResponse({"status": "failing", "message": str(error)}, 503)
@@ -301,7 +282,7 @@ def _parsed(kind: type[Body], document: Any) -> Body:
     if not isinstance(document, dict):
         raise UsageError("the body must be an object of JSON")
     try:
-        return kind.model_validate(document)
+        return kind.model_validate({name: value for name, value in document.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "body"

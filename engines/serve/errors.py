@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from engines.errors import (
     BackendError,
@@ -30,6 +31,7 @@ def add_handlers(app: FastAPI) -> None:
     """Have `app` answer with errors as `refusal` words them."""
     app.add_exception_handler(VarExportError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_status)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_bug)
 
 
@@ -72,6 +74,10 @@ async def _answer_status(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     document = wire.error_document(str(error.detail), kind="invalid_request_error")
     return JSONResponse(document, error.status_code, dict(error.headers or {}))
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # the client has gone in the middle of its request
 
 
 async def _answer_bug(_: Request, error: Exception) -> Response:

@@ -41,7 +41,7 @@ Told = Preview | VarExportError | Exception
 """What a ticket hears: its images after a scale, or why it gets no more."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """One request in the queue: a member of a batch, as soon as there is room."""
 
@@ -51,6 +51,8 @@ class Ticket:
     """Called in the thread that draws."""
     deadline: float = math.inf
     """Of `time.monotonic()`, from which on nobody waits for it."""
+    done: bool = False
+    """Whether it has its final images."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _late: bool = False
 
@@ -65,6 +67,7 @@ class Ticket:
 
     def show(self, preview: Preview) -> None:
         """See `engines.joining.batch.Member`."""
+        self.done = self.done or preview.final
         self.tell(preview)
 
     def end(self) -> None:
@@ -86,6 +89,8 @@ class Joiner:
         self._closing = False
         self._seconds = FIRST_GUESS
         self.idle_since = time.monotonic()
+        self.drew_at = -math.inf
+        """When the last batch came out well, of `time.monotonic()`."""
         self._thread = threading.Thread(target=self._work, name=f"draw {pipeline.bundle.name}", daemon=True)
         self._thread.start()
 
@@ -93,7 +98,7 @@ class Joiner:
     def images_waiting(self) -> int:
         """Images that wait for their batch."""
         with self._condition:
-            return sum(len(ticket.order) for ticket in self._waiting)
+            return sum(len(ticket.order) for ticket in self._waiting if not ticket.is_gone())
 
     @property
     def is_idle(self) -> bool:
@@ -110,6 +115,9 @@ class Joiner:
         with self._condition:
             if self._closing:
                 raise CancelledError("the server stops")
+            for gone in [ticket for ticket in self._waiting if ticket.is_gone()]:
+                self._waiting.remove(gone)
+                self._settle(gone)
             waiting = sum(len(ticket.order) for ticket in self._waiting)
             if waiting and waiting + asked > self._most:
                 batches = math.ceil(waiting / self.pipeline.max_batch) + (self._running > 0)
@@ -169,8 +177,10 @@ class Joiner:
                 if not ticket.is_gone():
                     self._count("var_images_total", {"result": "failed"}, len(ticket.order))
                     ticket.tell(error)
+        else:
+            self.drew_at = time.monotonic()
         for ticket in members:
-            if ticket.is_gone():
+            if not ticket.done and ticket.is_gone():
                 self._settle(ticket)
 
     def _settle(self, ticket: Ticket) -> None:

@@ -22,6 +22,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/healthz",)
+ANY = "*"
 """What a load balancer asks without a key."""
 TOO_LARGE = {"kind": "invalid_request_error", "code": "request_too_large"}
 _MAX_ID, _MAX_DIGITS = 64, 32
@@ -103,10 +104,11 @@ class Limits:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        foreign_host = self._hosts and urlsplit(f"//{host}").hostname not in self._hosts
-        if foreign_host or (origin and origin not in self._origins and urlsplit(origin).netloc != host):
-            message = f"{origin or host} may not call this server: name it with --allow-origin where it should"
-            return JSONResponse(error_document(message, kind="invalid_request_error", code="origin_not_allowed"), 403)
+        if self._hosts and _parts(f"//{host}")[1] not in self._hosts:
+            return _forbidden(f"this server is not called {host:.80}: start it with --allow-host where it is", "host")
+        if origin and not self._origins & {origin, ANY} and _parts(origin)[0] != host:
+            message = f"pages of {origin:.80} may not call this server: start it with --allow-origin where they may"
+            return _forbidden(message, "origin")
         asks_first = scope["method"] == "OPTIONS"  # what a browser sends before a request, without the key
         if self._key is not None and scope["path"] not in OPEN_PATHS and not asks_first:
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -122,3 +124,16 @@ class Limits:
             document = error_document(str(TooLargeError(self._most)), **TOO_LARGE)
             return JSONResponse(document, 413, {"Connection": "close"})
         return None
+
+
+def _forbidden(message: str, what: str) -> JSONResponse:
+    return JSONResponse(error_document(message, kind="invalid_request_error", code=f"{what}_not_allowed"), 403)
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Host with port, and host, of an address; empty where it is none."""
+    try:
+        found = urlsplit(address)
+        return found.netloc, found.hostname or ""
+    except ValueError:
+        return "", ""

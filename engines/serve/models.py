@@ -25,6 +25,7 @@ from engines.spec.choices import ONNXRUNTIME, QUANTISED, TENSORRT
 
 log = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
+HALF_PRECISIONS = ("fp16", "bf16")
 
 
 class UnknownModelError(UsageError):
@@ -123,13 +124,12 @@ class Models:
             await asyncio.sleep(min(SWEEP_SECONDS, self._keep))
             for model in self:
                 if model.idle_seconds > self._keep:
-                    await self._unload(model)
+                    await self._unload(model, self._keep)
 
     async def close(self) -> None:
         """Finish what waits, and free all engines."""
         for model in self:
-            if model.joiner is not None:
-                await asyncio.to_thread(model.joiner.close)
+            await self._closed(model)
 
     def _opened(self, model: ServedModel) -> Joiner:
         pipeline = Pipeline.load(model.bundle.path, **self._load)
@@ -146,20 +146,30 @@ class Models:
                 raise NoRoomError(f"other models are in use, and the memory for {model.name} beside them is too little")
             await self._unload(max(idle, key=lambda each: each.idle_seconds))
 
-    async def _unload(self, model: ServedModel) -> None:
-        joiner, model.joiner = model.joiner, None
-        if joiner is not None:
-            log.info("unloading %s", model.name)
-            await asyncio.to_thread(joiner.close)
+    async def _unload(self, model: ServedModel, idle: float = 0.0) -> None:
+        """Free the engines of a model that is still idle once nobody loads it; it counts until they are free."""
+        async with model.lock:
+            if model.idle_seconds > idle:
+                log.info("unloading %s", model.name)
+                await self._closed(model)
+
+    async def _closed(self, model: ServedModel) -> None:
+        try:
+            if model.joiner is not None:
+                await asyncio.to_thread(model.joiner.close)
+        except Exception:  # the others are to be freed all the same
+            log.exception("%s could not be freed", model.name)
+        model.joiner = None
 
 
 def _needed(bundle: Bundle, max_batch: int) -> int:
     """Bytes that drawing batches of so many images is estimated to need."""
     on_gpu = bundle.for_gpus or bool(bundle.plans)
+    halved = bundle.precision in HALF_PRECISIONS and not on_gpu  # a CPU computes those in FP32
     ways = {layer.name: layer.way for layer in quantised_layers(bundle)} if bundle.precision in QUANTISED else None
     load = Workload(
         config=bundle.config,
-        precision=bundle.precision,
+        precision="fp32" if halved else bundle.precision,
         images=max_batch,
         max_top_k=bundle.max_top_k,
         smooth=bundle.smooth,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,9 +13,6 @@ import uvicorn
 
 from engines.errors import UsageError
 from engines.serve.limits import App
-
-STOP_SECONDS = 60
-"""How long a stop waits for what runs."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -28,15 +26,17 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: App, sock: socket.socket, started: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM, then finish what runs; `started` is called with the address."""
+def run(app: App, sock: socket.socket, started: Callable[[str], None], *, seconds: float) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what runs, which takes `seconds` at most; `started` is called with the
+    address.
+    """
     config = uvicorn.Config(
         app,
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=math.ceil(seconds),
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config)

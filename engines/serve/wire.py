@@ -14,7 +14,7 @@ import base64
 import io
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ MAX_IMAGES = 10
 """Of one request, as OpenAI has it."""
 MAX_PIXELS = 50_000_000
 """Of an uploaded picture, which is decoded in memory."""
+LISTS = ("boxes", "preview_scales")
+"""Fields that hold several values."""
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _TYPES: dict[str, Any] = {"float": float, "int": int, "bool": bool}
 _KINDS: dict[str, type] = {option.name: _TYPES[option.kind] for option in OPTIONS}
@@ -243,6 +245,21 @@ def model_document(name: str, bundle: Manifest, *, loaded: bool) -> dict[str, An
 def error_document(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def fields_of(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Fields of a form: lists come as `name[]`, several times or once, or as JSON. Raises `UsageError`."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        plain = name.removesuffix("[]")
+        if plain in LISTS and (plain != name or plain in fields):
+            before = fields.setdefault(plain, [])
+            fields[plain] = [*(before if isinstance(before, list) else [before]), value]
+        elif plain in fields:
+            raise UsageError(f"{plain} is given twice")
+        else:
+            fields[plain] = value
+    return fields
 
 
 def params_named(message: str, names: Sequence[str]) -> str | None:

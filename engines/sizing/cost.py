@@ -65,7 +65,7 @@ class Operation:
     count: int = 1
     """How many times the operation runs in the call, each time with weights of its own."""
     weight: Weight | None = None
-    """The weight, where an INT8 bundle may hold it in 8 bits (`engines.sizing.quantised`)."""
+    """The weight, where a quantised bundle may hold it in integers (`engines.sizing.quantised`)."""
 
     @property
     def live_bytes(self) -> int:

@@ -64,7 +64,7 @@ class Estimate:
         if self.workload.guidance and self._fits(guidance=False):
             found.append("--no-guidance")
         smaller = _SMALLER.get(self.workload.precision, ())
-        enough = [name for name in smaller if self._fits(precision=name)]
+        enough = [name for name in smaller if self._fits(precision=name, ways=None, level=None)]
         if INT8 in enough:  # then fewer bits are not needed
             enough = [name for name in enough if name != INT4]
         return found + [f"--precision {name}" for name in enough]

@@ -22,6 +22,7 @@ from engines.sizing.devices import Device
 from engines.sizing.workload import Workload
 from engines.spec import contract
 from engines.spec.config import ModelConfig
+from engines.spec.policy import PER_CLASS
 
 MEMORY, COMPUTE = "memory", "compute"
 
@@ -137,7 +138,10 @@ def step_work(load: Workload, scale: int) -> Work:
 def cond_work(load: Workload) -> Work:
     """The conditioning of one label per row, as the fused graph does it in every call."""
     operations = load.cond_operations(load.rows)
-    return Work("cond", cost.total_flops(operations), {"weights": cost.total_weights(operations)}, {})
+    tables = [op for op in operations if op.weight is not None and op.weight.way == PER_CLASS]
+    read = cost.total_weights([op for op in operations if op not in tables])
+    read += sum(load.rows * op.weight.outside * op.count for op in tables if op.weight is not None)  # a row of each
+    return Work("cond", cost.total_flops(operations), {"weights": read}, {})
 
 
 def decode_work(load: Workload) -> Work:

@@ -132,7 +132,8 @@ def assign(
         if matches(layer, include):
             if precision == INT8 and role == ADALN:
                 raise UsageError(f"{layer} depends on the class alone and runs once: there is nothing to calibrate")
-            way = FOUR_BITS if precision == INT4 and role != CONVOLUTION else STATIC
+            if way != PER_CLASS:  # which is as small, and closer
+                way = FOUR_BITS if precision == INT4 and role != CONVOLUTION else STATIC
         if matches(layer, exclude):
             way = FLOAT
         ways[layer] = way

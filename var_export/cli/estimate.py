@@ -40,7 +40,7 @@ MIB = 2**20
     help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
-@click.option("--level", type=LEVEL, help="Of int8 and int4, as for build. [default: of the bundle, else 2]")
+@click.option("--level", type=LEVEL, help="Of int8 and int4, as for build. [default: of the bundle, else as of build]")
 @click.option("--batch", type=POSITIVE, default=1, help="Images at once.")
 @click.option(
     "--cfg", type=click.FloatRange(min=0), help="Guidance; above 0 an image owns two rows. [default: of the model]"

@@ -17,6 +17,7 @@ _COMMANDS = {
     "build": ("build", "Build a bundle from a VAR checkpoint."),
     "sensitivity": ("sensitivity", "Quantise each layer alone and see what it does."),
     "verify": ("verify", "Check a bundle against the PyTorch reference."),
+    "compare": ("compare", "Draw the same with two bundles or backends, and compare."),
     "inspect": ("inspect", "Show what is in a bundle, or how a picture was made."),
     "list": ("list_bundles", "Show the bundles that are here."),
     "bench": ("bench", "Measure latency, throughput and memory."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import click
@@ -12,7 +13,10 @@ from engines.errors import UsageError
 from engines.foreign import read_bytes, reading
 from var_export.cli.common import CHECKPOINT, FILE, SERVE_PACKAGES, needs_export_packages
 
+_ORIGIN = re.compile(r"https?://[^/\s]+")
 _KEY_BYTES, _LEAST_KEY = 4096, 8
+_LAST = 5
+"""Seconds that a stop waits beyond what a request may take."""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -23,6 +27,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option("--api-key-file", type=FILE, metavar="FILE", help="Holds the key that clients must send.")
 @click.option("--insecure", is_flag=True, help="Listen on other addresses without a key.")
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call it; repeatable.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Names to be called by, beside this machine's.")
 @click.option("--max-batch", type=POSITIVE, default=8, help="Images at once, at most.")
 @click.option("--queue-size", type=POSITIVE, default=64, help="Images that wait for one model, at most.")
 @click.option(
@@ -48,6 +53,7 @@ def serve(
     api_key_file: Path | None,
     insecure: bool,
     allow_origin: tuple[str, ...],
+    allow_host: tuple[str, ...],
     max_batch: int,
     queue_size: int,
     timeout: float,
@@ -88,13 +94,21 @@ def serve(
         check=check,
         runtime=vars(runtime),
     )
-    hosts = _LOCAL if host in _LOCAL else ()
+    hosts = (*_LOCAL, *allow_host) if host in _LOCAL or allow_host else ()
+    for origin in allow_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(f"--allow-origin is https://NAME, http://NAME:PORT or *, not {origin!r:.80}")
     settings = ServerSettings(
         seconds=timeout, body_bytes=round(max_body * 2**20), key=key, origins=allow_origin, hosts=hosts
     )
     names = ", ".join(model.name for model in models)
     with listen(host, port) as sock:
-        run(create_app(models, metrics, settings), sock, lambda address: tell(f"serving {names} on {address}/v1"))
+        run(
+            create_app(models, metrics, settings),
+            sock,
+            lambda address: tell(f"serving {names} on {address}/v1"),
+            seconds=timeout + _LAST,
+        )
 
 
 def _key(file: Path) -> str:

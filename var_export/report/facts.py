@@ -46,7 +46,7 @@ def bundle_facts(bundle: Bundle) -> Facts:
 
 
 def _ways(bundle: Bundle) -> str:
-    """How the layers of an INT8 bundle are computed; empty for any other."""
+    """How the layers of a quantised bundle are computed; empty for any other."""
     found = Counter(layer.way for layer in quantised_layers(bundle))
     return ": " + listed([f"{counted(found[way], 'layer')} {way}" for way in METHODS if found[way]]) if found else ""
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import signal
+import socket
 import threading
 
 import httpx
@@ -114,8 +115,12 @@ def test_an_edit_is_that_of_a_pipeline(client, pipeline, tmp_path):
     extra = {"seed": 4}
     masked = client.images.edit(image=image.open("rb"), mask=mask.open("rb"), prompt="12", n=2, extra_body=extra)
     clear = client.images.edit(image=mask.open("rb"), prompt="12", n=2, extra_body=extra)
-    boxed = client.images.edit(image=image.open("rb"), prompt="12", n=2, extra_body=extra | {"boxes": '["32,0,64,64"]'})
-    for response in (masked, boxed):
+    parts = [["32,0,64,64"], ["32,0,48,64", "0.75,0,1,1"], '["32,0,64,64"]']  # as the client sends lists, and as JSON
+    boxed = [
+        client.images.edit(image=image.open("rb"), prompt="12", n=2, extra_body=extra | {"boxes": boxes})
+        for boxes in parts
+    ]
+    for response in (masked, *boxed):
         for datum, expected in zip(response.data, wanted, strict=True):
             np.testing.assert_array_equal(pixels(datum), expected)
     assert len(clear.data) == 2
@@ -188,6 +193,11 @@ def test_wrong_requests_say_what_is_wrong(client, asked, param):
     assert "/" not in error.message.replace("/v1", "")
 
 
+def test_fields_without_a_value_are_as_not_given(client):
+    asked = {"n": None, "size": None, "output_format": None, "partial_images": None, "model": None}
+    assert len(client.images.generate(prompt="88", **asked).data) == 1
+
+
 def test_what_is_no_request(server):
     for body in (b"", b"{", b"[]", b"5", b'{"prompt": "' + b"x" * 99, b"\xff\xfe\x00"):
         answer = httpx.post(f"{server}/v1/images/generations", content=body)
@@ -203,13 +213,16 @@ def test_the_size_of_a_body_is_bounded(server):
         for _ in range(40):
             yield b"x" * 2**20
 
-    for content in (b"x" * (33 * 2**20), chunks()):
+    refused = 0
+    for content in (b"x" * (33 * 2**20), chunks(), b"x" * (33 * 2**20), chunks()):
         try:
             answer = httpx.post(f"{server}/v1/images/generations", content=content)
         except (httpx.WriteError, httpx.ReadError):  # it need not read to the end
             continue
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "request_too_large"
+        refused += 1
+    assert refused or 'status="413"' in httpx.get(f"{server}/metrics").text
     assert httpx.get(f"{server}/healthz").status_code == 200
 
 
@@ -219,10 +232,32 @@ def test_other_origins(server):
     asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     assert httpx.options(f"{server}/v1/images/generations", headers=asked).status_code == 200
     assert httpx.get(f"{server}/v1/models", headers={"Origin": server}).status_code == 200
-    for headers in ({"Origin": "https://elsewhere.example"}, {"Host": "elsewhere.example"}, {"Origin": "null"}):
+    odd = ({"Host": "["}, {"Host": "a]b"}, {"Origin": "http://["}, {"Origin": "null"}, {"Host": "elsewhere.example"})
+    for headers in (*odd, {"Origin": "https://elsewhere.example"}):
         other = httpx.get(f"{server}/v1/models", headers=headers)
-        assert (other.status_code, other.json()["error"]["code"]) == (403, "origin_not_allowed")
+        what = min(headers).lower()
+        assert (other.status_code, other.json()["error"]["code"]) == (403, f"{what}_not_allowed")
+        assert f"--allow-{what}" in other.json()["error"]["message"]
         assert "access-control-allow-origin" not in other.headers
+    wrong = httpx.post(f"{server}/v1/images/generations", content=b"{", headers={"Origin": "https://page.example"})
+    assert (wrong.status_code, wrong.headers["access-control-allow-origin"]) == (400, "https://page.example")
+
+
+def test_a_server_behind_a_proxy_has_other_names(bundles):
+    with serving(bundles[0], "--check", "never", "--allow-host", "images.example") as (_, address):
+        for host, status in (("images.example", 200), ("images.example:8000", 200), ("other.example", 403)):
+            assert httpx.get(f"{address}/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_a_client_that_ends_in_the_middle_of_its_request(server):
+    before = httpx.get(f"{server}/metrics").text
+    host, port = server.removeprefix("http://").split(":")
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n{"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode())
+    gone = 'var_request_seconds_count{path="/v1/images/generations",status="499"}'
+    assert gone not in before
+    eventually(lambda: gone in httpx.get(f"{server}/metrics").text)
 
 
 def test_requests_have_ids(server):

@@ -127,6 +127,31 @@ def test_who_has_gone_takes_no_place(joiner, slow):
     assert isinstance(heard[1][0], TimedOutError)
 
 
+def test_who_has_gone_leaves_room_in_the_queue(joiner, slow):
+    joiner.submit([ticket()])
+    assert slow.begun.wait(5)
+    heard = []
+    gone = ticket(1, 4, heard)
+    joiner.submit([gone])
+    gone.cancel()
+    assert joiner.images_waiting == 0
+    joiner.submit([ticket(2, 4)])
+    assert isinstance(heard[0], CancelledError)
+
+
+def test_who_leaves_with_the_last_image_has_it(slow):
+    counted = []
+    joiner = Joiner(slow, lambda name, labels, value: counted.append((name, labels.get("result"))), queue=4)
+    slow.go.set()
+    one = ticket()
+    one.tell = lambda told: one.cancel()  # as the loop does when it has all
+    joiner.submit([one])
+    wait_for(lambda: joiner.is_idle and one.done)
+    joiner.close()
+    assert ("var_images_total", "drawn") in counted
+    assert ("var_images_total", "cancelled") not in counted
+
+
 def test_a_batch_stops_when_nobody_waits(joiner, slow):
     heard = []
     one = ticket(heard=heard)
@@ -230,6 +255,7 @@ def answers(two, settings, requests, monkeypatch, prepare=lambda models, loaded:
             prepare(models, loaded)
             sent = [client.post("/v1/images/generations", json={"prompt": "1", **body}) for body in requests]
             found = await asyncio.gather(*sent)
+            await asyncio.sleep(0.2)  # the thread that draws hears later that nobody waits
             page = (await client.get("/metrics")).text
         for slow in loaded:
             slow.go.set()
@@ -300,8 +326,74 @@ def test_health_draws_and_remembers(two, monkeypatch):
             monkeypatch.setattr(application, "HEALTH_SECONDS", 0)
             failing = await client.get("/healthz")
             assert (failing.status_code, failing.json()["message"]) == (503, "the device is lost")
+            loaded[0].error = None
+            loaded[0].go.clear()
+            loaded[0].begun.clear()
+            (model, _) = models
+            model.joiner.submit([ticket()])
+            assert loaded[0].begun.wait(5)
+            assert (await client.get("/healthz")).json() == {"status": "ok"}  # it draws
+            loaded[0].go.set()
             assert (await client.get("/v1/models")).status_code == 401
         await models.close()
 
     asyncio.run(go())
-    assert len(loaded[0].batches) == 2
+    assert len(loaded[0].batches) == 3
+
+
+def test_health_unloads_nothing(two, monkeypatch):
+    """Of two models for which there is no room together, the one that is loaded draws."""
+    paths, loaded = two
+    monkeypatch.setattr(application, "HEALTH_SECONDS", 0)
+
+    async def go():
+        metrics = Metrics()
+        models = Models(paths, count=metrics.counting, budget=1)
+        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            _, second = models
+            await models.joiner(second)
+            await asyncio.sleep(0.01)
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+            assert second.joiner is not None
+        await models.close()
+
+    asyncio.run(go())
+    assert len(loaded) == 1
+
+
+def test_a_model_that_cannot_be_freed_keeps_no_other(two, monkeypatch):
+    paths, loaded = two
+
+    async def go():
+        models = Models(paths, count=lambda name: lambda *told: None)
+        for model in models:
+            await models.joiner(model)
+
+        def fail():
+            raise RuntimeError("freeing failed")
+
+        loaded[0].close = fail
+        await models.close()
+
+    asyncio.run(go())
+    assert loaded[1].closed
+
+
+def test_a_load_that_takes_too_long_is_a_timeout(two, monkeypatch):
+    paths, _ = two
+    real = having.Pipeline.load
+    monkeypatch.setattr(having, "Pipeline", SimpleNamespace(load=lambda *a, **o: time.sleep(1) or real(*a, **o)))
+
+    async def go():
+        metrics = Metrics()
+        models = Models(paths, count=metrics.counting)
+        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings(seconds=0.3)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client:
+            late = await client.post("/v1/images/generations", json={"prompt": "1"})
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
+            await asyncio.sleep(1)  # it was loaded all the same
+            assert (await client.post("/v1/images/generations", json={"prompt": "1"})).status_code == 200
+        await models.close()
+
+    asyncio.run(go())

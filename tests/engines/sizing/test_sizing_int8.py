@@ -177,7 +177,9 @@ def test_int8_is_a_remedy_where_it_helps():
     room = memory(Workload(config=D16, images=8, precision="int8")).total
     assert Estimate(half, Box(room)).remedies[-1] == "--precision int8"
     assert Estimate(half, Box(room - 1)).remedies[-1] == "--precision int4"  # which is named where INT8 is not enough
+    as_built = Workload(config=D16, images=8, precision="int8", ways=assign(layer_names(D16), "tensorrt", 2))
     room = memory(Workload(config=D16, images=8, precision="int4")).total
+    assert Estimate(as_built, Box(room)).remedies[-1] == "--precision int4"
     assert "--precision int4" not in Estimate(half, Box(room - 1)).remedies
 
 

@@ -84,7 +84,9 @@ def test_levels_of_int4(layers, target, level):
 
 def test_patterns_of_int4(layers):
     ways = assign(layers, "onnxruntime", 1, precision="int4", include=["step/head", "cond/*"], exclude=["step/*.qkv"])
-    assert ways["step/head"] == ways["cond/head"] == FOUR_BITS
+    assert (ways["step/head"], ways["cond/head"]) == (FOUR_BITS, PER_CLASS)
+    weights = assign(layers, "onnxruntime", 1, precision="int4", adaln=PER_BLOCK, include=["cond/*"])
+    assert weights["cond/head"] == FOUR_BITS
     assert ways["step/blocks.0.attention.qkv"] == FLOAT
 
 

@@ -55,6 +55,11 @@ def test_an_address_that_is_not_of_this_machine(serve):
     one_line(serve("--host", "192.0.2.1", "--insecure", "--port", 0), "cannot listen on 192.0.2.1")
 
 
+@pytest.mark.parametrize("origin", ["page.example", "https://page.example/", "ftp://x", ""])
+def test_origins_that_are_none(serve, origin):
+    one_line(serve("--allow-origin", origin), "--allow-origin")
+
+
 def test_bundles_that_are_none(serve, tmp_path):
     one_line(serve(tmp_path / "nothing"), "nothing")
     one_line(serve(DEMO_BUNDLE, DEMO_BUNDLE), "two bundles are called")

@@ -149,6 +149,6 @@ def pages(tmp_path, tiny, stepwise, failing, fused, measured, table) -> Pages:
     for file, evidence in ((made.verify, stepwise), (made.failed, failing), (made.fused, fused)):
         write_verify(file, evidence)
     bench.write_bench(made.bench, tiny, measured, ["var-export", "bench"])
-    more = {"target": "onnxruntime", "kept_in": tmp_path / "t", "machine": machine(), "command": ["var-export"]}
+    more = {"how": ("INT8", "onnxruntime"), "kept_in": tmp_path / "t", "machine": machine(), "command": ["var-export"]}
     sensitivity.write_sensitivity(made.sensitivity, tiny, table, **more)
     return made

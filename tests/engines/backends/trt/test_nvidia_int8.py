@@ -102,7 +102,7 @@ def test_the_builder_takes_every_graph(built, rtx, demo_both_bundle, tmp_path):
 
 def test_int4(rtx, demo_both_bundle, calibration, tmp_path):
     """4-bit weights go straight into products of FP16, AdaLN comes out of a table, and the builder takes all of it."""
-    options = QuantisationOptions(precision="int4", target="tensorrt", level=1)
+    options = QuantisationOptions(precision="int4", target="tensorrt", form="both", level=1)
     made = quantize_bundle(Bundle.open(demo_both_bundle), tmp_path / "int4", options, lambda: calibration)
     assert made.reports["stepwise"].total.kl < 0.02
     network, bundle = Network(rtx, made.bundle.graph_path("step")), made.bundle
