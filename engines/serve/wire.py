@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
+from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
 from engines.draw.editing import prepare
 from engines.draw.request import Request, make_request
@@ -124,7 +125,17 @@ def request_of(body: _Images, bundle: Manifest) -> Request:
         raise UsageError(f"size must be auto or {size}x{size}, the one that this model draws, got {body.size!r:.40}")
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
     seeds = [(seed + k) % (MAX_SEED + 1) for k in range(body.n)]
-    return make_request(bundle, body.prompt.strip() or "none", seeds=seeds, **body.sampling)
+    return make_request(bundle, class_of(body, bundle), seeds=seeds, **body.sampling)
+
+
+def class_of(body: _Images, bundle: Manifest) -> int:
+    """The class that a prompt names; an empty one is none. Raises `UsageError`."""
+    names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
+    try:
+        return names.index(body.prompt.strip() or "none")
+    except UsageError as error:
+        reason = str(error).partition(": `")[0]  # without the command of a terminal
+        raise UsageError(f"prompt is no class of this model: {reason}; GET /v1/classes lists them") from error
 
 
 def scales_of(body: _Images, bundle: Manifest) -> tuple[int, ...]:
@@ -176,7 +187,7 @@ def edited(bundle: Manifest, body: EditBody, image: bytes, mask: bytes | None) -
         )
     if redrawn is None or not redrawn.any():
         raise UsageError("nothing is to be redrawn: send a mask, an image with a transparent part, or boxes")
-    asked = prepare(bundle.config, [picture], [redrawn], body.prompt.strip() or "none", 0, body.fit)
+    asked = prepare(bundle.config, [picture], [redrawn], class_of(body, bundle), 0, body.fit)
     return asked.squares(), asked.areas
 
 
