@@ -55,6 +55,9 @@ ELSEWHERE = {
     "it needs a bundle with the fused form: tests/engines/tritonserver/test_triton_repository.py serves one so": [
         "var-export triton * --stock *",
     ],
+    "it needs two bundles: tests/var_export/cli/test_compare_command.py has them": [
+        "var-export compare bundles/var-d16-256-fp32 *",
+    ],
     "it serves until it is stopped: tests/engines/serve asks it": [
         "var-export serve*",
     ],
