@@ -9,8 +9,6 @@ import httpx
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.draw.results import Preview, Timings
 from engines.errors import BackendError, CancelledError, OutOfMemoryError, UsageError
