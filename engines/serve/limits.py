@@ -25,6 +25,8 @@ OPEN_PATHS = ("/healthz",)
 ANY = "*"
 """What a load balancer asks without a key."""
 TOO_LARGE = {"kind": "invalid_request_error", "code": "request_too_large"}
+DRAINED = 4
+"""How many times the largest body is read of one that is refused."""
 _MAX_ID, _MAX_DIGITS = 64, 32
 
 
@@ -79,6 +81,7 @@ class Limits:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self._most:
+                await self._drain(receive, message)
                 raise TooLargeError(self._most)
             return message
 
@@ -92,6 +95,7 @@ class Limits:
         try:
             refusal = self._refusal(scope, headers)
             if refusal is not None:
+                await self._drain(receive)
                 await refusal(scope, receive, told)
                 return
             await self._app(scope, limited, told)
@@ -101,6 +105,13 @@ class Limits:
             path = getattr(route, "path", "other")
             self._metrics.seconds.labels(path=path, status=str(status)).observe(seconds)
             log.info("%s %s %s %d %.3f s", request_id, scope["method"], path, status, seconds)
+
+    async def _drain(self, receive: Receive, message: MutableMapping[str, Any] | None = None) -> None:
+        """Read on, and keep nothing: a client that still sends would not read the answer. Not for ever, though."""
+        left = DRAINED * self._most
+        while left > 0 and (message is None or message.get("more_body", False)):
+            message = await receive()
+            left -= len(message.get("body", b""))
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
