@@ -20,13 +20,17 @@ BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors
 CALIBRATION_NEEDS = ("onnx", "onnx_ir")
 
 
+NEEDS_AN_EXTRA = "engines.serve."
+"""Modules that need packages of their own: a server's."""
+
+
 def modules_of(package):
-    """Dotted names of all modules of a package, without importing any."""
+    """Dotted names of all modules of a package, without importing any, but for those that need an extra."""
     names = []
     for file in sorted((ROOT / package).rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return names
+    return [name for name in names if not name.startswith(NEEDS_AN_EXTRA)]
 
 
 def run(script, *, blocked=()):

@@ -66,7 +66,12 @@ def tiny_fp32_bundle():
 
 
 @pytest.fixture
-def swiftshader():
+def webgpu():
+    pytest.importorskip("onnxruntime_ep_webgpu", reason="onnxruntime-ep-webgpu is not installed")
+
+
+@pytest.fixture
+def swiftshader(webgpu):
     if not (CHROMIUM / "vk_swiftshader_icd.json").is_file():
         pytest.skip("no SwiftShader: apt install chromium")
 
@@ -90,7 +95,7 @@ def test_what_it_cannot_run_is_one_line(swiftshader, demo_int8_bundle):
     )
 
 
-def test_without_a_gpu_it_says_what_it_needs(tiny_fp32_bundle):
+def test_without_a_gpu_it_says_what_it_needs(webgpu, tiny_fp32_bundle):
     hidden = {"ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER": "0", "VK_ICD_FILENAMES": "", "LD_LIBRARY_PATH": ""}
     assert python(FAILS, tiny_fp32_bundle, 0, **hidden) == (
         "WebGPU finds no GPU here; on Linux it needs a GPU driver with Vulkan and its loader (Debian: libvulkan1)"
