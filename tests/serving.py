@@ -38,7 +38,7 @@ def serving(*arguments, env=None):
 
 
 def pixels(datum):
-    """Of an entry of a response, or an event."""
+    """The pixels (h, w, 3) of an image in a response, or in an event of a stream."""
     with Image.open(io.BytesIO(base64.b64decode(datum.b64_json))) as image:
         return np.asarray(image.convert("RGB"))
 

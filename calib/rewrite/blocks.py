@@ -63,7 +63,9 @@ def put_four_bit_weight(editor: Editor, layer: Layer, precision: str) -> None:
 
 
 def _scales(editor: Editor, layer: Layer, bits: int, scales: NDArray[np.float32]) -> ir.Value:
-    """Of 4-bit weights they would be a sixteenth of the bytes: stored in FP16, and widened at load."""
+    """The scales of a layer's blocks. Those of 4-bit weights, a sixteenth of the bytes as float32, are stored in FP16
+    and widened when the graph is loaded.
+    """
     name = f"{layer.weight.name}.block_scales"
     if bits > 4:
         return editor.constant(name, scales)

@@ -50,7 +50,7 @@ def _producer(node: ir.Node) -> ir.Node | None:
 
 
 def _classes(layer: Layer) -> tuple[ir.Value, NDArray[np.float32]]:
-    """Of AdaLN: the graph's input of classes, and what the layer gets for each of them, float32 (classes, K)."""
+    """The graph's input of classes, and what a layer of AdaLN gets for each of them, float32 (classes, K)."""
     product = layer.input.producer()  # SiLU of the embedding: x * Sigmoid(x)
     if product is not None and product.op_type == "Cast":
         product = _producer(product)

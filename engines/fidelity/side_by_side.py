@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.draw.pipeline import Pipeline
 from engines.errors import UsageError
-from engines.foreign import parse_json, read_arrays
+from engines.foreign import MALFORMED, parse_json, read_arrays
 from engines.judging.similarity import psnr
 from engines.progress import Progress, Steps, silent
 from engines.storage import atomic_write
 
 FORMAT = "var-export drawing 1"
 _ARRAYS = {"images": (np.uint8, 4), "tokens": (np.int64, 2), "classes": (np.int64, 1), "seeds": (np.uint64, 1)}
-_FACTS, _MAX_FACTS = "facts", 1 << 16
+_FACTS, _MAX_FACTS = "facts", 1 << 22
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Drawing:
     seeds: NDArray[np.uint64]
     """(B,)."""
     facts: Mapping[str, Any]
-    """`name` of the bundle's folder, `model`, `precision`, `bytes` of its files, `labels` of the images, `scales` of
-    the model, `sampling` of the images, `seconds` of each, `runtime`."""
+    """`name` of the bundle's folder, `precision`, `bytes` of its files, `labels` of the images, `scales` of the model,
+    `sampling` of the images, `seconds` of each, `runtime`."""
 
     @property
     def title(self) -> str:
@@ -72,20 +72,36 @@ class Drawing:
 
         def accept(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
             kind, dimensions = (np.uint8, 1) if name == _FACTS else _ARRAYS[name]
-            if dtype != kind or len(shape) != dimensions or (name == _FACTS and shape[0] > _MAX_FACTS * 64):
+            if dtype != kind or len(shape) != dimensions or (name == _FACTS and shape[0] > _MAX_FACTS):
                 raise ValueError(f"{name} has the type {dtype} and the shape {shape}")
 
         what = ".npz file of var-export compare"
         arrays: dict[str, Any] = read_arrays(file, (*_ARRAYS, _FACTS), accept, what=what)
         try:
             facts = parse_json(arrays.pop(_FACTS).tobytes())
-            if facts.pop("format") != FORMAT or len({len(array) for array in arrays.values()}) != 1:
-                raise ValueError
+            if facts.pop("format") != FORMAT:
+                raise ValueError("another format")
             found = cls(**arrays, facts=facts)
-            _ = found.title, found.seconds, facts["labels"], facts["bytes"], facts["precision"], facts["scales"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found.check()
+        except MALFORMED as error:
             raise UsageError(f"{file} is no drawing that var-export compare saved: save it again") from error
         return found
+
+    def check(self) -> None:
+        """Raise `ValueError`, or another of `engines.foreign.MALFORMED`, where the parts do not fit each other."""
+        facts, count = self.facts, len(self.images)
+        counts = {len(each) for each in (self.tokens, self.classes, self.seeds, facts["labels"], facts["seconds"])}
+        if not count or counts != {count} or self.images.shape[3] != 3 or self.classes.min() < 0:
+            raise ValueError("its images are not all described")
+        sides = [int(side) for side in facts["scales"]]
+        if min(sides) < 1 or sum(side * side for side in sides) != self.tokens.shape[1]:
+            raise ValueError("its tokens are not those of its scales")
+        if not all(isinstance(facts[name], dict) for name in ("runtime", "sampling")):
+            raise ValueError("it does not say how it was drawn")
+        if not (
+            min(map(float, facts["seconds"])) > 0 and float(facts["bytes"]) > 0 and facts["name"] and facts["precision"]
+        ):
+            raise ValueError("it does not say by what it was drawn")
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class Pair:
     """One image of both sides."""
 
     index: int
-    """Of its class."""
+    """The index of the class that was drawn."""
     label: str
     seed: int
     alike: float
@@ -101,7 +117,7 @@ class Pair:
     first: int | None
     """The first scale with another token; None where all are the same."""
     psnr: float
-    """Of the two images, dB; infinite where they are equal."""
+    """How alike the two images are, in dB; infinite where they are equal."""
 
 
 def draw(pipeline: Pipeline, name: str, classes: Sequence[int], seeds: Sequence[int], *, progress: Progress = silent,
@@ -120,7 +136,6 @@ def draw(pipeline: Pipeline, name: str, classes: Sequence[int], seeds: Sequence[
     bundle = pipeline.bundle
     facts = {
         "name": name,
-        "model": bundle.golden_key,
         "precision": bundle.precision,
         "bytes": bundle.total_bytes,
         "labels": [result.texts[0]["label"] for result in results],

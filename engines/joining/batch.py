@@ -38,7 +38,7 @@ class Member(Protocol):
 
     @property
     def order(self) -> Order:
-        """What it asks for."""
+        """The images that the member asks for."""
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ class Member(Protocol):
         """Whether nobody waits for it any more; once gone, always gone."""
 
     def show(self, preview: Preview) -> None:
-        """Its images after one scale."""
+        """Take the member's images as they stand after one scale."""
 
 
 def draw_joined(pipeline: Pipeline, members: Sequence[Member], count: Count) -> None:

@@ -114,7 +114,7 @@ class _Routes:
         self._asking, self._decoding = asyncio.Lock(), asyncio.Lock()
 
     def add_to(self, app: FastAPI) -> None:
-        """Name them."""
+        """Give each of these methods its path in `app`."""
         app.add_api_route("/v1/images/generations", self.generate, methods=["POST"], response_model=None)
         app.add_api_route("/v1/images/edits", self.edit, methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.list_models, methods=["GET"], response_model=None)

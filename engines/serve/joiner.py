@@ -50,9 +50,9 @@ class Ticket:
     tell: Callable[[Told], None]
     """Called in the thread that draws."""
     deadline: float = math.inf
-    """Of `time.monotonic()`, from which on nobody waits for it."""
+    """The value of `time.monotonic()` from which on nobody waits for the request."""
     done: bool = False
-    """Whether it has its final images."""
+    """Whether the request has its final images."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _late: bool = False
 

@@ -35,9 +35,9 @@ from engines.spec.sampling import OPTIONS
 from engines.spec.uniforms import MAX_SEED
 
 MAX_IMAGES = 10
-"""Of one request, as OpenAI has it."""
+"""The most images that one request may ask for, which is OpenAI's own limit."""
 MAX_PIXELS = 50_000_000
-"""Of an uploaded picture, which is decoded in memory."""
+"""The largest picture that may be uploaded: it is decoded in memory."""
 LISTS = ("boxes", "preview_scales")
 """Fields that hold several values."""
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -79,11 +79,6 @@ class _Images(BaseModel):
     def sampling(self) -> dict[str, Any]:
         """The options of `engines.spec.sampling` that were given."""
         return {name: value for name in _KINDS if (value := getattr(self, name)) is not None}
-
-    @property
-    def media_type(self) -> str:
-        """Of the pictures."""
-        return f"image/{self.output_format}"
 
 
 _fields: dict[str, Any] = {name: (kind | None, None) for name, kind in _KINDS.items()}

@@ -20,7 +20,7 @@ def bundles():
 
 @pytest.fixture(scope="module")
 def server(bundles):
-    """Its address."""
+    """The address of a server of two models."""
     with serving(*bundles, "--check", "never", "--allow-origin", "https://page.example") as (_, address):
         yield address
 
