@@ -69,6 +69,10 @@ ELSEWHERE = {
         "* --url triton://*",
         "perf_analyzer *",
     ],
+    "it needs Docker, or ComfyUI: tests/integrations holds the files that it takes": [
+        "docker build *",
+        "ln -s *",
+    ],
     "it is for another machine": [
         "sudo *",
         "python3 -m venv *",
