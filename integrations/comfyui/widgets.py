@@ -60,13 +60,13 @@ def sampling_inputs() -> dict[str, Widget]:
 def _sampling_input(option: SamplingOption) -> Widget:
     if option.kind == "bool":
         return ("BOOLEAN", {"default": False, "tooltip": f"{option.meaning}."})
-    most = min(option.high, _LARGEST[option.kind])
     tooltip = f"{option.meaning}. {RECOMMENDED}: as the bundle recommends."
+    kind = int if option.kind == "int" else float
+    options: dict[str, Any] = {"default": kind(RECOMMENDED), "min": kind(RECOMMENDED)}
+    options |= {"max": kind(min(option.high, _LARGEST[option.kind])), "tooltip": tooltip}
     if option.kind == "int":
-        return ("INT", {"default": RECOMMENDED, "min": RECOMMENDED, "max": int(most), "step": 1, "tooltip": tooltip})
-    least = float(RECOMMENDED)
-    # Without `round`, the frontend rounds what is typed to the step.
-    return ("FLOAT", {"default": least, "min": least, "max": most, "step": 0.05, "round": 0.0001, "tooltip": tooltip})
+        return ("INT", {**options, "step": 1})
+    return ("FLOAT", {**options, "step": 0.05, "round": 0.0001})  # without `round`, what is typed goes to the next step
 
 
 def sampling_of(widgets: dict[str, Any]) -> dict[str, Any]:
