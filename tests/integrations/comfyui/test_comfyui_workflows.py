@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,24 +31,32 @@ def comfyui(comfy_nodes):
     return ComfyStandIn(CORE, comfy_nodes.NODE_CLASS_MAPPINGS)
 
 
+class Loads(NamedTuple):
+    loaded: list[str]
+    closed: list[str]
+
+
 @pytest.fixture
 def loads(monkeypatch, comfy_nodes):
-    """What `Pipeline.load` was called with, from a shelf that is empty; and which were closed."""
-    import sys
-
+    """The paths that `Pipeline.load` was called with, from a shelf that is empty; `closed` has those closed since."""
     pipelines = sys.modules[f"{comfy_nodes.__name__}.pipelines"]
     shelf = pipelines.PipelineShelf()
     monkeypatch.setattr(pipelines, "_SHELF", shelf)
-    loaded, real = [], Pipeline.load.__func__
+    loaded, closed, real, close = [], [], Pipeline.load.__func__, Pipeline.close
 
     def load(cls, path, **options):
         loaded.append(path)
         return real(cls, path, **options)
 
+    def tell(pipeline):
+        closed.append(str(pipeline.bundle.path))
+        close(pipeline)
+
     monkeypatch.setattr(Pipeline, "load", classmethod(load))
-    yield loaded
+    monkeypatch.setattr(Pipeline, "close", tell)
+    yield Loads(loaded, closed)
     shelf.clear()
-    assert len(shelf) == 0
+    assert sorted(closed) == sorted(loaded), "what was opened is closed once"
 
 
 def test_every_example_is_here():
@@ -83,7 +93,7 @@ def test_a_second_run_computes_what_changed(comfyui, loads):
     changed, ran = comfyui.run(workflow)
     assert ran == ["2", "3"]
     assert not torch.equal(changed["2"][0][0], outputs["2"][0][0])
-    assert len(loads) == 1
+    assert len(loads.loaded) == 1
 
 
 @pytest.mark.slow
@@ -100,7 +110,9 @@ def test_the_bundle_is_loaded_anew_when_its_folder_changes(comfyui, loads, tmp_p
     (folder / "plans" / "of-a-gpu").mkdir(parents=True)
     (folder / "plans" / "of-a-gpu" / "step.plan").touch()
     assert len(comfyui.run(workflow)[1]) == 5, "so it does when plans were built"
-    assert loads == [str(folder)] * 3
+    os.utime(folder / "plans" / "of-a-gpu" / "step.plan", (1, 1))
+    assert len(comfyui.run(workflow)[1]) == 5, "and when they were built anew"
+    assert loads == ([str(folder)] * 4, [str(folder)] * 3)
 
 
 def test_two_models_stay_loaded_and_a_third_takes_the_place_of_the_oldest(loads, node, tmp_path):
@@ -109,9 +121,9 @@ def test_two_models_stay_loaded_and_a_third_takes_the_place_of_the_oldest(loads,
         copy_bundle(DEMO_BUNDLE, tmp_path / name)
         chosen += node("LoadBundle", bundle="embedded demo", path=str(tmp_path / name), threads=1)
     names = [str(tmp_path / name) for name in ("a", "b", "c")]
-    assert loads == names
+    assert loads == (names, names[:1])
     images = [node("Draw", each, class_name="0", seed=0, count=1)[0] for each in (chosen[1], chosen[2], chosen[0])]
-    assert loads == [*names, names[0]], "what was dropped is loaded again when a node asks for it"
+    assert loads == ([*names, names[0]], names[:2]), "what was dropped is loaded again when a node asks for it"
     assert torch.equal(images[0], images[2])
 
 
@@ -137,4 +149,4 @@ def wrong(key, **inputs):
 def test_a_wrong_workflow_is_refused_before_it_runs(comfyui, loads, workflow, reason):
     with pytest.raises(RefusedWorkflowError, match=reason):
         comfyui.run(workflow)
-    assert loads == []
+    assert loads.loaded == []
