@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime
 # Tests run in WORKERS processes, a file at a time, with the slow ones first. What they make once, bundles above all, is
 # kept in build/test-bundles until the code that made it changes.
 WORKERS ?= 2
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 
 test: test-bundles $(TRITON_TEST)
 	TRITON_VENV="$(TRITON_VENV)" $(BIN)/python -m pytest $(SIDE_BY_SIDE)

@@ -8,6 +8,7 @@ import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
 from engines.errors import BundleError
+from tests.browsing import chromium as chromium  # a fixture
 from tests.bundles import shared_bundle
 from tests.hub_server import hub as hub  # a fixture
 from tests.kept import KEPT, changed

@@ -12,12 +12,17 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
+MODULES = {"var-export": "var_export.cli.main", "var-run": "engines.cli.run"}
+
 
 @contextmanager
-def serving(*arguments, env=None):
+def serving(*arguments, env=None, page=False, program="var-export"):
     """The process and its address; it is told to stop at the end, and has to."""
-    program = "import sys; from var_export.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    start = f"import sys; from {MODULES[program]} import main; sys.exit(main())"
+    command = [sys.executable, "-c", start]
+    if program == "var-export":
+        command += ["serve", *([] if page else ["--no-page"])]
+    command += [*map(str, arguments), "--port", "0", "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     lines = []
     for line in process.stderr:

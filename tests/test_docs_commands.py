@@ -58,8 +58,9 @@ ELSEWHERE = {
     "it needs two bundles: tests/var_export/cli/test_compare_command.py has them": [
         "var-export compare bundles/var-d16-256-fp32 *",
     ],
-    "it serves until it is stopped: tests/engines/serve asks it": [
+    "it serves until it is stopped: tests/engines/serve and page ask it": [
         "var-export serve*",
+        "var-run --ui",
     ],
     "it needs a Triton server: tests/engines/tritonserver has one": [
         "tritonserver *",

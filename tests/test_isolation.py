@@ -20,7 +20,7 @@ BLOCKED = ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "safetensors
 CALIBRATION_NEEDS = ("onnx", "onnx_ir")
 
 
-NEEDS_AN_EXTRA = "engines.serve."
+NEEDS_AN_EXTRA = ("engines.serve.", "engines.page.")
 """Modules that need packages of their own: a server's."""
 
 

@@ -68,6 +68,11 @@ class ClassNames:
         """The name of class `index` in file names: no two classes share one."""
         return NONE if index == self.unconditional else self._slugs[index]
 
+    def holding(self, text: str) -> list[int]:
+        """Indexes of the classes whose labels hold `text`, in any case; of all, where it is empty."""
+        wanted = text.strip().casefold()
+        return [index for index in range(self.num_classes) if wanted in self.label(index).casefold()]
+
     def parse(self, specifications: str | Iterable[str]) -> tuple[int, ...]:
         """Indexes that `specifications` name, in the order written; a class named twice comes twice.
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import importlib.util
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from engines.errors import VarExportError
+from engines.errors import BackendError, VarExportError
+from engines.packages import install_command
 from engines.spec.choices import BACKENDS, CHECKS, OPENVINO_DEVICES, PRECISION_HINTS, PROVIDERS, Device, device_of
 from engines.storage import DISK_ERRORS, expanded
 from engines.words import one_line, printable
@@ -225,6 +227,19 @@ class Runtime:
 
 
 runtime_options = option_group("runtime", Runtime)
+
+
+@contextlib.contextmanager
+def needs_packages(what: str, extra: str, packages: Sequence[str]) -> Iterator[None]:
+    """Around the imports of what needs the packages of an extra: one line where one is missing."""
+    try:
+        yield
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in packages:
+            raise
+        extras = (extra,) if importlib.util.find_spec("onnxruntime") else ("cpu", extra)
+        raise BackendError(f"{what} needs more packages ({error}): {install_command(*extras)}") from error
 
 
 def version_option(program: str) -> Callable[[Command], Command]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from engines.cli.actions import (
     seed_remark,
     with_grid_of_sweep,
 )
-from engines.cli.again import AREA
 from engines.cli.common import json_out, tell
 from engines.cli.execute import ImageRun, Opened
 from engines.cli.options import AreaOptions, DrawOptions, OutputOptions, SourceOptions
@@ -38,10 +36,10 @@ from engines.editing.detectors import Detector
 from engines.editing.found import Found, NothingFoundError, cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
+from engines.files.again import AREA, area_of
 from engines.files.jobs import Item, Made
 from engines.foreign import pictures_in
 from engines.pictures.images import load_mask, load_picture
-from engines.spec.choices import FITS
 from engines.words import counted, printable
 
 _NAME = "{name}"
@@ -228,15 +226,17 @@ def _mask_of(place: Path, file: Path) -> Path:
 
 def _spelled(area: AreaOptions) -> str:
     """The area as options of a command line."""
-    words = [word for box in area.box for word in ("--box", box)]
-    for flag, file in (("--mask", area.mask), ("--boxes", area.boxes), ("--detect", area.detect)):
-        words += [] if file is None else [flag, str(file)]
-    words += [word for name in area.objects for word in ("--object", name)]
-    words += [] if area.score is None else ["--score", f"{area.score:g}"]
-    words += ["--grow", f"{area.grow:g}"] if area.grow else []
-    words += ["--outpaint"] if area.outpaint else []
-    words += [] if area.fit == FITS[0] else ["--fit", area.fit]
-    return printable(shlex.join([*words, *([] if area.composite else ["--no-composite"])]))
+    files = {"--mask": area.mask, "--boxes": area.boxes, "--detect": area.detect}
+    return area_of(
+        box=area.box,
+        files=files,
+        objects=area.objects,
+        score=area.score,
+        grow=area.grow,
+        outpaint=area.outpaint,
+        fit=area.fit,
+        composite=area.composite,
+    )
 
 
 def _digest(picture: NDArray[np.uint8], redrawn: Mask) -> str:

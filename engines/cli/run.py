@@ -34,6 +34,7 @@ Examples:
   var-run --class all --count 50 --npz samples.npz
   var-run edit cat.jpg --box 0,0.5,1,1 --class fox --count 4
   var-run --class 88 --url triton://localhost:8001
+  var-run --ui
 """
 
 
@@ -47,6 +48,8 @@ class DrawsByDefault(click.Group):
         if not args:
             raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)", ctx)
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
+        if args[0].startswith("-") and args[0] in self.commands:
+            return super().parse_args(ctx, ["--", *args])  # a command, though it looks like an option
         if args[0] not in self.commands and args[0] not in own:
             if not args[0].startswith("-"):
                 self._check_mistyped(ctx, args)
@@ -170,6 +173,19 @@ def classes(context: click.Context, /, source: SourceOptions) -> None:
     from engines.cli import actions
 
     actions.list_classes(source)
+
+
+@run.command("--ui")
+@option_group("source", SourceOptions, without=("url", "as_json", *_REFINE))
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0 is any that is free.")
+@click.option("--browser/--no-browser", default=True, help="Show it in this machine's browser.")
+def ui(source: SourceOptions, port: int, browser: bool) -> None:
+    """Draw, edit and explore on a page in a browser (as var-export serve has)."""
+    from engines.cli.serving import LOCAL, start
+
+    models = {"max_batch": source.batch, "check": source.check, "runtime": vars(source.runtime)}
+    bundles = [] if source.bundle is None else [str(source.bundle)]
+    start(bundles, port=port, browser=browser, models=models, settings={"hosts": LOCAL})
 
 
 def _check_conflicts(context: click.Context) -> None:

@@ -39,7 +39,7 @@ from engines.pictures.images import (
     save_picture,
 )
 from engines.spec.choices import PREVIEWS
-from engines.storage import Lock, parts, remove_dead_parts, write_json
+from engines.storage import Lock, atomic_write, parts, remove_dead_parts, write_json
 
 STRIP = PREVIEWS[0]
 _MOMENT = 0.1  # seconds
@@ -79,6 +79,8 @@ class Pictures(Sink):
         self._stored = {item.index for item in job.items if self._is_stored(item, damaged_is_ours=ours)}
         self._made = [] if folder is None else [each for each in (folder, *folder.parents) if not each.exists()]
         """Folders that this sink makes, the innermost first."""
+        self._replaces: bytes | None = None
+        """The job.json that this sink has put its own in place of; empty: there was none. None: it has written none."""
         self._written = False
         if folder is not None:
             self._claim(folder)
@@ -114,13 +116,21 @@ class Pictures(Sink):
         if self._lock is None:
             return
         assert self._folder is not None
-        if self._made and not self._written:  # nothing came of it: as if it had never begun
-            (self._folder / JOB_FILE).unlink(missing_ok=True)
+        if self._replaces is not None and not self._written:  # nothing came of it: as if it had never begun
+            self._restore(self._folder / JOB_FILE, self._replaces)
             with contextlib.suppress(OSError):  # somebody put something there meanwhile
                 for made in self._made:
                     made.rmdir()
         self._lock.release()
         self._lock = None
+
+    @staticmethod
+    def _restore(record: Path, content: bytes) -> None:
+        if not content:
+            record.unlink(missing_ok=True)
+            return
+        with atomic_write(record) as file:
+            file.write(content)
 
     def _keeps(self, path: Path, item: Item) -> bool:
         """Whether a file is this picture already, made by another job, which lacked what stands beside it now."""
@@ -149,7 +159,9 @@ class Pictures(Sink):
             known = read_job_file(folder / JOB_FILE) or {}
             there = known.get("images") if known.get(KEY) == self._job.key else 0
             if not isinstance(there, int) or there < len(self._job.items):
-                write_json(folder / JOB_FILE, self._job.describe())
+                record = folder / JOB_FILE
+                self._replaces = record.read_bytes() if record.exists() else b""
+                write_json(record, self._job.describe())
             for name in {JOB_FILE, *(f"*{path.suffix}" for path in (*self._paths, *self.previews))}:
                 for part in parts(folder, name):  # of a process that was killed: the lock says that none runs
                     part.unlink(missing_ok=True)

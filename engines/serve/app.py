@@ -35,7 +35,8 @@ from engines.serve.joiner import QueueFullError
 from engines.serve.limits import App, Limits
 from engines.serve.metrics import Metrics
 from engines.serve.models import Models, NoRoomError, ServedModel
-from engines.serve.waiting import Job, while_connected
+from engines.serve.page import WithPage
+from engines.serve.waiting import Job, drawn, while_connected
 
 log = logging.getLogger(__name__)
 HEALTH_SECONDS = 10.0
@@ -59,13 +60,17 @@ class ServerSettings:
     """Names that requests may call it by; none are all."""
 
 
-def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> App:
-    """The whole server. Starting it loads nothing; stopping it finishes what waits."""
+def create_app(models: Models, metrics: Metrics, settings: ServerSettings, page: WithPage | None = None) -> App:
+    """The whole server. Starting it loads nothing; stopping it finishes what waits.
+
+    `page` answers whatever the API does not.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeper = asyncio.create_task(models.sweep())
-        yield
+        async with contextlib.nullcontext() if page is None else page.running():
+            yield
         sweeper.cancel()
         await models.close()
 
@@ -73,7 +78,7 @@ def create_app(models: Models, metrics: Metrics, settings: ServerSettings) -> Ap
     _Routes(models, metrics, settings).add_to(app)
     add_handlers(app)
     limited = Limits(
-        app,
+        app if page is None else page.beside(app),
         body_bytes=settings.body_bytes,
         key=settings.key,
         origins=settings.origins,
@@ -225,12 +230,7 @@ class _Routes:
         """The classes of a model whose labels hold `query`, in any case."""
         bundle = self._models.find(model).bundle
         names = ClassNames(bundle.config.transformer.num_classes, bundle.labels)
-        wanted = query.casefold()
-        found = [
-            {"index": index, "label": label}
-            for index in range(names.num_classes)
-            if wanted in (label := names.label(index)).casefold()
-        ]
+        found = [{"index": index, "label": names.label(index)} for index in names.holding(query)]
         return JSONResponse({"object": "list", "data": found})
 
     async def health(self) -> Response:
@@ -247,21 +247,14 @@ class _Routes:
     async def _drawing(self) -> Response:
         """Draw with a model that is loaded, or with the first."""
         model = next((each for each in self._models if each.joiner is not None), self._models.find(None))
-        body = wire.GenerationBody(seed=0, cfg=0.0)
-        model.asked += 1
+        request = wire.request_of(wire.GenerationBody(seed=0, cfg=0.0), model.bundle)
         try:
-            joiner = await self._models.joiner(model)
-            orders = wire.orders_of(wire.request_of(body, model.bundle), 1)
-            job = Job(orders, (), time.monotonic() + self._settings.seconds)
-            joiner.submit(job.tickets)
-            async for _ in job.previews():
+            async for _ in drawn(self._models, model, request, time.monotonic() + self._settings.seconds):
                 pass
         except (QueueFullError, NoRoomError):
             pass  # it is busy, and drawing
         except VarExportError as error:
             return JSONResponse({"status": "failing", "message": str(error)}, 503)
-        finally:
-            model.asked -= 1
         return JSONResponse({"status": "ok"})
 
     async def metrics(self) -> Response:

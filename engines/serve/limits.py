@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,8 +23,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN_PATHS = ("/healthz",)
-ANY = "*"
 """What a load balancer asks without a key."""
+ANY = "*"
 TOO_LARGE = {"kind": "invalid_request_error", "code": "request_too_large"}
 DRAINED = 4
 """How many times the largest body is read of one that is refused."""
@@ -65,6 +66,9 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
+        if scope["type"] == "websocket":  # nothing here speaks it, and none of these limits would hold
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -122,19 +126,36 @@ class Limits:
             return _forbidden(message, "origin")
         asks_first = scope["method"] == "OPTIONS"  # what a browser sends before a request, without the key
         if self._key is not None and scope["path"] not in OPEN_PATHS and not asks_first:
-            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._key.encode()):
-                document = error_document(
-                    "the API key is missing or wrong: send the header Authorization: Bearer KEY",
-                    kind="authentication_error",
-                    code="invalid_api_key",
-                )
-                return JSONResponse(document, 401, {"WWW-Authenticate": "Bearer"})
+            given = _key_of(headers)
+            if not hmac.compare_digest(given, self._key.encode()):
+                return _unknown(headers)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and len(length) < _MAX_DIGITS and int(length) > self._most:
             document = error_document(str(TooLargeError(self._most)), **TOO_LARGE)
             return JSONResponse(document, 413, {"Connection": "close"})
         return None
+
+
+def _unknown(headers: Mapping[bytes, bytes]) -> JSONResponse:
+    """The answer to who sends no key, or another; a browser asks its user for it."""
+    message = "the API key is missing or wrong: send the header Authorization: Bearer KEY"
+    document = error_document(message, kind="authentication_error", code="invalid_api_key")
+    reads_pages = b"text/html" in headers.get(b"accept", b"")
+    scheme = 'Basic realm="the API key is the password"' if reads_pages else "Bearer"
+    return JSONResponse(document, 401, {"WWW-Authenticate": scheme})
+
+
+def _key_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key that a request sends: as a bearer token, or as the password that a browser asked for."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return token.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(token, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""
 
 
 def _forbidden(message: str, what: str) -> JSONResponse:

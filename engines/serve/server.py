@@ -8,6 +8,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 
@@ -26,9 +27,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: App, sock: socket.socket, started: Callable[[str], None], *, seconds: float) -> None:
+def run(
+    app: App,
+    sock: socket.socket,
+    started: Callable[[str], None],
+    *,
+    seconds: float,
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then finish what runs, which takes `seconds` at most; `started` is called with the
-    address.
+    address, and `stopping` as soon as it is to end.
     """
     config = uvicorn.Config(
         app,
@@ -39,7 +47,7 @@ def run(app: App, sock: socket.socket, started: Callable[[str], None], *, second
         timeout_graceful_shutdown=math.ceil(seconds),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config)
+    server = _Server(config, stopping)
     host, port = sock.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -56,6 +64,15 @@ def run(app: App, sock: socket.socket, started: Callable[[str], None], *, second
 
 class _Server(uvicorn.Server):
     """Ends with exit code 0 when it is told to stop; uvicorn's own raises the signal once more."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`."""
+        super().handle_exit(sig, frame)
+        self._stopping()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

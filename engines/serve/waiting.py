@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from engines.backends.base import Array
+from engines.draw.request import Request as Drawn
 from engines.draw.results import Preview
 from engines.errors import CancelledError
 from engines.joining.orders import Order
+from engines.serve import wire
 from engines.serve.joiner import Ticket, TimedOutError, Told
+from engines.serve.models import Models, ServedModel
 
 ASK_SECONDS = 0.2
 """How often a request that waits asks whether its client has gone."""
@@ -51,6 +55,41 @@ class Job:
         """Nobody waits any more."""
         for ticket in self.tickets:
             ticket.cancel()
+
+
+async def drawn(
+    models: Models,
+    model: ServedModel,
+    request: Drawn,
+    deadline: float,
+    scales: tuple[int, ...] = (),
+    edit: tuple[Array, Array] | None = None,
+) -> AsyncGenerator[tuple[int, Preview], None]:
+    """Images of a request, after `scales` and after the last one, with the place of the first of them in the request.
+
+    Args:
+        models: of which `model` is one; it is loaded where it is not.
+        model: what draws.
+        request: what is drawn.
+        deadline: the value of `time.monotonic()` at which nobody waits any more; closing the generator says so earlier.
+        scales: after which images are shown, beside the last.
+        edit: the picture uint8 (1, R, R, 3) and the cells bool (1, S, S) of all images, where a picture is edited.
+
+    Raises what `Models.joiner` and `Joiner.submit` raise, and what goes wrong while drawing.
+
+    """
+    model.asked += 1
+    try:
+        joiner = await models.joiner(model)
+        job = Job(wire.orders_of(request, joiner.pipeline.max_batch, edit), scales, deadline)
+        joiner.submit(job.tickets)
+        try:
+            async for found in job.previews():
+                yield found
+        finally:
+            job.cancel()
+    finally:
+        model.asked -= 1
 
 
 async def _within(waited: Awaitable[T], deadline: float) -> T:

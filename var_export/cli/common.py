@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engines.cli.common import Command, NamedPath, option, tell
+from engines.cli.common import Command, NamedPath, needs_packages, option, tell
 from engines.errors import BackendError, UsageError
 from engines.packages import install_command
 from engines.spec.choices import LEVELS
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from engines.bundle.bundle import Bundle
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "safetensors")
-SERVE_PACKAGES = ("fastapi", "uvicorn", "starlette", "pydantic", "python_multipart", "prometheus_client")
 PAGE_SUFFIXES = (".html", ".htm")
 REPORT_PACKAGES = ("matplotlib", "jinja2")
 
@@ -112,15 +111,9 @@ def open_bundle(path: Path | None, *, verify: bool = True) -> Bundle:
 def needs_export_packages(
     what: str, extra: str = "export", packages: Sequence[str] = EXPORT_PACKAGES
 ) -> Iterator[None]:
-    """Around the imports of what needs the packages of an extra: one line where one is missing."""
-    try:
+    """`engines.cli.common.needs_packages`, of what exports unless told otherwise."""
+    with needs_packages(what, extra, packages):
         yield
-    except ImportError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in packages:
-            raise
-        extras = (extra,) if importlib.util.find_spec("onnxruntime") else ("cpu", extra)
-        raise BackendError(f"{what} needs more packages ({error}): {install_command(*extras)}") from error
 
 
 def report_option(flag: str, suffixes: Sequence[str], help_text: str) -> Callable[[Command], Command]:

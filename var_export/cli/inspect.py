@@ -55,7 +55,7 @@ def inspect(context: click.Context, /, what: Path | None, graphs: bool, layers: 
 
 
 def _picture(picture: Path, as_json: bool) -> None:
-    from engines.cli.again import command_of, settings_of
+    from engines.files.again import command_of, settings_of
 
     text = settings_of(picture)
     command = command_of(text)

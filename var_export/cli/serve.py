@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
 import click
 
-from engines.cli.common import POSITIVE, Runtime, check_option, runtime_options, tell
+from engines.cli.common import POSITIVE, Runtime, check_option, runtime_options
+from engines.cli.serving import LOCAL, start
 from engines.errors import UsageError
 from engines.foreign import read_bytes, reading
-from var_export.cli.common import CHECKPOINT, FILE, SERVE_PACKAGES, needs_export_packages
+from var_export.cli.common import CHECKPOINT, FILE
 
 _ORIGIN = re.compile(r"https?://[^/\s]+")
 _KEY_BYTES, _LEAST_KEY = 4096, 8
-_LAST = 5
-"""Seconds that a stop waits beyond what a request may take."""
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @click.command()
@@ -28,6 +25,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 @click.option("--insecure", is_flag=True, help="Listen on other addresses without a key.")
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="Web pages that may call it; repeatable.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Names to be called by, beside this machine's.")
+@click.option("--page/--no-page", default=True, help="A page for a browser beside the API.")
 @click.option("--max-batch", type=POSITIVE, default=8, help="Images at once, at most.")
 @click.option("--queue-size", type=POSITIVE, default=64, help="Images that wait for one model, at most.")
 @click.option(
@@ -54,6 +52,7 @@ def serve(
     insecure: bool,
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
+    page: bool,
     max_batch: int,
     queue_size: int,
     timeout: float,
@@ -67,48 +66,38 @@ def serve(
     """Serve BUNDLEs over HTTP: the newest in bundles/, else the embedded demo, where none is named.
 
     The API is OpenAI's for images, under /v1: any of its clients generates, edits and streams. A prompt is a class of
-    the model: a label, an index or none. Ctrl-C finishes what runs.
+    the model: a label, an index or none. At / is a page for a browser. Ctrl-C finishes what runs.
     """
-    with needs_export_packages("serving", "serve", SERVE_PACKAGES):
-        import python_multipart  # noqa: F401 (which Starlette asks for when a form comes)
-
-        from engines.serve.app import ServerSettings, create_app
-        from engines.serve.metrics import Metrics
-        from engines.serve.models import Models
-        from engines.serve.server import listen, run
     key = None if api_key_file is None else _key(api_key_file)
-    if host not in _LOCAL and key is None and not insecure:
+    if host not in LOCAL and key is None and not insecure:
         raise UsageError(
             f"anybody who reaches {host} could draw: give --api-key-file FILE, or --insecure where that is meant"
         )
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    metrics = Metrics()
-    models = Models(
-        bundles,
-        count=metrics.counting,
-        max_batch=max_batch,
-        queue=queue_size,
-        keep=keep,
-        budget=None if memory is None else round(memory * 2**30),
-        check=check,
-        runtime=vars(runtime),
-    )
-    hosts = (*_LOCAL, *allow_host) if host in _LOCAL or allow_host else ()
     for origin in allow_origin:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise UsageError(f"--allow-origin is https://NAME, http://NAME:PORT or *, not {origin!r:.80}")
-    settings = ServerSettings(
-        seconds=timeout, body_bytes=round(max_body * 2**20), key=key, origins=allow_origin, hosts=hosts
+    start(
+        bundles,
+        host=host,
+        port=port,
+        page=page,
+        verbose=verbose,
+        models={
+            "max_batch": max_batch,
+            "queue": queue_size,
+            "keep": keep,
+            "budget": None if memory is None else round(memory * 2**30),
+            "check": check,
+            "runtime": vars(runtime),
+        },
+        settings={
+            "seconds": timeout,
+            "body_bytes": round(max_body * 2**20),
+            "key": key,
+            "origins": allow_origin,
+            "hosts": (*LOCAL, *allow_host) if host in LOCAL or allow_host else (),
+        },
     )
-    names = ", ".join(model.name for model in models)
-    with listen(host, port) as sock:
-        run(
-            create_app(models, metrics, settings),
-            sock,
-            lambda address: tell(f"serving {names} on {address}/v1"),
-            seconds=timeout + _LAST,
-        )
 
 
 def _key(file: Path) -> str:

@@ -9,9 +9,9 @@ import var_run_fake as fake
 from PIL import Image
 
 from engines.bundle.bundle import DEMO_BUNDLE
-from engines.cli.again import command_of, settings_of
 from engines.cli.run import main
 from engines.errors import UsageError
+from engines.files.again import command_of, settings_of
 from engines.pictures.images import load_picture
 
 

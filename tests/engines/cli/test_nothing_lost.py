@@ -129,6 +129,19 @@ def test_no_sequence_of_jobs_and_of_what_people_do_loses_a_file(steps, tmp_path_
             assert files(Path()) == before, what
 
 
+def test_a_job_that_is_refused_leaves_no_record_of_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake.install(monkeypatch.setattr)
+    assert main(["parrot", "--seed", "9", "--save-tokens", "t.npz"]) == 0
+    Path("mine").mkdir()
+    Path("mine/own.png").write_bytes(b"mine")
+    assert main(["0", "-o", "ours/"]) == 0
+    before = files(Path())
+    for job in ("t-shirt -o mine/", "0-2 -o ours/", "0 -n 3 -o ours/"):  # another's tokens are there already
+        assert main([*job.split(), "--save-tokens", "t.npz"]) == 2, job
+        assert files(Path()) == before, job
+
+
 @pytest.mark.slow
 def test_nor_does_a_kill(tmp_path, monkeypatch):
     """Two jobs in turns, each killed at some moment: at last both are there, and what a user kept."""

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
-from engines.cli.again import command_of, settings_of
 from engines.cli.execute import ImageRun
 from engines.cli.run import main
 from engines.draw.collaboration import Collaboration, check_sizes, joint_manifest
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.errors import CancelledError, UsageError
+from engines.files.again import command_of, settings_of
 from engines.pictures.images import load_picture
 from engines.spec.choices import TOGETHER
 from tests.bundles import shared_bundle

@@ -8,10 +8,10 @@ from PIL import Image
 from support import demo_reference, need_torch
 
 from engines.backends.onnxruntime.runner import OnnxRuntimeEngine
-from engines.cli.again import command_of, settings_of
 from engines.draw.pipeline import Pipeline
 from engines.draw.request import make_request
 from engines.errors import BackendError, BundleError, UsageError, VarExportError
+from engines.files.again import command_of, settings_of
 from engines.pictures.images import load_picture
 from engines.spec.uniforms import uniforms
 from tests.bundles import shared_bundle

@@ -1,14 +1,9 @@
 """Every page in a real Chromium: on a telephone and a desktop, light and dark, and on paper."""
 
 import itertools
-import os
-import shutil
 
 import pytest
 
-FOUND = os.environ.get("VAR_EXPORT_CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 NAMES = ("verify", "failed", "fused", "bench", "sensitivity")
 WIDTHS = {"telephone": 390, "desktop": 1280}
 # Beyond the page's own edge, or cut off: what must not happen to anything that is shown.
@@ -32,19 +27,6 @@ OVERLAPS = """() => [...document.querySelectorAll("svg.drawing")].flatMap(svg =>
     }));
     return out;
 })"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if FOUND is None:
-        pytest.skip("no Chromium is installed: apt install chromium, or name one in VAR_EXPORT_CHROMIUM")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=FOUND, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
-"""The command that makes a picture of `var-run` again, from the text inside of it."""
+"""What makes a picture again, from the text inside of it: a command of `var-run`, or Python."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.bundle.advice import what_else
 from engines.bundle.bundle import DEMO_BUNDLE, place_of, standing_bundles
+from engines.bundle.labels import NONE
 from engines.bundle.manifest import MANIFEST, Manifest
 from engines.draw.collaboration import REFINE_FROM
 from engines.draw.request import FORCED
@@ -15,8 +16,9 @@ from engines.errors import UsageError
 from engines.files.jobs import KEY
 from engines.foreign import parse_json
 from engines.pictures.images import read_picture_text
-from engines.spec.choices import OPENVINO, PRECISION_HINTS, PROVIDERS
+from engines.spec.choices import FITS, OPENVINO, PRECISION_HINTS, PROVIDERS
 from engines.spec.sampling import OPTIONS, RECOMMENDED, Sampling
+from engines.words import printable
 
 AREA = "area"
 """The text that holds which part of a picture was redrawn, as options of a command line."""
@@ -78,6 +80,48 @@ def _subject(text: Mapping[str, str]) -> list[str]:
     classes = text.get("class") or _values(text.get("classes", ""))
     words += ["--class", classes, "--seed", text.get("seed", "0")]
     return [*words, "--count", text.get("count", "1"), "--grid"] if "images" in text else words
+
+
+def python_of(text: Mapping[str, str]) -> str:
+    """The same in Python, for an image that was drawn; empty for pictures made otherwise, as edits are."""
+    if FORCED in text or "edited" in text or not text.keys() >= {"class", "seed"}:
+        return ""
+    wanted = text["class"]
+    asked = [repr(wanted) if wanted == NONE else wanted, f"seeds={text['seed']}"]
+    for option in OPTIONS:
+        value = text.get(option.name, "")
+        if value and (option in RECOMMENDED or value != str(getattr(Sampling(), option.name))):
+            asked.append(f"{option.name}={value if option.kind == 'bool' else _values(value)}")
+    place = _bundle_of(text.get("build_key")) or "BUNDLE"
+    return f"""from engines import Pipeline
+
+with Pipeline.load({str(place)!r}) as pipeline:
+    result = pipeline.generate({", ".join(asked)})
+    result.save("image.png")
+"""
+
+
+def area_of(
+    *,
+    box: Sequence[str] = (),
+    files: Mapping[str, str | Path | None],
+    objects: Sequence[str] = (),
+    score: float | None = None,
+    grow: float = 0.0,
+    outpaint: bool = False,
+    fit: str = FITS[0],
+    composite: bool = True,
+) -> str:
+    """The part of a picture that was redrawn, as options of `var-run edit`; `files` are those it has, by flag."""
+    words = [word for each in box for word in ("--box", each)]
+    for flag, file in files.items():
+        words += [] if file is None else [flag, str(file)]
+    words += [word for name in objects for word in ("--object", name)]
+    words += [] if score is None else ["--score", f"{score:g}"]
+    words += ["--grow", f"{grow:g}"] if grow else []
+    words += ["--outpaint"] if outpaint else []
+    words += [] if fit == FITS[0] else ["--fit", fit]
+    return printable(shlex.join([*words, *([] if composite else ["--no-composite"])]))
 
 
 def _values(text: str) -> str:

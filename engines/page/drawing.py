@@ -1,0 +1,144 @@
+"""The tab that draws: images as they become finer, and how to make each of them again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from engines.draw.request import Request
+from engines.files.again import command_of, python_of
+from engines.page.settings import Settings
+from engines.page.source import Source, State, scales_shown, telling
+from engines.pictures.images import Picture
+from engines.serve.models import ServedModel
+
+_BEFORE = "Choose a class on the left, then draw."
+
+
+class Drawing:
+    """Gallery, buttons, and the settings of the image that is chosen."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        """Build the tab; call it where it is to stand."""
+        self._source, self._settings = source, settings
+        with gr.Row():
+            draw = gr.Button("Draw", variant="primary", elem_id="draw")
+            stop = gr.Button("Stop")
+        self._status = gr.Markdown(_BEFORE, elem_id="draw-status")
+        self._gallery = gallery("Images", "drawn")
+        self._again, self._shown = Again(settings), gr.State([])
+        live = {"inputs": settings.inputs, "outputs": [self._gallery, self._status, self._shown, *self._again.outputs]}
+        event = draw.click(self._draw, **live, api_visibility="private", show_progress="hidden", concurrency_limit=None)
+        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
+        self._again.connect(self._gallery, self._shown)
+
+    async def _draw(self, *values: Any) -> AsyncIterator[list[Any]]:
+        with telling():
+            wish = self._settings.wish(values)
+            request = wish.request()
+            texts = request.texts(wish.model.bundle)
+            rest = [gr.skip()] * (1 + len(self._again.outputs))
+            yield [gr.skip(), waiting(wish.model), *rest]
+            states = self._source.draw(wish.model, request, scales_shown(wish.model, wish.count))
+            async with aclosing(states):
+                async for state in states:
+                    told = progress(state, wish.model)
+                    if state.final:
+                        yield [labelled(state, request, texts), told, texts, *self._again.values(texts[0])]
+                    else:
+                        yield [pictures(state.images), told, *rest]
+
+
+class Again:
+    """How the image that is chosen in a gallery is made again: here, by a command, and in Python."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build the part; call it where it is to stand."""
+        self._settings = settings
+        with gr.Accordion("Make it again", visible=False) as self._part:
+            self._button = gr.Button("Same again: take these settings", size="sm")
+            # Without a language: the colours of one are too pale to be read by all.
+            plain: dict[str, Any] = {"lines": 1, "interactive": False, "buttons": ["copy"]}
+            plain |= {"show_line_numbers": False, "wrap_lines": True}
+            self._command = gr.Code(label="As a command", **plain)
+            self._python = gr.Code(label="In Python", **plain)
+        self._place = gr.State(0)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that `values` fills."""
+        return [self._part, self._command, self._python]
+
+    def values(self, text: Mapping[str, str]) -> list[Any]:
+        """Command and Python for what a picture says of itself, and the part itself, which is hidden before."""
+        python = python_of(text)
+        return [gr.update(visible=True), command_of(text) or "", gr.update(value=python, visible=bool(python))]
+
+    def connect(self, shown: Any, texts: Any) -> None:
+        """Follow what is chosen in the gallery `shown`, whose images say `texts`."""
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+
+        def chosen(texts: Sequence[Mapping[str, str]], event: gr.SelectData) -> list[Any]:
+            place = min(int(event.index), len(texts) - 1)
+            return [place, *self.values(texts[place])] if texts else [0, *[gr.skip()] * len(self.outputs)]
+
+        def again(texts: Sequence[Mapping[str, str]], place: int) -> list[Any]:
+            if not texts:
+                return [gr.skip()] * len(self._settings.inputs)
+            return self._settings.of_text(texts[min(place, len(texts) - 1)])
+
+        shown.select(chosen, texts, [self._place, *self.outputs], **private)
+        self._button.click(again, [texts, self._place], self._settings.inputs, **private)
+
+
+def gallery(label: str, name: str, *, visible: bool = True) -> Any:
+    """A gallery of drawn images; what is downloaded from it has its settings inside."""
+    return gr.Gallery(
+        label=label,
+        elem_id=name,
+        format="png",
+        columns=3,
+        fit_columns=False,
+        object_fit="contain",
+        buttons=["download", "download_all", "fullscreen"],
+        interactive=False,
+        visible=visible,
+    )
+
+
+def pictures(images: Sequence[Picture], texts: Sequence[Mapping[str, str]] = ()) -> list[Any]:
+    """Images for a gallery, each with its settings inside where there are some."""
+    from PIL import Image
+
+    shown = [Image.fromarray(image) for image in images]
+    for picture, text in zip(shown, texts, strict=False):
+        picture.info.update(text)
+    return shown
+
+
+def seen(value: Any) -> Any:
+    """A value for a component that is hidden while it has none."""
+    return gr.update(value=value, visible=True)
+
+
+def labelled(state: State, request: Request, texts: Sequence[Mapping[str, str]]) -> list[tuple[Any, str]]:
+    """Finished images for a gallery, with their seeds below."""
+    seeds = [f"seed {seed}" for seed in request.seeds.tolist()]
+    return list(zip(pictures(state.images, texts), seeds, strict=True))
+
+
+def waiting(model: ServedModel) -> str:
+    """What is said until the first scale comes."""
+    return f"{model.name} is being loaded …" if model.joiner is None else "Drawing …"
+
+
+def progress(state: State, model: ServedModel) -> str:
+    """How far the images are."""
+    sides = model.bundle.config.patch_nums
+    if state.final:
+        return f"Done: {len(state.images)} image{'s' * (len(state.images) > 1)}."
+    side = sides[state.scale]
+    return f"Scale {state.scale + 1} of {len(sides)}: {side} × {side} tokens."
