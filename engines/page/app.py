@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
+from engines.page.without_stubs import import_quickly
 from engines.serve.models import Models
 
 
@@ -27,6 +28,7 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     """
     folder = tempfile.TemporaryDirectory(prefix="var-export-page-")
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder.name}  # read when it is imported
+    import_quickly()
     import gradio as gr
 
     from engines.page.layout import CSS, blocks_of, theme

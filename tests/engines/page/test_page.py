@@ -326,3 +326,13 @@ def test_var_run_opens_it(bundles, tmp_path):
         answer = httpx.get(address, timeout=30)
         assert "var-export" in answer.text
         assert time.monotonic() - began < 30
+
+
+def test_gradio_writes_nothing_beside_itself():
+    """Imported without more, it writes stubs; the module that does is known by name."""
+    names = "import gradio.component_meta as m; print(m.create_or_modify_pyi.__module__)"
+    found = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        for code in (names, f"from engines.page.without_stubs import import_quickly as go; go(); {names}")
+    ]
+    assert found == ["gradio.component_meta", "engines.page.without_stubs"]
