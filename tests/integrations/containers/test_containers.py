@@ -16,6 +16,7 @@ import click
 import pytest
 
 from engines.bundle.bundle import BUNDLES, DEMO_BUNDLE
+from engines.cli.serving import _LAST  # seconds that the server waits beyond --timeout when it is told to stop
 from tests.integrations.served import SERVE, settings_of
 from tests.kept import ROOT
 from tests.serving import serving
@@ -179,7 +180,7 @@ def test_health_is_asked_by_the_script_within_its_time(steps):
 def test_the_page_says_a_stop_is_given_time_enough():
     default = next(option.default for option in SERVE.params if option.name == "timeout")
     (line,) = re.findall(r"--stop-timeout (\d+)", (FOLDER / "README.md").read_text(encoding="utf-8"))
-    assert int(line) > default + 5
+    assert int(line) > default + _LAST
 
 
 def test_the_page_names_base_images_and_extras_as_they_are():
