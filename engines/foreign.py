@@ -179,6 +179,12 @@ def open_array(file: Path, name: str, *, what: str) -> Iterator[tuple[IO[bytes],
         yield stream, *_npy_header(stream)
 
 
+def names_in(file: Path) -> list[str]:
+    """The arrays of an .npz file, in its order. Raises `UsageError` where the file is none."""
+    with reading(file, ".npz file"), zipfile.ZipFile(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+
+
 def read_comment(file: Path) -> bytes:
     """The comment of a zip archive. Raises `UsageError` where the file is none."""
     with reading(file, "zip archive"), zipfile.ZipFile(file) as archive:

@@ -76,6 +76,7 @@ OPTIONS = {
     "estimate": ["docs/sizing.md"],
     "compare": ["docs/compare.md"],
     "serve": ["docs/serve.md#Options"],
+    "merge": ["docs/fleet.md#Shards"],
     "triton": ["docs/triton.md#Options"],
     "gpu-check": ["docs/gpu-check.md#Options"],
 }

@@ -43,6 +43,7 @@ ELSEWHERE = {
         "var-export build var_d16.pth *",
         "var-export bench d16*",
         "var-run * --refine *",
+        "var-run --preset fid *",
     ],
     "it needs a GPU, or NVIDIA's builder: tests/engines/backends/trt has that one and an emulation": [
         "var-export build * --target tensorrt*",
@@ -73,6 +74,12 @@ ELSEWHERE = {
     "it needs Docker, or ComfyUI: tests/integrations holds the files that it takes": [
         "docker build *",
         "ln -s *",
+    ],
+    "it is for several machines, or a cluster": [
+        "for k in *",
+        "ssh *",
+        "done; wait",
+        "sbatch *",
     ],
     "it is for another machine": [
         "sudo *",

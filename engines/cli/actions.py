@@ -26,13 +26,14 @@ from engines.draw.collaboration import check_sizes, joint_manifest, refiner_fact
 from engines.draw.request import make_request
 from engines.draw.results import ImageSource, Preview, Stop
 from engines.errors import UsageError
-from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job
+from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job, shard_of
 from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
 from engines.pictures.grids import Layout
 from engines.pictures.images import load_square
 from engines.spec.arrays import check_tokens
 from engines.spec.choices import ONNXRUNTIME, OPENVINO, OPENVINO_DEVICES, STEPWISE
+from engines.spec.presets import PRESETS
 from engines.spec.sampling import OPTIONS
 from engines.words import printable
 
@@ -61,6 +62,8 @@ def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions
     """Draw images of classes, here or on a server."""
     with opening(source, request.form) as opened:
         names = names_of(opened.manifest)
+        if request.preset is not None:
+            PRESETS[request.preset].check(request.preset, names.num_classes)
         settings = job_settings(request, source, opened.manifest)
         job = job_of(names.parse(classes), request, settings)
         layout = layout_of(job, request.sampling.sweep, names)
@@ -76,13 +79,14 @@ def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions
 def job_of(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> ImageJob:
     """The job that a request asks for."""
     seed, sweep = request.seed.value if request.seed else 0, request.sampling.sweep
-    return make_job(classes, seed=seed, count=request.count, settings=settings, sweep=sweep)
+    job = make_job(classes, seed=seed, count=request.count, settings=settings, sweep=sweep, order=request.order)
+    return job if request.shard is None else shard_of(job, request.shard)
 
 
 def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNames) -> Layout:
     """How the images of a job lie in a grid: what is swept in rows and columns, else a column for each class."""
     classes, count = job.settings["classes"], job.settings["count"]
-    if not sweep:
+    if not sweep or job.shard is not None:  # which shows none
         return Layout(len(classes) if count > 1 and 1 < len(classes) <= MOST_COLUMNS else None)
     *slow, fast = sweep
     above = tuple(f"{fast.replace('_', '-')} {value:g}" for value in sweep[fast])
@@ -102,7 +106,7 @@ def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNam
 
 def with_grid_of_sweep(output: OutputOptions, layout: Layout, job: ImageJob, side: int) -> OutputOptions:
     """The options with a grid, where something is swept and it can be shown in one; `side`: of an image, in pixels."""
-    shows = bool(layout.above) and output.npz is None and layout.fits(len(job.items), side)
+    shows = bool(layout.above) and output.npz is None and job.shard is None and layout.fits(len(job.items), side)
     return dataclasses.replace(output, grid=output.grid or shows)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from engines.cli.common import POSITIVE, NamedPath, Runtime, check_option, filled_by, option, runtime_options
-from engines.spec.choices import CHECKS, FITS, FORMS, PREVIEWS, TOGETHER
+from engines.errors import UsageError
+from engines.files.shard import Shard
+from engines.spec.choices import CHECKS, FITS, FORMS, ORDERS, PREVIEWS, TOGETHER
+from engines.spec.presets import PRESETS
 from engines.spec.sampling import OPTIONS, SamplingOptions
 
 PATH = NamedPath(path_type=Path)
@@ -41,6 +44,19 @@ class SeedType(click.ParamType):  # type: ignore[type-arg]  # which older versio
 
             return Seed(secrets.randbelow(2**32), drawn=True)
         return Seed(click.IntRange(min=0).convert(value, param, ctx), drawn=False)
+
+
+class ShardType(click.ParamType):  # type: ignore[type-arg]
+    """A part of a job, as `3/8`."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        """See `click.ParamType`."""
+        try:
+            return value if isinstance(value, Shard) else Shard.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class ValuesType(click.ParamType):  # type: ignore[type-arg]
@@ -106,6 +122,32 @@ class DrawOptions:
     count: int = option("-n", "--count", type=POSITIVE, default=1, help="Images per class.")
     sampling: Chosen = filled_by(sampling_options, Chosen)
     form: str | None = option(type=click.Choice(FORMS), help="Scale by scale, or all in one graph.")
+    preset: str | None = option(
+        type=click.Choice(tuple(PRESETS)), help="fid: 50 images of each ImageNet class, as the official FID is taken."
+    )
+    order: str = option(
+        type=click.Choice(ORDERS), default=ORDERS[0], help="The classes in turn, or class after class; the same images."
+    )
+    shard: Shard | None = option(
+        type=ShardType(),
+        metavar="K/N",
+        help="Every N-th image, from the K-th on: var-export merge joins them.",
+    )
+
+
+def with_preset(request: DrawOptions, names: Sequence[str], given: Container[str]) -> tuple[DrawOptions, Sequence[str]]:
+    """What is asked for, with what the preset says of all that was not `given`; and the classes."""
+    if request.preset is None:
+        return request, names
+    preset = PRESETS[request.preset]
+    chosen = request.sampling
+    one: Any = {name: value for name, value in preset.sampling.items() if name not in chosen.sweep} | chosen.one
+    filled = replace(
+        request,
+        count=request.count if "count" in given else preset.count,
+        sampling=Chosen(one, chosen.sweep),
+    )
+    return filled, names or (preset.classes,)
 
 
 @dataclass(frozen=True, kw_only=True)

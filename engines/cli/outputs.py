@@ -53,7 +53,7 @@ class Naming:
 
 def class_naming(names: ClassNames, job: ImageJob) -> Naming:
     """Names that carry class, seed and what was swept; in a folder they sort in the order of the images."""
-    width = 5 if len(job.items) <= 100_000 else 7
+    width = 5 if len(job.all.items) <= 100_000 else 7
     label = "class-{class}" if names.labels is None else "{label}"
     swept = "".join(f"-{name.replace('_', '-')}-{{{name}:g}}" for name in job.items[0].sampling)
     number = "{index:0" + str(width) + "d}"
@@ -97,7 +97,7 @@ def resolve(
     Raises `UsageError` for several images for one file, an unknown field, another file format.
     """
     render = _renderer(naming.many, job, names)
-    if out is None and len(job.items) == 1:
+    if out is None and len(job.all.items) == 1:
         path = numbered(_renderer(naming.single, job, names)(job.items[0]), number)
         return Target((path,), grid=path.with_name(f"{path.stem}-grid.png") if grid else None, numbered=True)
     if out is not None and "{" in out:
@@ -149,7 +149,7 @@ def _renderer(pattern: str, job: ImageJob, names: ClassNames) -> Callable[[Item]
 
     def values(item: Item) -> dict[str, Any]:
         label = names.slug(item.class_id) if 0 <= item.class_id <= names.unconditional else "image"
-        own = {"class": item.class_id, "label": label, "seed": item.seed, "index": item.index}
+        own = {"class": item.class_id, "label": label, "seed": item.seed, "index": item.number}
         return {**shared, **item.sampling, **own}
 
     try:

@@ -13,13 +13,17 @@ from typing import Any
 import click
 
 from engines.cli.common import given, guarded, option_group, version_option
-from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, SourceOptions
+from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, SourceOptions, with_preset
 
 _AREA = ("box", "mask", "boxes", "detect")
 _PREVIEW = ("preview", "preview_as")
 _HERE = ("bundle", "form", "threads", "provider", "backend", "device", "precision_hint", "check", "refine")
 _REFINE = ("refine", "refine_from", "sequential")
-_CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (("npz", ("out", "grid", *_PREVIEW)), ("url", _HERE))
+_CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("npz", ("out", "grid", *_PREVIEW)),
+    ("url", _HERE),
+    ("shard", ("grid",)),
+)
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
@@ -103,7 +107,7 @@ def draw(
     was interrupted continues when it is given again: images that are there are not made twice.
     """
     _check_conflicts(context)
-    classes = (*names, *request.classes)
+    request, classes = with_preset(request, (*names, *request.classes), given(context))
     if not classes:
         raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)")
     from engines.cli import actions
@@ -114,7 +118,12 @@ def draw(
 @run.command("edit")
 @click.argument("pictures", type=PATH, nargs=-1, required=True, metavar="PICTURE...")
 @option_group("area", AreaOptions)
-@option_group("request", DrawOptions, classes="What to draw there, as for drawing. [default: no class]")
+@option_group(
+    "request",
+    DrawOptions,
+    without=("preset", "order", "shard"),
+    classes="What to draw there, as for drawing. [default: no class]",
+)
 @option_group("output", OutputOptions, without=("npz",))
 @option_group("source", SourceOptions)
 @click.pass_context

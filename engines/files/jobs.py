@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 from engines.draw.results import Timings
 from engines.errors import UsageError
+from engines.files.shard import Shard
 from engines.foreign import read_json
+from engines.spec.choices import ORDERS
 from engines.spec.uniforms import MAX_SEED
 from engines.storage import Lock, digest_of, writing
+from engines.words import counted
 
 JOB_FILE = "job.json"
 JOB_FORMAT = 1
@@ -44,6 +47,13 @@ class Item:
     key: str
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Of the sampling options, those that differ from image to image."""
+    whole_index: int | None = None
+    """Its place in the whole job, where this job is a shard."""
+
+    @property
+    def number(self) -> int:
+        """Its place in the whole job: what pictures are called by, whoever draws them."""
+        return self.index if self.whole_index is None else self.whole_index
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,21 @@ class ImageJob:
     settings: Mapping[str, Any]
     key: str
     """Of the job: jobs that share it begin with the same images, and differ in how many there are."""
+    shard: Shard | None = None
+    whole: ImageJob | None = None
+    """The job that `shard` is a part of; None: this is no shard."""
+
+    @property
+    def all(self) -> ImageJob:
+        """The whole job."""
+        return self.whole or self
 
     def describe(self) -> dict[str, Any]:
         """The content of a job.json, as plain JSON types."""
-        return {"format": JOB_FORMAT, "key": self.key, "images": len(self.items), **self.settings}
+        own: dict[str, Any] = {}
+        if self.whole is not None:
+            own = {"shard": str(self.shard), "whole": {KEY: self.whole.key, "images": len(self.whole.items)}}
+        return {"format": JOB_FORMAT, KEY: self.key, "images": len(self.items), **self.settings, **own}
 
 
 class TakenError(UsageError):
@@ -128,6 +149,7 @@ def make_job(
     count: int,
     settings: Mapping[str, Any],
     sweep: Mapping[str, Sequence[Any]] | None = None,
+    order: str = ORDERS[0],
 ) -> ImageJob:
     """`count` images of each class, the classes in turn; draw k of the job has the seed `seed` + k.
 
@@ -141,6 +163,7 @@ def make_job(
             sampling values, the provider.
         sweep: values of sampling options, by name: each draw is made with every combination of them, the last option
             changing fastest, and so becomes as many images.
+        order: one of `ORDERS`; by class, they are the same images in another order, and no larger job begins with them.
 
     Raises `UsageError` where a seed would exceed 64 bits, or the images are too many.
     """
@@ -162,7 +185,21 @@ def make_job(
             items.append(Item(len(items), class_id, seed + draw, key, cell))
     all_settings = {**settings, **{name: list(values) for name, values in sweep.items()}}
     all_settings |= {"classes": list(classes), "seed": seed}
+    if order != ORDERS[0]:
+        place = {class_id: place for place, class_id in reversed(list(enumerate(classes)))}
+        items.sort(key=lambda item: place[item.class_id])
+        items = [replace(item, index=index) for index, item in enumerate(items)]
+        all_settings |= {"order": order, "count": count}
     return ImageJob(tuple(items), {**all_settings, "count": count}, hash_of(all_settings))
+
+
+def shard_of(job: ImageJob, shard: Shard) -> ImageJob:
+    """The part of a job that one machine draws. Raises `UsageError` where no image is left for it."""
+    items = job.items[shard.items]
+    if not items:
+        raise UsageError(f"shard {shard} of {counted(len(job.items), 'image')} has none: take fewer shards")
+    own = tuple(replace(item, index=index, whole_index=item.index) for index, item in enumerate(items))
+    return replace(job, items=own, key=hash_of([job.key, str(shard)]), shard=shard, whole=job)
 
 
 def run_job(

@@ -17,12 +17,12 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import dtype_to_descr, open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 
 from engines.errors import UsageError
@@ -40,6 +40,7 @@ from engines.files.jobs import (
 )
 from engines.foreign import open_array, parse_json, read_comment
 from engines.storage import Lock, parts, write_json, writing
+from engines.words import mebibytes
 
 _DONE = "done"
 _WHOLE = "whole.npz"
@@ -47,6 +48,7 @@ _GROWN = ".grown.npy"
 _COPY_BYTES = 1 << 20
 _MAX_COMMENT = 65535
 _MAX_HEADER = 4096  # of a .npy file; numpy's own has 128 bytes
+_LEAST = (KEY, "images", "shard", "whole")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same rows give the same bytes
 
 
@@ -76,7 +78,7 @@ class NpzRows(Sink):
             raise UsageError(f"{path} must be called .npz")
         self._path, self._job, self._arrays, self._rows = path, job, arrays, rows
         self.replaced = 0
-        self._key = hash_of([job.key, {name: [list(shape), dtype.str] for name, (shape, dtype) in arrays.items()}])
+        self._key = key_of_arrays(job.key, arrays)
         self._partial = path.with_name(f"{path.name}.partial")
         self._files: dict[str, IO[bytes]] = {}
         self._offsets: dict[str, int] = {}
@@ -87,6 +89,8 @@ class NpzRows(Sink):
         self._stored = self._read_done() if in_partial else b""
         self._earlier = 0 if in_partial else in_file
         """Rows to take over from the finished file of a smaller job."""
+        if not self._complete:
+            self._check_space(begun=self._rows_in_partial() == len(job.items))
 
     def has(self, item: Item) -> bool:
         return self._complete or item.index < self._earlier or self._stored[item.index : item.index + 1] == b"\1"
@@ -193,20 +197,30 @@ class NpzRows(Sink):
 
     def _write_whole(self) -> Path:
         whole = self._partial / _WHOLE
-        with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-            for name in self._arrays:
-                entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-                with (
-                    (self._partial / entry.filename).open("rb") as rows,
-                    archive.open(entry, "w", force_zip64=True) as out,
-                ):
-                    shutil.copyfileobj(rows, out, _COPY_BYTES)
-            record = {**self._job.describe(), KEY: self._key}
-            comment = json.dumps(record).encode()
-            if len(comment) > _MAX_COMMENT:
-                comment = json.dumps({KEY: self._key, "images": len(self._job.items)}).encode()
-            archive.comment = comment
+        with whole.open("wb") as file:
+            write_archive(file, self._arrays, self._content_of, {**self._job.describe(), KEY: self._key})
         return whole
+
+    def _content_of(self, name: str) -> Iterator[bytes]:
+        with (self._partial / f"{name}.npy").open("rb") as rows:
+            while piece := rows.read(_COPY_BYTES):
+                yield piece
+
+    def _check_space(self, *, begun: bool) -> None:
+        """Raise `UsageError` where the disk has no room for the finished file, and the rows unless they are `begun`."""
+        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._arrays.values())
+        whole = row * len(self._job.items)
+        needed = whole if begun else 2 * whole
+        folder = next(each for each in (self._path.absolute().parent, *self._path.absolute().parents) if each.exists())
+        try:
+            free = shutil.disk_usage(folder).free
+        except OSError:
+            return  # a disk that does not tell
+        if free < needed:
+            raise UsageError(
+                f"{self._path} will have {mebibytes(whole)}, needs {mebibytes(needed)} while it is written, and "
+                f"{mebibytes(free)} are free there: choose another disk, or draw in shards with --shard"
+            )
 
     def _check_file(self, overwrite: bool) -> int:
         """How many rows of this job are there, in a finished file. Raises `UsageError` where another would be lost."""
@@ -248,6 +262,37 @@ class NpzRows(Sink):
     def _read_done(self) -> bytes:
         with writing(self._partial):
             return (self._partial / _DONE).read_bytes()
+
+
+def key_of_arrays(job: str, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    """The key of a file with these arrays of a job; of each, the shape of a row and the dtype."""
+    return hash_of([job, {name: [list(shape), dtype.str] for name, (shape, dtype) in arrays.items()}])
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """What a .npy file begins with, as numpy writes it."""
+    stream = io.BytesIO()
+    write_array_header_1_0(stream, {"descr": dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def write_archive(
+    file: IO[bytes], names: Iterable[str], content: Callable[[str], Iterator[bytes]], record: Mapping[str, Any]
+) -> None:
+    """Write an .npz file, in pieces: `content` gives each array as the bytes of a .npy file; `record`: the comment.
+
+    A record that is too long for a comment is cut down to what tells jobs and their parts apart.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+            with archive.open(entry, "w", force_zip64=True) as out:
+                for piece in content(name):
+                    out.write(piece)
+        comment = json.dumps(record).encode()
+        if len(comment) > _MAX_COMMENT:
+            comment = json.dumps({name: record[name] for name in _LEAST if name in record}).encode()
+        archive.comment = comment
 
 
 def record_of(path: Path) -> dict[str, Any]:

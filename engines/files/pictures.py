@@ -99,7 +99,7 @@ class Pictures(Sink):
         self._written = True
         for row, item in enumerate(items):
             path = self._paths[item.index]
-            text = {**self._text(item), "job": self._job.key, KEY: item.key}
+            text = {**self._text(item), "job": self._job.all.key, KEY: item.key}
             if self._previews:  # before the picture: whoever finds that one finds both
                 shown = preview_path(path, self._previews)
                 if not self._keeps(shown, item):

@@ -52,6 +52,8 @@ RANGES = ("minmax", "percentile", "entropy", "mse")
 TOGETHER = 64
 """Images that one of two models drafts before it makes room in memory for the other, which refines them."""
 
+ORDERS = ("turn", "class")
+"""How the images of a job lie: the classes in turn, so that every part of it has all; or class after class."""
 CHECKS = ("once", "always", "never")
 """When a device judges itself before it draws with a bundle: the first time, at each load, or not at all."""
 

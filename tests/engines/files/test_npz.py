@@ -124,7 +124,7 @@ def test_an_npz_interrupted_while_it_is_put_together_needs_no_image(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("engines.files.npz.shutil.copyfileobj", interrupted)
+        patched.setattr(NpzRows, "_content_of", interrupted)
         with pytest.raises(JobInterruptedError, match="8 of 8"):
             run_job(job, [rows(job, path)], Producer(), batch=8)
     assert not path.exists()
