@@ -70,7 +70,7 @@ def test_every_room_has_a_row():
 
 # Where the options of a command are: a page, or a section of one.
 OPTIONS = {
-    "var-run": ["docs/var-run.md", "docs/page.md#Options of var-run --ui"],
+    "var-run": ["docs/var-run.md", "docs/page.md#Options of var-run --ui", "docs/fleet.md#On a Ray cluster"],
     "build": ["docs/var-export.md#build", "docs/int8.md#Options of build", "docs/tensorrt.md#Build"],
     "sensitivity": ["docs/int8.md#What a layer costs"],
     "estimate": ["docs/sizing.md"],

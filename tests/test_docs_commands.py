@@ -80,6 +80,8 @@ ELSEWHERE = {
         "ssh *",
         "done; wait",
         "sbatch *",
+        "ray start *",
+        "var-run * --ray*",
     ],
     "it is for another machine": [
         "sudo *",

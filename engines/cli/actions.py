@@ -19,13 +19,14 @@ from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
 from engines.cli.common import json_out, print_table, show, tell
 from engines.cli.execute import ImageRun, Opened
-from engines.cli.options import RANDOM, DrawOptions, OutputOptions, Seed, SourceOptions
+from engines.cli.options import RANDOM, DrawOptions, FleetOptions, OutputOptions, Seed, SourceOptions
 from engines.cli.outputs import Naming, class_naming
 from engines.cli.sinks import NO_CLASS, ImageSinks, names_of
 from engines.draw.collaboration import check_sizes, joint_manifest, refiner_facts
 from engines.draw.request import make_request
-from engines.draw.results import ImageSource, Preview, Stop
+from engines.draw.results import ImageSource, Stop
 from engines.errors import UsageError
+from engines.files.drawing import draw_items
 from engines.files.jobs import ImageJob, Item, Made, combinations, hash_of, make_job, shard_of
 from engines.foreign import read_arrays
 from engines.judging.similarity import psnr
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from engines.draw.collaboration import Collaboration
     from engines.draw.pipeline import Pipeline
 
+MIXED = "mixed"
+"""What computes the images of a job whose workers may differ: they are none of any one backend's."""
 MOST_COLUMNS = 16  # of a grid with one for each class
 
 
@@ -58,21 +61,35 @@ def list_classes(source: SourceOptions) -> None:
         print_table([(index, names.label(index)) for index in range(names.num_classes)], ("class", "label"))
 
 
-def generate(classes: Sequence[str], request: DrawOptions, output: OutputOptions, source: SourceOptions) -> None:
-    """Draw images of classes, here or on a server."""
+def generate(
+    classes: Sequence[str],
+    request: DrawOptions,
+    output: OutputOptions,
+    source: SourceOptions,
+    fleet: FleetOptions | None = None,
+) -> None:
+    """Draw images of classes: here, on a server, or on a cluster."""
+    fleet = fleet or FleetOptions()
     with opening(source, request.form) as opened:
         names = names_of(opened.manifest)
         if request.preset is not None:
             PRESETS[request.preset].check(request.preset, names.num_classes)
-        settings = job_settings(request, source, opened.manifest)
+        settings = job_settings(request, source, opened.manifest) | ({"provider": MIXED} if fleet.mixed else {})
         job = job_of(names.parse(classes), request, settings)
         layout = layout_of(job, request.sampling.sweep, names)
         output = with_grid_of_sweep(output, layout, job, opened.manifest.config.image_size)
         sinks = ImageSinks(output, opened.manifest, job, class_naming(names, job), layout=layout)
 
         def produce(pipeline: ImageSource, items: Sequence[Item], stop: Stop | None) -> Made:
-            return draw(pipeline, items, settings, preview=output.previews is not None, stop=stop)
+            return draw_items(pipeline, items, settings, preview=output.previews is not None, stop=stop)
 
+        if fleet.ray is not None:
+            from engines.cli.fleet import FleetRun
+
+            run = FleetRun(source, opened, job, sinks, fleet, backend=backend_of(settings["provider"], opened.manifest))
+            run.preview = output.previews is not None
+            run.run(seed_remark(request.seed))
+            return
         ImageRun(source, opened, job, sinks, produce).run(seed_remark(request.seed))
 
 
@@ -115,30 +132,6 @@ def seed_remark(seed: Seed | None) -> str | None:
     if seed is None:
         return f"seed 0, as always: --seed 1, or --seed {RANDOM}, draws others"
     return f"seed {seed.value}: --seed {seed.value} draws this again" if seed.drawn else None
-
-
-def draw(
-    source: ImageSource,
-    items: Sequence[Item],
-    settings: dict[str, Any],
-    *,
-    preview: bool,
-    stop: Stop | None,
-    **more: Any,
-) -> Made:
-    """Images of these items, with the sampling options in `settings`. `more`: what this source takes beside them."""
-    more |= {} if stop is None else {"stop": stop}
-    options: Any = {option.name: settings[option.name] for option in OPTIONS} | more
-    options |= {name: [item.sampling[name] for item in items] for name in items[0].sampling}
-    classes, seeds = [item.class_id for item in items], [item.seed for item in items]
-    if not preview:
-        result = source.generate(classes, seeds=seeds, **options)
-        return Made(result.images, result.tokens, timings=result.timings)
-    scales: dict[int, list[Preview]] = {}
-    for shown in source.stream(classes, seeds=seeds, **options):  # in parts, where the source holds fewer images
-        scales.setdefault(shown.scale, []).append(shown)
-    images = [np.concatenate([part.images for part in scales[scale]]) for scale in sorted(scales)]
-    return Made(images[-1], np.concatenate([part.tokens for part in scales[max(scales)]]), images)
 
 
 def decode_tokens(path: Path, output: OutputOptions, source: SourceOptions) -> None:
@@ -275,6 +268,14 @@ def _computes_on(source: SourceOptions, manifest: Manifest) -> str:
     if backend == ONNXRUNTIME or provider != "cpu":
         return provider
     return usable[-1] if usable else provider
+
+
+def backend_of(computes_on: str, manifest: Manifest) -> str | None:
+    """The backend that computes on what a job's `provider` says; None where each worker may choose."""
+    if computes_on == MIXED:
+        return None
+    plans = {each.name: each.built_on.target for each in manifest.plans}
+    return plans.get(computes_on) or (OPENVINO if computes_on.split()[0] == OPENVINO else ONNXRUNTIME)
 
 
 def job_settings(request: DrawOptions, source: SourceOptions, manifest: Manifest) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from engines.bundle.labels import ClassNames
 from engines.cli.actions import (
-    draw,
     job_of,
     job_settings,
     layout_of,
@@ -37,6 +36,7 @@ from engines.editing.found import Found, NothingFoundError, cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
+from engines.files.drawing import draw_items
 from engines.files.jobs import Item, Made
 from engines.foreign import pictures_in
 from engines.pictures.images import load_mask, load_picture
@@ -164,7 +164,7 @@ def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) 
     def produce(pipeline: ImageSource, items: Sequence[Item], stop: Stop | None) -> Made:
         if not kept:
             kept.update(pipeline.keeping(canvas.to_square(pixels)[None], redrawn[None]))
-        made = draw(pipeline, items, settings, preview=output.previews is not None, stop=stop, **kept)
+        made = draw_items(pipeline, items, settings, preview=output.previews is not None, stop=stop, **kept)
         if not area.composite:
             return made
         images = np.stack([canvas.lay_over(pixels, image, redrawn) for image in made.images])

@@ -15,7 +15,7 @@ from engines.cli.common import json_out, peak_memory, show, tell, version
 from engines.cli.progress import StageClock
 from engines.cli.sinks import ImageSinks
 from engines.draw.results import ImageSource, Stop, Timings
-from engines.files.jobs import ImageJob, Item, Made, run_job
+from engines.files.jobs import ImageJob, Item, Made, Sink, run_job
 from engines.progress import Steps
 from engines.spec.choices import STEPWISE
 from engines.words import counted
@@ -73,7 +73,7 @@ class ImageRun(Generic[Source]):
             tell(remark)
         try:
             with StageClock() as self._clock:
-                made = run_job(self._job, sinks, self._timed, batch=self._options.together, progress=self._tell)
+                made = self._run(sinks)
         finally:
             if self._source is not None and not self._opened.kept:
                 self._source.close()
@@ -83,6 +83,10 @@ class ImageRun(Generic[Source]):
         for group in files:
             _list(group)
         return None
+
+    def _run(self, sinks: Sequence[Sink]) -> int:
+        """Have what is missing drawn, and stored; how many images that were."""
+        return run_job(self._job, sinks, self._timed, batch=self._options.together, progress=self._tell)
 
     def _timed(self, items: Sequence[Item]) -> Made:
         start = time.perf_counter()

@@ -214,6 +214,40 @@ class SourceOptions:
         return TOGETHER if self.sequential else self.batch
 
 
+class RayType(click.ParamType):  # type: ignore[type-arg]
+    """The address of a Ray cluster."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See `click.ParamType`."""
+        from engines.fleet.cluster import parse_address
+
+        try:
+            return parse_address(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions:
+    """Which cluster draws, in place of this machine."""
+
+    ray: str | None = option(
+        type=RayType(),
+        is_flag=False,
+        flag_value="auto",
+        metavar="[ADDRESS|local]",
+        help="Draw on a Ray cluster: HOST:PORT, the one that this machine is in, or one of this machine alone.",
+    )
+    workers: int | None = option(
+        type=POSITIVE, help="Workers at most, with --ray. [default: as many as the cluster holds]"
+    )
+    mixed: bool = option(
+        is_flag=True, help="With --ray, let workers differ in backend; the images count as another job's."
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AreaOptions:
     """Which part of a picture is redrawn, and how the picture becomes the model's square."""

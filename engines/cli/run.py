@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from engines.cli.common import given, guarded, option_group, version_option
-from engines.cli.options import PATH, AreaOptions, DrawOptions, OutputOptions, SourceOptions, with_preset
+from engines.cli.options import PATH, AreaOptions, DrawOptions, FleetOptions, OutputOptions, SourceOptions, with_preset
 
 _AREA = ("box", "mask", "boxes", "detect")
 _PREVIEW = ("preview", "preview_as")
@@ -23,7 +23,10 @@ _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("npz", ("out", "grid", *_PREVIEW)),
     ("url", _HERE),
     ("shard", ("grid",)),
+    ("ray", ("url", "refine")),
+    ("mixed", ("backend",)),
 )
+_FLEET = ("workers", "mixed")
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
@@ -38,6 +41,7 @@ Examples:
   var-run --class all --count 50 --npz samples.npz
   var-run edit cat.jpg --box 0,0.5,1,1 --class fox --count 4
   var-run --class 88 --url triton://localhost:8001
+  var-run --class all --count 50 --npz samples.npz --ray 10.0.0.5:6379
   var-run --ui
 """
 
@@ -92,6 +96,7 @@ def run() -> None:
 @option_group("request", DrawOptions)
 @option_group("output", OutputOptions)
 @option_group("source", SourceOptions)
+@option_group("fleet", FleetOptions)
 @click.pass_context
 def draw(
     context: click.Context,
@@ -100,6 +105,7 @@ def draw(
     request: DrawOptions,
     output: OutputOptions,
     source: SourceOptions,
+    fleet: FleetOptions,
 ) -> None:
     """Make images with a VAR bundle.
 
@@ -112,7 +118,7 @@ def draw(
         raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)")
     from engines.cli import actions
 
-    actions.generate(classes, request, output, source)
+    actions.generate(classes, request, output, source, fleet)
 
 
 @run.command("edit")
@@ -204,6 +210,9 @@ def _check_conflicts(context: click.Context) -> None:
         for other in others:
             if name in flags and other in flags:
                 raise click.UsageError(f"{flags[name]} and {flags[other]} cannot be combined")
+    stray = [flags[name] for name in _FLEET if name in flags and "ray" not in flags]
+    if stray:
+        raise click.UsageError(f"{stray[0]} needs --ray")
     missing = {"refine_from"} if "refine" in flags else {"refine"} if flags.keys() & set(_REFINE) else set()
     for name in missing - flags.keys():
         first = next(flags[each] for each in _REFINE if each in flags)

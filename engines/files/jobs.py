@@ -6,14 +6,16 @@ started again makes only what is missing:
 
     items -> (not stored in all sinks) -> produce, a batch at a time -> sinks
 
-`engines.files.pictures` stores PNG files, `engines.files.npz` rows of an .npz file.
+What draws several batches at once is a `Drawing`: it takes all batches that are missing, and gives each back when it
+is made, in any order. `engines.files.pictures` stores PNG files, `engines.files.npz` rows of an .npz file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,6 +125,16 @@ class Sink(Protocol):
         """Let go of files and locks; whatever was stored stays."""
 
 
+Chunk = Sequence[Item]
+"""The items of one batch."""
+Drawing = Callable[[Sequence[Chunk]], Generator[tuple[Chunk, Made], None, None]]
+"""What makes the images of all chunks, and yields each chunk with them as soon as they are there, in any order.
+
+It is asked for the next one when the last is stored, and has to bound what it draws ahead of that: so the memory of who
+stores them stays flat. It is closed where the job ends early.
+"""
+
+
 class JobInterruptedError(KeyboardInterrupt):
     """Ctrl-C during a job; the message says how far it came."""
 
@@ -210,7 +222,27 @@ def run_job(
     batch: int,
     progress: Callable[[float], None] | None = None,
 ) -> int:
-    """Make what the sinks do not have yet, `batch` images at a time, and store it in all of them.
+    """Make what the sinks do not have yet, `batch` images at a time, one batch after the other, and store it in them.
+
+    Returns and raises as `run_drawing`.
+    """
+
+    def in_turn(chunks: Sequence[Chunk]) -> Generator[tuple[Chunk, Made], None, None]:
+        for chunk in chunks:
+            yield chunk, produce(chunk)
+
+    return run_drawing(job, sinks, in_turn, batch=batch, progress=progress)
+
+
+def run_drawing(
+    job: ImageJob,
+    sinks: Sequence[Sink],
+    drawing: Drawing,
+    *,
+    batch: int,
+    progress: Callable[[float], None] | None = None,
+) -> int:
+    """Have what the sinks do not have yet drawn, in chunks of `batch` images, and store it in all of them.
 
     The sinks are closed at the end, whatever happens. `progress` is called before the first batch and after each with
     the number of images that are done. Returns the number of images made; the others were stored already.
@@ -224,14 +256,14 @@ def run_job(
         done = total - len(pending)
         if progress:
             progress(done)
-        for start in range(0, len(pending), batch):
-            chunk = pending[start : start + batch]
-            made = produce(chunk)
-            for sink in sinks:
-                sink.write(chunk, made)
-            done += len(chunk)
-            if progress:
-                progress(done)
+        chunks = [pending[start : start + batch] for start in range(0, len(pending), batch)]
+        with contextlib.closing(drawing(chunks)) as drawn:
+            for chunk, made in drawn:
+                for sink in sinks:
+                    sink.write(chunk, made)
+                done += len(chunk)
+                if progress:
+                    progress(done)
         for sink in sinks:
             sink.finish()
     except KeyboardInterrupt:

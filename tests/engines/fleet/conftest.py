@@ -1,0 +1,81 @@
+"""A Ray cluster of several nodes on this machine, and a small job to draw on it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ray", reason="ray is not installed: it comes with the extra ray")
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from fleet_sources import SIDE, load
+
+from engines.files.jobs import make_job
+from engines.files.npz import NpzRows
+from engines.fleet.cluster import Cluster
+from engines.fleet.pool import Fleet, Staffing
+from engines.fleet.worker import WorkOrder
+from engines.spec.sampling import Sampling
+
+SETTINGS = {**vars(Sampling()), "provider": "cpu", "build_key": "ab"}
+
+
+@pytest.fixture(scope="session")
+def nodes():
+    """The cluster: a head without CPUs, and two nodes with one each."""
+    import logging
+
+    import ray
+    from ray.cluster_utils import Cluster as LocalCluster
+
+    here = Path(__file__)  # workers import the sources of the tests, and the project from this checkout
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here.parents[3])])
+    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 2**27})
+    for _ in range(2):
+        add_node(cluster)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=2**27)
+
+
+@pytest.fixture
+def connection(nodes):
+    return Cluster(nodes.address)
+
+
+@pytest.fixture
+def lines():
+    """What was told."""
+    return []
+
+
+@pytest.fixture
+def make_fleet(connection, lines):
+    """A fleet of fakes; keywords: of the source, and `source`, `most`, `mixed`, `patience`."""
+    made = []
+
+    def make(source=load, *, most=None, mixed=False, patience=120.0, **options):
+        order = WorkOrder("", "", SETTINGS, options, load=source)
+        staffing = Staffing(threads=1, most=most, mixed=mixed, patience=patience)
+        made.append(Fleet(connection, order, None, staffing, tell=lines.append))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+def job_of(count=24):
+    return make_job((3, 5), seed=10, count=count // 2, settings=SETTINGS)
+
+
+def rows(job, path):
+    arrays = {"arr_0": ((SIDE, SIDE, 3), np.dtype(np.uint8))}
+    return NpzRows(job, path, arrays, lambda _, made: {"arr_0": made.images})
