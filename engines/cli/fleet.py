@@ -17,7 +17,8 @@ from engines.draw.results import ImageSource
 from engines.files.jobs import Chunk, ImageJob, Made, Sink, run_drawing
 from engines.fleet.bundles import BundlePieces
 from engines.fleet.cluster import Cluster
-from engines.fleet.pool import Fleet, Staffing
+from engines.fleet.hands import Staffing
+from engines.fleet.pool import Fleet
 from engines.fleet.record import FleetRecord
 from engines.fleet.worker import WorkOrder
 from engines.spec.choices import PLAN_TARGETS

@@ -11,13 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 from engines.errors import BackendError, VarExportError
 from engines.files.jobs import Chunk, Made
 from engines.fleet.bundles import BundlePieces
 from engines.fleet.cluster import Cluster, Node
+from engines.fleet.hands import Hand, Lot, Staffing
 from engines.fleet.record import DrawnBy, FleetRecord
 from engines.fleet.worker import Failed, FleetWorker, WorkerFacts, WorkOrder
 from engines.words import counted
@@ -29,73 +29,7 @@ HOPELESS = 12
 """Failures after which a job ends that has not had a single image."""
 LOOK_S = 1.0
 """Seconds between two looks at which nodes there are."""
-PATIENCE_S = 120.0
-"""Seconds without any worker after which a job ends: it can be continued when there are some."""
 _NAMED = 8  # chunks in the message about those that failed
-
-
-@dataclass(eq=False)
-class _Lot:
-    """A chunk on its way to become images."""
-
-    chunk: Chunk
-    failures: list[Failed] = field(default_factory=list)
-    avoided: set[int] = field(default_factory=set)
-    """Numbers of the workers that failed on it: others try first."""
-
-
-@dataclass(eq=False)
-class _Hand:
-    """A worker as the driver knows it."""
-
-    number: int
-    node: Node
-    actor: Any
-    lots: deque[tuple[Any, _Lot]] = field(default_factory=deque)
-    """What it was given, with the references of the results, in order."""
-    drawn: DrawnBy | None = None
-    """Set once it can draw."""
-    placed: bool = False
-    """Whether it runs on its node, and does not wait for room there."""
-    failed: set[_Lot] = field(default_factory=set)
-    """Chunks that it failed on since it last drew one."""
-
-    def take(self, reference: Any) -> _Lot:
-        """The chunk of a result that has come, which it then has no more."""
-        place = next(place for place, (given, _) in enumerate(self.lots) if given == reference)
-        lot = self.lots[place][1]
-        del self.lots[place]
-        return lot
-
-
-@dataclass(frozen=True)
-class Staffing:
-    """How many workers there are, and what each has."""
-
-    threads: int | None = None
-    """CPU threads of each; None: one worker for each node, with all of its CPUs."""
-    gpu: bool = False
-    """Whether each needs a GPU of its own."""
-    most: int | None = None
-    """Workers at most; None: as many as the cluster holds."""
-    mixed: bool = False
-    """Whether they may differ in what they compute with."""
-    patience: float = PATIENCE_S
-
-    def room(self, node: Node) -> int:
-        """How many workers a node holds."""
-        if self.gpu:
-            return int(node.gpus)
-        return int(node.cpus // self.threads) if self.threads else int(node.cpus >= 1)
-
-    def cpus(self, node: Node) -> int:
-        """The CPUs of each of its workers, which are its threads."""
-        return self.threads or (1 if self.gpu else int(node.cpus))
-
-    @property
-    def wanted(self) -> str:
-        """What a node needs for a worker."""
-        return "a GPU" if self.gpu else counted(self.threads or 1, "CPU")
 
 
 class Fleet(AbstractContextManager["Fleet"]):
@@ -116,12 +50,12 @@ class Fleet(AbstractContextManager["Fleet"]):
         """
         self._cluster, self._order, self._pieces, self._staffing = cluster, order, pieces, staffing
         self._tell, self._progress = tell, progress
-        self._hands: list[_Hand] = []
-        self._waits: dict[Any, tuple[_Hand, str]] = {}
+        self._hands: list[Hand] = []
+        self._waits: dict[Any, tuple[Hand, str]] = {}
         """What is awaited, by its reference: `missing`, `start` or `draw` of a worker."""
-        self._again: deque[_Lot] = deque()
-        self._new: deque[_Lot] = deque()
-        self._failed: list[_Lot] = []
+        self._again: deque[Lot] = deque()
+        self._new: deque[Lot] = deque()
+        self._failed: list[Lot] = []
         self._unfit: VarExportError | None = None
         self._started = self._failures = 0
         self._stillborn: dict[str, int] = {}
@@ -135,7 +69,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         Raises, when all others are drawn, an error that names the chunks which failed `TRIES` times; and at once where
         no node can draw, none is there for long, or everything fails.
         """
-        self._new.extend(map(_Lot, chunks))
+        self._new.extend(map(Lot, chunks))
         self._idle_since = time.monotonic()
         while self._new or self._again or any(hand.lots for hand in self._hands):
             self._recruit()
@@ -215,11 +149,11 @@ class Fleet(AbstractContextManager["Fleet"]):
         actor = self._cluster.start(
             FleetWorker, node, cpus=cpus, gpus=float(self._staffing.gpu), order=self._order, threads=cpus
         )
-        hand = _Hand(self._started, node, actor)
+        hand = Hand(self._started, node, actor)
         self._hands.append(hand)
         self._waits[actor.missing.remote()] = hand, "missing"
 
-    def _prepare(self, hand: _Hand, what: str, value: Any) -> None:
+    def _prepare(self, hand: Hand, what: str, value: Any) -> None:
         """The next step of a worker that does not draw yet."""
         hand.placed = True
         if isinstance(value, Failed):
@@ -233,7 +167,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         else:
             self._admit(hand, value)
 
-    def _admit(self, hand: _Hand, facts: WorkerFacts) -> None:
+    def _admit(self, hand: Hand, facts: WorkerFacts) -> None:
         """A worker can draw; unless it computes otherwise than those before."""
         first = next((worker.facts.computes for worker in self.record.workers), facts.computes)
         if facts.computes != first and not self._staffing.mixed:
@@ -247,7 +181,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         hand.drawn = DrawnBy(hand.number, hand.node.name, facts)
         self.record.workers.append(hand.drawn)
 
-    def _refuse(self, hand: _Hand, reason: str, failed: Failed) -> None:
+    def _refuse(self, hand: Hand, reason: str, failed: Failed) -> None:
         """A node cannot draw this job: none is started there again."""
         if hand.node.name not in self.record.refused:
             self._tell(f"no worker on {hand.node.host}: {reason}")
@@ -268,7 +202,7 @@ class Fleet(AbstractContextManager["Fleet"]):
                 hand.lots.append((reference, lot))
                 self._waits[reference] = hand, "draw"
 
-    def _next_for(self, hand: _Hand) -> _Lot | None:
+    def _next_for(self, hand: Hand) -> Lot | None:
         others = any(other.drawn is not None and other is not hand for other in self._hands)
         if self._new:
             return self._new.popleft()
@@ -287,7 +221,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         ready, _ = self._cluster.ray.wait(waits, num_returns=1, timeout=LOOK_S, fetch_local=True)
         return list(ready)
 
-    def _fail(self, hand: _Hand, lot: _Lot, failed: Failed) -> None:
+    def _fail(self, hand: Hand, lot: Lot, failed: Failed) -> None:
         """A chunk was not drawn: others try it, or it is given up."""
         lot.failures.append(failed)
         lot.avoided.add(hand.number)
@@ -303,7 +237,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         if len(hand.failed) >= TRIES and hand in self._hands:
             self._lose(hand, f"it failed on {TRIES} chunks in turn", blame=False)
 
-    def _lose(self, hand: _Hand, why: str, *, blame: bool = True) -> None:
+    def _lose(self, hand: Hand, why: str, *, blame: bool = True) -> None:
         """A worker is gone, with all that it had: the chunk that it drew may be to blame, those after it are not."""
         if hand not in self._hands:
             return
@@ -322,7 +256,7 @@ class Fleet(AbstractContextManager["Fleet"]):
         self.record.retried += len(lots)
         self._new.extendleft(reversed(lots))
 
-    def _drop(self, hand: _Hand) -> None:
+    def _drop(self, hand: Hand) -> None:
         self._hands.remove(hand)
         self._waits = {reference: of for reference, of in self._waits.items() if of[0] is not hand}
         hand.lots.clear()

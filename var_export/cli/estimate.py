@@ -12,7 +12,7 @@ from engines.cli.common import POSITIVE, Figure, json_option, json_out, option_g
 from engines.errors import UsageError
 from engines.spec import policy
 from engines.spec.choices import FORMS, INT8, ONNXRUNTIME, PRECISIONS, QUANTISED, STEPWISE, TENSORRT
-from engines.words import counted, mebibytes
+from engines.words import counted, duration, mebibytes
 from var_export.cli.common import CHECKPOINT, LEVEL, CheckpointParts, needs_export_packages
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ MIB = 2**20
     metavar="NAME",
     help="Such as orin-nano-8gb; repeatable. cpu: the machine at hand. [default: all GPUs]",
 )
+@click.option("--images", type=POSITIVE, metavar="N", help="The least hours of so many images, with --workers.")
+@click.option("--workers", metavar="NxDEVICE", help="Who draws --images: 8xl4 are eight, of var-run --ray or shards.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="[default: of the bundle, else fp16; cpu: fp32]")
 @click.option("--level", type=LEVEL, help="Of int8 and int4, as for build. [default: of the bundle, else as of build]")
 @click.option("--batch", type=POSITIVE, default=1, help="Images at once.")
@@ -56,7 +58,14 @@ MIB = 2**20
 )
 @click.option("--list-devices", is_flag=True, help="The devices that are known; --json has the source of each figure.")
 @json_option
-def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **values: Any) -> None:
+def estimate(
+    device: tuple[str, ...],
+    list_devices: bool,
+    as_json: bool,
+    images: int | None,
+    workers: str | None,
+    **values: Any,
+) -> None:
     """Tell whether a model fits a device, and the most images per second it could draw there.
 
     Bytes and operations are counted from the graphs: nothing needs to be downloaded, built or at hand. The speed
@@ -68,6 +77,13 @@ def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **value
     from engines.sizing.devices import CPU, devices, find
     from engines.sizing.estimate import Estimate
 
+    if (images is None) != (workers is None):
+        raise click.UsageError("--images and --workers go together: --images 50000 --workers 8xl4")
+    if images is not None and workers is not None:
+        if device:
+            raise click.UsageError("--workers names the device: leave --device out")
+        _estimate_job(images, workers, as_json, values)
+        return
     chosen = {found.name: found for found in map(find, device)}
     if CPU in chosen and len(chosen) > 1:
         raise click.UsageError(f"--device {CPU} stands alone: it runs other graphs than GPUs do")
@@ -85,6 +101,28 @@ def estimate(device: tuple[str, ...], list_devices: bool, as_json: bool, **value
         _print(single)
     else:
         _compare(workload, estimates)
+
+
+def _estimate_job(images: int, workers: str, as_json: bool, values: dict[str, Any]) -> None:
+    """Print the least hours of many images on many devices."""
+    from engines.sizing.estimate import Estimate
+    from engines.sizing.job import JobEstimate, parse_workers
+
+    count, device = parse_workers(workers)
+    workload = _workload(False, **values)
+    device.check(workload.precision)
+    each = Estimate(workload.on(device), device)
+    job = JobEstimate(each, images, count)
+    if as_json:
+        json_out(workload.to_dict() | each.to_dict() | {"job": job.to_dict()})
+        return
+    show(_headline(each.workload))
+    show(f"{images} images on {count} x {_titled(device)}: {_verdict(each)}\n")
+    show(
+        f"at least {duration(job.seconds)}, bound by {job.bound_by}: {job.workers * each.images_per_s:.3g} images/s at "
+        f"most, and the driver of var-run --ray takes {duration(job.driver_seconds)} meanwhile\n"
+        "a bound, not a prediction: nothing is faster at the rated clocks"
+    )
 
 
 def _list_devices(as_json: bool) -> None:

@@ -15,7 +15,8 @@ from fleet_sources import SIDE, load
 from engines.files.jobs import make_job
 from engines.files.npz import NpzRows
 from engines.fleet.cluster import Cluster
-from engines.fleet.pool import Fleet, Staffing
+from engines.fleet.hands import Staffing
+from engines.fleet.pool import Fleet
 from engines.fleet.worker import WorkOrder
 from engines.spec.sampling import Sampling
 
@@ -76,6 +77,6 @@ def job_of(count=24):
     return make_job((3, 5), seed=10, count=count // 2, settings=SETTINGS)
 
 
-def rows(job, path):
-    arrays = {"arr_0": ((SIDE, SIDE, 3), np.dtype(np.uint8))}
+def rows(job, path, side=SIDE):
+    arrays = {"arr_0": ((side, side, 3), np.dtype(np.uint8))}
     return NpzRows(job, path, arrays, lambda _, made: {"arr_0": made.images})

@@ -32,9 +32,9 @@ def once(folder, name):
 class Source:
     max_batch = 8
 
-    def __init__(self, delay=0.0, runtime=None, die_at=None, fail_at=(), marks=None, tiny=False):
+    def __init__(self, delay=0.0, runtime=None, die_at=None, fail_at=(), marks=None, blank=None):
         self.delay, self.runtime, self.die_at, self.fail_at, self.marks = delay, runtime, die_at, fail_at, marks
-        self.tiny = tiny
+        self.blank = blank
 
     def generate(self, classes, *, seeds, **_):
         time.sleep(self.delay)
@@ -44,8 +44,8 @@ class Source:
             with Path(self.marks, f"tries-{seed}").open("a") as file:
                 file.write("x")
             raise BackendError(f"no luck with seed {seed}")
-        if self.tiny:
-            images = np.zeros((len(classes), SIDE, SIDE, 3), np.uint8)
+        if self.blank is not None:  # pixels along a side
+            images = np.zeros((len(classes), self.blank, self.blank, 3), np.uint8)
         else:
             images = np.stack([image_of(*each) for each in zip(classes, seeds, strict=True)])
         tokens = np.zeros((len(classes), 1), np.int64)
@@ -59,6 +59,14 @@ class Source:
 
 
 def load(_, *, threads, **options):
+    return Source(**options)
+
+
+def load_together(_, *, threads, marks, of, **options):
+    """None draws before so many are there."""
+    Path(marks, f"worker-{os.getpid()}").touch()
+    while len(list(Path(marks).glob("worker-*"))) < of:
+        time.sleep(0.2)
     return Source(**options)
 
 

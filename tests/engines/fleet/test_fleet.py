@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 from conftest import add_node, job_of, rows
+from driver_cost import measure
 from fleet_sources import image_of, load_never, load_otherwise_once
 
 from engines.errors import BackendError
 from engines.files.jobs import JobInterruptedError, Made, run_drawing, run_job
+from engines.fleet.cluster import Cluster
 from engines.fleet.pool import AHEAD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -144,3 +146,11 @@ def test_nodes_go_and_come(make_fleet, nodes, tmp_path):
     workers = fleet.record.describe()["workers"]
     assert added.node_id in {each["node"] for each in workers if each["images"]} - before
     assert any(each["lost"] for each in workers)
+
+
+def test_the_driver_costs_little_and_its_memory_stays_flat(nodes, tmp_path):
+    """Two workers here; tests/engines/fleet/driver_cost.py takes as many as it is told, and has the same bounds."""
+    figures = measure(Cluster(nodes.address), 2, 6000, tmp_path)
+    assert figures["workers"] == 2
+    assert figures["ms_an_image"] <= 0.5
+    assert figures["memory"][-1] - figures["memory"][2] < 16 * 2**20

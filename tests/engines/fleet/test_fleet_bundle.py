@@ -11,7 +11,8 @@ from engines.files.drawing import draw_items
 from engines.files.jobs import make_job
 from engines.fleet import bundles
 from engines.fleet.bundles import BundlePieces, files_of, received, seen_at
-from engines.fleet.pool import Fleet, Staffing
+from engines.fleet.hands import Staffing
+from engines.fleet.pool import Fleet
 from engines.fleet.worker import FleetWorker, WorkOrder
 from engines.storage import cache_folder
 

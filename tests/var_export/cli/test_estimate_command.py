@@ -354,3 +354,26 @@ def test_the_comparison_of_the_page_is_computed(document):
         assert float(ratio) > 1
         assert float(counted) == pytest.approx(estimate["memory_bytes"]["counted"] / 1e9, abs=0.005)
         assert float(counted) < float(gigabytes)
+
+
+def test_hours_of_many_images_on_many_workers(call, document):
+    job = ("--model", "d16", "--batch", "8", "--images", "50000", "--workers", "8xl4")
+    found = document(*job)["job"]
+    assert (found["images"], found["workers"], found["device"]) == (50000, 8, "l4")
+    one = document("--model", "d16", "--batch", "8", "--device", "l4")
+    assert found["bound_hours"] == pytest.approx(50000 / (8 * one["bound_images_per_s"]) / 3600)
+    assert f"bound by {found['bound_by']}" in call("estimate", *job)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--images", "5"), "--images and --workers go together"),
+        (("--images", "5", "--workers", "8xl4", "--device", "l4"), "leave --device out"),
+        (("--images", "5", "--workers", "8"), "8xl4, a number and a device"),
+    ],
+)
+def test_mistakes_about_workers(call, options, says):
+    code, _, err = call("estimate", "--model", "d16", *options)
+    assert code == 2
+    assert says in err
