@@ -86,8 +86,9 @@ def generate(
         if fleet.ray is not None:
             from engines.cli.fleet import FleetRun
 
-            run = FleetRun(source, opened, job, sinks, fleet, backend=backend_of(settings["provider"], opened.manifest))
-            run.preview = output.previews is not None
+            backend = backend_of(settings["provider"], opened.manifest)
+            run = FleetRun(source, opened, job, sinks, fleet, backend=backend, preview=output.previews is not None)
+            run.store_at(output, _job_arguments(names.parse(classes), request, settings))
             run.run(seed_remark(request.seed))
             return
         ImageRun(source, opened, job, sinks, produce).run(seed_remark(request.seed))
@@ -95,9 +96,15 @@ def generate(
 
 def job_of(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> ImageJob:
     """The job that a request asks for."""
-    seed, sweep = request.seed.value if request.seed else 0, request.sampling.sweep
-    job = make_job(classes, seed=seed, count=request.count, settings=settings, sweep=sweep, order=request.order)
+    job = make_job(**_job_arguments(classes, request, settings))
     return job if request.shard is None else shard_of(job, request.shard)
+
+
+def _job_arguments(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `make_job`, without the shard."""
+    seed = request.seed.value if request.seed else 0
+    own = {"classes": classes, "settings": settings, "sweep": request.sampling.sweep}
+    return {**own, "seed": seed, "count": request.count, "order": request.order}
 
 
 def layout_of(job: ImageJob, sweep: Mapping[str, Sequence[Any]], names: ClassNames) -> Layout:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from engines.bundle.bundle import Bundle
 from engines.cli.common import tell
 from engines.cli.execute import ImageRun, Opened
-from engines.cli.options import FleetOptions, SourceOptions
+from engines.cli.options import WRITERS, FleetOptions, OutputOptions, SourceOptions
 from engines.cli.sinks import ImageSinks
 from engines.draw.results import ImageSource
-from engines.files.jobs import Chunk, ImageJob, Made, Sink, run_drawing
+from engines.files.jobs import Chunk, ImageJob, JobInterruptedError, Made, Sink, run_drawing
+from engines.files.merging import merge
 from engines.fleet.bundles import BundlePieces
 from engines.fleet.cluster import Cluster
 from engines.fleet.hands import Staffing
 from engines.fleet.pool import Fleet
 from engines.fleet.record import FleetRecord
+from engines.fleet.shards import ShardPlan
 from engines.fleet.worker import WorkOrder
 from engines.spec.choices import PLAN_TARGETS
 
 
 class FleetRun(ImageRun[ImageSource]):
     """One job that a cluster draws. Nothing of Ray is loaded or started before the first image is due."""
-
-    preview = False
-    """Whether the pictures after each scale are wanted."""
 
     def __init__(
         self,
@@ -39,18 +39,55 @@ class FleetRun(ImageRun[ImageSource]):
         fleet: FleetOptions,
         *,
         backend: str | None,
+        preview: bool,
     ) -> None:
-        """Args: backend: that all workers have to have; None: each takes what it has."""
+        """Args: backend: that all workers have to have; None: each takes what it has; preview: whether the pictures
+        after each scale are wanted.
+        """
 
         def produce(*_: object) -> Made:
             raise AssertionError("a cluster draws, not this machine")
 
         super().__init__(options, opened, job, sinks, produce)
-        self._fleet, self._backend = fleet, backend
+        self._fleet, self._backend, self._preview = fleet, backend, preview
+        self._plan: ShardPlan | None = None
         self._record: FleetRecord | None = None
 
+    def store_at(self, output: OutputOptions, arguments: Mapping[str, Any]) -> None:
+        """Have workers store the images, where that was asked for. `arguments`: of `make_job`, for this job."""
+        if self._fleet.write_at == WRITERS[1] and output.npz is not None:
+            side = self._opened.manifest.config.image_size
+            self._plan = ShardPlan(str(output.npz.absolute()), arguments, side, self._options.batch)
+
     def _run(self, sinks: Sequence[Sink]) -> int:
+        if self._plan is not None:
+            return self._run_shards(self._plan, sinks)
         return run_drawing(self._job, sinks, self._drawn, batch=self._options.together, progress=self._tell)
+
+    def _run_shards(self, plan: ShardPlan, sinks: Sequence[Sink]) -> int:
+        """Have workers write the shards that are missing, then merge them; how many images these have."""
+        total = len(self._job.items)
+        try:
+            if all(sink.has(item) for sink in sinks for item in self._job.items):
+                return 0
+        finally:
+            for sink in sinks:  # they have said that the file may be written; the shards take their place
+                sink.close()
+        chunks = plan.missing()
+        done = total - sum(map(len, chunks))
+        count = 0
+        self._tell(done)
+        try:
+            with closing(self._drawn(chunks)) as drawn:
+                for chunk, made in drawn:
+                    done += len(chunk)
+                    count += len(made.images)
+                    self._tell(done)
+            merge([plan.path(number) for number in range(1, plan.of + 1)], Path(plan.out), overwrite=True)
+        except KeyboardInterrupt:
+            raise JobInterruptedError(done, total) from None
+        shutil.rmtree(plan.folder)
+        return count
 
     def _drawn(self, chunks: Sequence[Chunk]) -> Generator[tuple[Chunk, Made], None, None]:
         """See `engines.files.jobs.Drawing`."""
@@ -88,7 +125,7 @@ class FleetRun(ImageRun[ImageSource]):
         form = self._job.settings["form"]
         load = {"form": form, "max_batch": options.batch, "check": options.check, "backend": self._backend, **runtime}
         place = str(bundle.path.resolve())
-        return WorkOrder(place, bundle.digest, dict(self._job.settings), load, preview=self.preview)
+        return WorkOrder(place, bundle.digest, dict(self._job.settings), load, preview=self._preview, shards=self._plan)
 
     def _staffing(self) -> Staffing:
         runtime = self._options.runtime

@@ -19,6 +19,8 @@ from engines.spec.sampling import OPTIONS, SamplingOptions
 
 PATH = NamedPath(path_type=Path)
 RANDOM = "random"
+WRITERS = ("driver", "workers")
+"""Who stores the images that a cluster draws."""
 _TYPES: dict[str, Any] = {"float": click.FLOAT, "int": click.INT}
 
 
@@ -242,6 +244,11 @@ class FleetOptions:
     )
     workers: int | None = option(
         type=POSITIVE, help="Workers at most, with --ray. [default: as many as the cluster holds]"
+    )
+    write_at: str = option(
+        type=click.Choice(WRITERS),
+        default=WRITERS[0],
+        help="Who stores the images, with --ray and --npz: workers, beside that file, on a path that all see.",
     )
     mixed: bool = option(
         is_flag=True, help="With --ray, let workers differ in backend; the images count as another job's."

@@ -25,8 +25,9 @@ _CONFLICTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("shard", ("grid",)),
     ("ray", ("url", "refine")),
     ("mixed", ("backend",)),
+    ("write_at", ("shard", "save_tokens", "out", "grid", *_PREVIEW)),
 )
-_FLEET = ("workers", "mixed")
+_FLEET = ("workers", "write_at", "mixed")
 _SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
@@ -213,6 +214,8 @@ def _check_conflicts(context: click.Context) -> None:
     stray = [flags[name] for name in _FLEET if name in flags and "ray" not in flags]
     if stray:
         raise click.UsageError(f"{stray[0]} needs --ray")
+    if "write_at" in flags and "npz" not in flags:
+        raise click.UsageError("--write-at needs --npz: the file that the shards of the workers become")
     missing = {"refine_from"} if "refine" in flags else {"refine"} if flags.keys() & set(_REFINE) else set()
     for name in missing - flags.keys():
         first = next(flags[each] for each in _REFINE if each in flags)

@@ -6,13 +6,16 @@ import contextlib
 import logging
 import os
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engines.errors import BackendError, UsageError
 from engines.machine import machine
 from engines.packages import install_command
+from engines.storage import ROOT
 
 LOCAL, AUTO = "local", "auto"
 """Addresses: a cluster of this machine alone, started and ended; and the one that this machine is a part of."""
@@ -69,14 +72,15 @@ class Cluster(AbstractContextManager["Cluster"]):
             return
         options: dict[str, Any] = {"num_cpus": machine().physical_cores, "object_store_memory": _OBJECTS}
         try:
-            ray.init(
-                address,
-                include_dashboard=False if address == LOCAL else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                namespace="var-export",
-                **(options if address == LOCAL else {}),
-            )
+            with _in_folder(ROOT):  # workers look for modules where the driver is: in this project, in no user's folder
+                ray.init(
+                    address,
+                    include_dashboard=False if address == LOCAL else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    namespace="var-export",
+                    **(options if address == LOCAL else {}),
+                )
         except (OSError, RuntimeError, ValueError, AssertionError) as error:  # ConnectionError is an OSError
             with contextlib.suppress(Exception):
                 ray.shutdown()
@@ -109,6 +113,16 @@ class Cluster(AbstractContextManager["Cluster"]):
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _first_line(error: BaseException) -> str:

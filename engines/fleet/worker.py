@@ -18,6 +18,7 @@ from engines.errors import BackendError, BundleError, CheckFailedError, UsageErr
 from engines.files.drawing import draw_items
 from engines.files.jobs import Chunk, Made
 from engines.fleet.bundles import received, seen_at
+from engines.fleet.shards import ShardPlan
 from engines.machine import machine
 from engines.packages import NAME
 
@@ -65,6 +66,8 @@ class WorkOrder:
     """Keywords of `Pipeline.load`, but for `threads`."""
     preview: bool = False
     """Whether the pictures after each scale are wanted too."""
+    shards: ShardPlan | None = None
+    """Where workers store the images themselves; None: they give them back."""
     load: Callable[..., ImageSource] | None = None
     """What draws, called as `Pipeline.load` is, by default that."""
 
@@ -133,9 +136,12 @@ class FleetWorker:
         return load(folder, threads=self._threads, **self._order.options)
 
     def draw(self, items: Chunk) -> Made | Failed:
-        """The images of these items."""
-        assert self._source is not None, "it has not started"
+        """The images of these items; none where it stores them itself."""
         try:
-            return draw_items(self._source, items, self._order.settings, preview=self._order.preview)
+            return self._drawn(items) if self._order.shards is None else self._order.shards.write(items, self._drawn)
         except Exception as error:
             return Failed.of(error)
+
+    def _drawn(self, items: Chunk) -> Made:
+        assert self._source is not None, "it has not started"
+        return draw_items(self._source, items, self._order.settings, preview=self._order.preview)

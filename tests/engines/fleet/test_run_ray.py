@@ -61,6 +61,8 @@ def stop_at(folder, images, number):
         (("--ray", "ray://host:10001"), "run this on a machine of the cluster"),
         (("--workers", "2"), "--workers needs --ray"),
         (("--mixed",), "--mixed needs --ray"),
+        (("--write-at", "workers", "--npz", "a.npz"), "--write-at needs --ray"),
+        (("--ray", "local", "--write-at", "workers"), "--write-at needs --npz"),
         (("--ray", "local", "--mixed", "--backend", "onnxruntime"), "cannot be combined"),
     ],
 )
@@ -114,3 +116,32 @@ def test_a_driver_that_is_killed_or_interrupted_goes_on_to_the_same_file(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "here"]
     with np.load(tmp_path / "a.npz") as saved:
         assert saved["arr_0"].shape == (20, 64, 64, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_workers_that_write_themselves_leave_the_same_file(tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    job = ("--class", "0-9", "--count", "20", "--cfg", "0", "--batch", "8", "--threads", "1", "--check", "never")
+    drawn(here, *job, "--npz", "a.npz")
+    there = (*job, "--npz", "a.npz", *RAY, "--write-at", "workers")
+    process = started(tmp_path, *there)
+    shards = tmp_path / "a.npz.shards-2"
+    deadline = time.monotonic() + 120
+    while not any(file.read_bytes().count(1) for file in shards.glob("*.npz.partial/done")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert not (tmp_path / "a.npz").exists()
+    stored = sum(file.read_bytes().count(1) for file in shards.glob("*.npz.partial/done"))
+    assert not list(shards.glob("*.npz"))  # neither shard was finished
+    out, err = drawn(tmp_path, *there, "--json")
+    assert stored > 0
+    assert json.loads(out)["images_made"] == 200 - stored
+    assert (tmp_path / "a.npz").read_bytes() == (here / "a.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "here"]
+    assert "nothing to make" in drawn(tmp_path, *there)[1]
