@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -31,7 +32,8 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     import_quickly()
     import gradio as gr
 
-    from engines.page.layout import CSS, blocks_of, theme
+    from engines.page.layout import CSS, KEPT, blocks_of, theme
+    from engines.page.shelf import Shelf
     from engines.page.source import Source
 
     @contextlib.asynccontextmanager
@@ -44,7 +46,7 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        blocks_of(Source(models, seconds)),
+        blocks_of(Source(models, seconds, Shelf(Path(folder.name), KEPT))),
         path="",
         footer_links=[],
         run_history=False,

@@ -14,7 +14,6 @@ from engines.fidelity.side_by_side import Drawing, Pair, compare
 from engines.page.drawing import seen
 from engines.page.settings import Settings, Wish
 from engines.page.source import Source, telling
-from engines.pictures.images import Picture
 from engines.serve.models import ServedModel
 
 _BEFORE = "The same class, seeds and settings, drawn by the model on the left and by another one."
@@ -57,7 +56,8 @@ class Comparing:
                 yield [f"{model.name} draws …", *[gr.skip()] * 4]
                 drawings.append(await self._drawing(wish, model))
             pairs = compare(*drawings)
-            images: list[tuple[Picture, Picture]] = list(zip(*(each.images for each in drawings), strict=True))
+            files = [await self._source.shelf.put(list(each.images)) for each in drawings]
+            images = list(zip(*files, strict=True))
             choices = [(f"seed {pair.seed}", place) for place, pair in enumerate(pairs)]
             told = "Each image was drawn alone; the times are of this server, with whatever else it did."
             shown = gr.update(choices=choices, value=0, visible=len(pairs) > 1)

@@ -12,7 +12,6 @@ from engines.draw.request import Request
 from engines.files.again import command_of, python_of
 from engines.page.settings import Settings
 from engines.page.source import Source, State, scales_shown, telling
-from engines.pictures.images import Picture
 from engines.serve.models import ServedModel
 
 _BEFORE = "Choose a class on the left, then draw."
@@ -46,10 +45,11 @@ class Drawing:
             async with aclosing(states):
                 async for state in states:
                     told = progress(state, wish.model)
+                    files = await self._source.shelf.put(state.images, texts if state.final else ())
                     if state.final:
-                        yield [labelled(state, request, texts), told, texts, *self._again.values(texts[0])]
+                        yield [labelled(files, request), told, texts, *self._again.values(texts[0])]
                     else:
-                        yield [pictures(state.images), told, *rest]
+                        yield [files, told, *rest]
 
 
 class Again:
@@ -109,25 +109,14 @@ def gallery(label: str, name: str, *, visible: bool = True) -> Any:
     )
 
 
-def pictures(images: Sequence[Picture], texts: Sequence[Mapping[str, str]] = ()) -> list[Any]:
-    """Images for a gallery, each with its settings inside where there are some."""
-    from PIL import Image
-
-    shown = [Image.fromarray(image) for image in images]
-    for picture, text in zip(shown, texts, strict=False):
-        picture.info.update(text)
-    return shown
-
-
 def seen(value: Any) -> Any:
     """A value for a component that is hidden while it has none."""
     return gr.update(value=value, visible=True)
 
 
-def labelled(state: State, request: Request, texts: Sequence[Mapping[str, str]]) -> list[tuple[Any, str]]:
+def labelled(files: Sequence[str], request: Request) -> list[tuple[str, str]]:
     """Finished images for a gallery, with their seeds below."""
-    seeds = [f"seed {seed}" for seed in request.seeds.tolist()]
-    return list(zip(pictures(state.images, texts), seeds, strict=True))
+    return list(zip(files, [f"seed {seed}" for seed in request.seeds.tolist()], strict=True))
 
 
 def waiting(model: ServedModel) -> str:

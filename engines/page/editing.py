@@ -19,7 +19,7 @@ from engines.editing.found import cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
-from engines.page.drawing import Again, gallery, labelled, pictures, progress, seen, waiting
+from engines.page.drawing import Again, gallery, labelled, progress, seen, waiting
 from engines.page.settings import Settings
 from engines.page.source import Source, State, scales_shown, telling
 from engines.pictures.images import Picture
@@ -110,22 +110,23 @@ class Editing:
             texts = [{**text, **about} for text in request.texts(wish.model.bundle)]
             rest = [gr.skip()] * (3 + len(self._again.outputs))
             yield [gr.skip(), gr.skip(), waiting(wish.model), *rest]
+            (before,) = await self._source.shelf.put([asked.before])
             edit = asked.canvas.to_square(asked.picture)[None], asked.cells[None]
             states = self._source.draw(wish.model, request, scales_shown(wish.model, wish.count), edit)
             async with aclosing(states):
                 async for state in states:
                     told = progress(state, wish.model)
                     laid = asked.laid(state)
-                    pair = asked.before, laid.images[0]
+                    files = await self._source.shelf.put(laid.images, texts if state.final else ())
+                    pair = before, files[0]
                     if not state.final:
-                        yield [seen(pictures(laid.images)), seen(pair), told, *rest]
+                        yield [seen(files), seen(pair), told, *rest]
                         continue
-                    shown = labelled(laid, request, texts)
-                    found = [seen(shown), seen(pair), told, texts, asked.before, laid.images]
+                    found = [seen(labelled(files, request)), seen(pair), told, texts, before, files]
                     yield [*found, *self._again.values(texts[0])]
 
 
-def _chosen(before: Picture | None, after: list[Picture], event: gr.SelectData) -> Any:
+def _chosen(before: str | None, after: list[str], event: gr.SelectData) -> Any:
     if before is None or not after:
         return gr.skip()
     return before, after[min(int(event.index), len(after) - 1)]

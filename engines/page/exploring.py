@@ -62,7 +62,8 @@ class Exploring:
             state = await self._source.finished(wish.model, request)
             above, beside = ([f"{name} {value:g}" for value in them] for name, them in (("cfg", columns), ("p", rows)))
             layout = Layout(len(columns), tuple(above), tuple(beside))
-            yield [seen(grid(_enlarged(state.images), count, layout)), f"Done: {count} images of seed {wish.seed}."]
+            (file,) = await self._source.shelf.put([grid(_enlarged(state.images), count, layout)])
+            yield [seen(file), f"Done: {count} images of seed {wish.seed}."]
 
     async def _scales(self, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
@@ -77,7 +78,8 @@ class Exploring:
             sides = config.patch_nums
             images = [*_enlarged(passed), *token_maps(state.tokens[0], sides, len(_enlarged(passed)[0]))]
             layout = Layout(len(sides), tuple(f"{side} x {side}" for side in sides))
-            yield [seen(grid(images, len(images), layout)), f"Done: {config.num_tokens} tokens in {len(sides)} scales."]
+            (file,) = await self._source.shelf.put([grid(images, len(images), layout)])
+            yield [seen(file), f"Done: {config.num_tokens} tokens in {len(sides)} scales."]
 
 
 def _numbers(text: str, name: str) -> list[float]:

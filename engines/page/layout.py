@@ -18,13 +18,13 @@ TITLE = "var-export"
 CSS = ".dark { --color-accent: var(--primary-400); }"
 """What a theme cannot say."""
 _TABS = (("Draw", Drawing), ("Edit", Editing), ("Compare", Comparing), ("Explore", Exploring))
-_SWEEP, _KEPT = 600, 3600
+SWEEP, KEPT = 600, 3600
 """Seconds after which, and for which, pictures that a browser was shown are kept."""
 
 
 def blocks_of(source: Source) -> gr.Blocks:
     """The whole page, for what `source` draws with."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_SWEEP, _KEPT), fill_width=True) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, KEPT), fill_width=True) as blocks:
         gr.Markdown(f"# {TITLE}\n{', '.join(source.names)}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):

@@ -124,7 +124,7 @@ class Settings:
             controls = [gr.update(**_range(option, bundle)) for option in OPTIONS]
             return [gr.update(**_classes(bundle)), *controls]
 
-    async def _search(self, name: str, query: str) -> tuple[list[tuple[Picture, str]], list[int]]:
+    async def _search(self, name: str, query: str) -> tuple[list[tuple[str, str]], list[int]]:
         """Classes whose names hold `query`, each with a picture that its model draws, once."""
         with telling():
             model = self._source.models.find(name)
@@ -137,7 +137,8 @@ class Settings:
                 request = make_request(model.bundle, missing, seeds=[0] * len(missing))
                 drawn = await self._source.finished(model, request)
                 self._pictures |= {(name, index): image for index, image in zip(missing, drawn.images, strict=True)}
-            return [(self._pictures[name, index], names.short_label(index)) for index in found], found
+            files = await self._source.shelf.put([self._pictures[name, index] for index in found])
+            return list(zip(files, map(names.short_label, found), strict=True)), found
 
     @staticmethod
     def _chosen(indexes: list[int], chosen: gr.SelectData) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.draw.request import Request
 from engines.errors import CheckFailedError, VarExportError
+from engines.page.shelf import Shelf
 from engines.pictures.images import Picture
 from engines.serve.models import Models, ServedModel
 from engines.serve.waiting import drawn
@@ -42,9 +43,9 @@ class State:
 class Source:
     """The models of a server, for a page."""
 
-    def __init__(self, models: Models, seconds: float) -> None:
-        """Args: seconds: what a request may take, waiting and drawing."""
-        self.models, self._seconds = models, seconds
+    def __init__(self, models: Models, seconds: float, shelf: Shelf) -> None:
+        """Args: seconds: what a request may take, waiting and drawing; shelf: for what browsers are shown."""
+        self.models, self._seconds, self.shelf = models, seconds, shelf
 
     @property
     def names(self) -> list[str]:

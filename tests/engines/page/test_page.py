@@ -131,8 +131,10 @@ def test_a_picture_is_edited_as_by_a_pipeline(looking, server, pipeline, picture
         np.testing.assert_array_equal(pixels(look.images("redrawn")[0]), wanted)
         look.page.locator("text=var-run edit PICTURE --box 30,20,90,60").first.wait_for()
         look.page.get_by_label("Outpaint").check()
-        look.page.get_by_label("Images", exact=False).first.wait_for()
-        look.press("redraw", "edit-status", "Drawing")
+        before = look.images("redrawn")[0]
+        look.page.click("#redraw")
+        other = "before => document.querySelector('#redrawn img')?.src != before"
+        look.page.wait_for_function(other, arg=before, timeout=60_000)
         look.says("edit-status", "Done: 1 image.")
         kept = pixels(look.images("redrawn")[0])
         np.testing.assert_array_equal(kept[30:50, 45:75], drawn[30:50, 45:75])
