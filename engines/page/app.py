@@ -32,9 +32,9 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     import_quickly()
     import gradio as gr
 
+    from engines.page.artist import Artist
     from engines.page.layout import CSS, KEPT, blocks_of, theme
     from engines.page.shelf import Shelf
-    from engines.page.source import Source
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,7 +46,7 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        blocks_of(Source(models, seconds, Shelf(Path(folder.name), KEPT))),
+        blocks_of(Artist(models, seconds, Shelf(Path(folder.name), KEPT))),
         path="",
         footer_links=[],
         run_history=False,

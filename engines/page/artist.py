@@ -1,6 +1,6 @@
 """What a page's tabs draw with: the models of a server, behind the same queues as the API.
 
-request --> Source.draw --> State after each scale --> a tab shows it
+request --> Artist.draw --> State after each scale --> a tab shows it
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class State:
     final: bool = False
 
 
-class Source:
+class Artist:
     """The models of a server, for a page."""
 
     def __init__(self, models: Models, seconds: float, shelf: Shelf) -> None:
