@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -31,8 +32,9 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     import_quickly()
     import gradio as gr
 
-    from engines.page.layout import CSS, blocks_of, theme
-    from engines.page.source import Source
+    from engines.page.artist import Artist
+    from engines.page.layout import CSS, KEPT, blocks_of, theme
+    from engines.page.shelf import Shelf
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +46,7 @@ def make_page(models: Models, *, seconds: float, body_bytes: int) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        blocks_of(Source(models, seconds)),
+        blocks_of(Artist(models, seconds, Shelf(Path(folder.name), KEPT))),
         path="",
         footer_links=[],
         run_history=False,

@@ -11,23 +11,22 @@ import numpy as np
 
 from engines.errors import UsageError
 from engines.fidelity.side_by_side import Drawing, Pair, compare
+from engines.page.artist import Artist, telling
 from engines.page.drawing import seen
-from engines.page.settings import Settings, Wish
-from engines.page.source import Source, telling
-from engines.pictures.images import Picture
+from engines.page.sidebar import Sidebar, Wish
 from engines.serve.models import ServedModel
 
 _BEFORE = "The same class, seeds and settings, drawn by the model on the left and by another one."
 _ALONE = "This server has one model. Start it with several: `var-export serve FP32 INT8`."
 
 
-class Comparing:
+class CompareTab:
     """The other model, a table, and a slider over one pair of images."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
-        self._source, self._settings = source, settings
-        names = source.names
+        self._artist, self._sidebar = artist, sidebar
+        names = artist.names
         several = len(names) > 1
         with gr.Row():
             self._other = gr.Dropdown(names, value=names[-1], label="The other model", visible=several)
@@ -40,7 +39,7 @@ class Comparing:
                                       buttons=["fullscreen"], visible=False)  # fmt: skip
         self._pairs = gr.State([])
         outputs = [self._status, self._table, self._which, self._slider, self._pairs]
-        event = button.click(self._compare, [self._other, *settings.inputs], outputs, api_visibility="private",
+        event = button.click(self._compare, [self._other, *sidebar.inputs], outputs, api_visibility="private",
                              show_progress="hidden", concurrency_limit=None)  # fmt: skip
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
         self._which.input(lambda pairs, place: pairs[place], [self._pairs, self._which], self._slider,
@@ -48,8 +47,8 @@ class Comparing:
 
     async def _compare(self, other: str, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
-            wish = self._settings.wish(values)
-            models = wish.model, self._source.models.find(other)
+            wish = self._sidebar.wish(values)
+            models = wish.model, self._artist.models.find(other)
             if models[0] is models[1]:
                 raise UsageError("choose another model than the one on the left")
             drawings = []
@@ -57,7 +56,8 @@ class Comparing:
                 yield [f"{model.name} draws …", *[gr.skip()] * 4]
                 drawings.append(await self._drawing(wish, model))
             pairs = compare(*drawings)
-            images: list[tuple[Picture, Picture]] = list(zip(*(each.images for each in drawings), strict=True))
+            files = [await self._artist.shelf.put(list(each.images)) for each in drawings]
+            images = list(zip(*files, strict=True))
             choices = [(f"seed {pair.seed}", place) for place, pair in enumerate(pairs)]
             told = "Each image was drawn alone; the times are of this server, with whatever else it did."
             shown = gr.update(choices=choices, value=0, visible=len(pairs) > 1)
@@ -66,11 +66,11 @@ class Comparing:
     async def _drawing(self, wish: Wish, model: ServedModel) -> Drawing:
         """The images of one model, one by one, after one that is not counted."""
         request = wish.request(model)
-        await self._source.finished(model, wish.request(model, count=1))
+        await self._artist.finished(model, wish.request(model, count=1))
         images, tokens, seconds = [], [], []
         for seed in request.seeds.tolist():
             began = time.perf_counter()
-            state = await self._source.finished(model, wish.request(model, seeds=[seed]))
+            state = await self._artist.finished(model, wish.request(model, seeds=[seed]))
             seconds.append(time.perf_counter() - began)
             images.append(state.images[0])
             tokens.append(state.tokens[0])

@@ -10,54 +10,54 @@ import gradio as gr
 
 from engines.draw.request import Request
 from engines.files.again import command_of, python_of
-from engines.page.settings import Settings
-from engines.page.source import Source, State, scales_shown, telling
-from engines.pictures.images import Picture
+from engines.page.artist import Artist, State, scales_shown, telling
+from engines.page.sidebar import Sidebar
 from engines.serve.models import ServedModel
 
 _BEFORE = "Choose a class on the left, then draw."
 
 
-class Drawing:
+class DrawTab:
     """Gallery, buttons, and the settings of the image that is chosen."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
-        self._source, self._settings = source, settings
+        self._artist, self._sidebar = artist, sidebar
         with gr.Row():
             draw = gr.Button("Draw", variant="primary", elem_id="draw")
             stop = gr.Button("Stop")
         self._status = gr.Markdown(_BEFORE, elem_id="draw-status")
         self._gallery = gallery("Images", "drawn")
-        self._again, self._shown = Again(settings), gr.State([])
-        live = {"inputs": settings.inputs, "outputs": [self._gallery, self._status, self._shown, *self._again.outputs]}
+        self._again, self._shown = Again(sidebar), gr.State([])
+        live = {"inputs": sidebar.inputs, "outputs": [self._gallery, self._status, self._shown, *self._again.outputs]}
         event = draw.click(self._draw, **live, api_visibility="private", show_progress="hidden", concurrency_limit=None)
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
         self._again.connect(self._gallery, self._shown)
 
     async def _draw(self, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
-            wish = self._settings.wish(values)
+            wish = self._sidebar.wish(values)
             request = wish.request()
             texts = request.texts(wish.model.bundle)
             rest = [gr.skip()] * (1 + len(self._again.outputs))
             yield [gr.skip(), waiting(wish.model), *rest]
-            states = self._source.draw(wish.model, request, scales_shown(wish.model, wish.count))
+            states = self._artist.draw(wish.model, request, scales_shown(wish.model, wish.count))
             async with aclosing(states):
                 async for state in states:
                     told = progress(state, wish.model)
+                    files = await self._artist.shelf.put(state.images, texts if state.final else ())
                     if state.final:
-                        yield [labelled(state, request, texts), told, texts, *self._again.values(texts[0])]
+                        yield [labelled(files, request), told, texts, *self._again.values(texts[0])]
                     else:
-                        yield [pictures(state.images), told, *rest]
+                        yield [files, told, *rest]
 
 
 class Again:
     """How the image that is chosen in a gallery is made again: here, by a command, and in Python."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, sidebar: Sidebar) -> None:
         """Build the part; call it where it is to stand."""
-        self._settings = settings
+        self._sidebar = sidebar
         with gr.Accordion("Make it again", visible=False) as self._part:
             self._button = gr.Button("Same again: take these settings", size="sm")
             # Without a language: the colours of one are too pale to be read by all.
@@ -87,11 +87,11 @@ class Again:
 
         def again(texts: Sequence[Mapping[str, str]], place: int) -> list[Any]:
             if not texts:
-                return [gr.skip()] * len(self._settings.inputs)
-            return self._settings.of_text(texts[min(place, len(texts) - 1)])
+                return [gr.skip()] * len(self._sidebar.inputs)
+            return self._sidebar.of_text(texts[min(place, len(texts) - 1)])
 
         shown.select(chosen, texts, [self._place, *self.outputs], **private)
-        self._button.click(again, [texts, self._place], self._settings.inputs, **private)
+        self._button.click(again, [texts, self._place], self._sidebar.inputs, **private)
 
 
 def gallery(label: str, name: str, *, visible: bool = True) -> Any:
@@ -109,25 +109,14 @@ def gallery(label: str, name: str, *, visible: bool = True) -> Any:
     )
 
 
-def pictures(images: Sequence[Picture], texts: Sequence[Mapping[str, str]] = ()) -> list[Any]:
-    """Images for a gallery, each with its settings inside where there are some."""
-    from PIL import Image
-
-    shown = [Image.fromarray(image) for image in images]
-    for picture, text in zip(shown, texts, strict=False):
-        picture.info.update(text)
-    return shown
-
-
 def seen(value: Any) -> Any:
     """A value for a component that is hidden while it has none."""
     return gr.update(value=value, visible=True)
 
 
-def labelled(state: State, request: Request, texts: Sequence[Mapping[str, str]]) -> list[tuple[Any, str]]:
+def labelled(files: Sequence[str], request: Request) -> list[tuple[str, str]]:
     """Finished images for a gallery, with their seeds below."""
-    seeds = [f"seed {seed}" for seed in request.seeds.tolist()]
-    return list(zip(pictures(state.images, texts), seeds, strict=True))
+    return list(zip(files, [f"seed {seed}" for seed in request.seeds.tolist()], strict=True))
 
 
 def waiting(model: ServedModel) -> str:

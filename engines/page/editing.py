@@ -19,9 +19,9 @@ from engines.editing.found import cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
-from engines.page.drawing import Again, gallery, labelled, pictures, progress, seen, waiting
-from engines.page.settings import Settings
-from engines.page.source import Source, State, scales_shown, telling
+from engines.page.artist import Artist, State, scales_shown, telling
+from engines.page.drawing import Again, gallery, labelled, progress, seen, waiting
+from engines.page.sidebar import Sidebar
 from engines.pictures.images import Picture
 from engines.serve.wire import MAX_PIXELS
 from engines.spec.choices import FITS
@@ -55,12 +55,12 @@ class _Asked:
         return State(laid, state.tokens, state.scale, state.final)
 
 
-class Editing:
+class EditTab:
     """Editor, areas, results, and a slider between before and after."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
-        self._source, self._settings = source, settings
+        self._artist, self._sidebar = artist, sidebar
         brush = gr.Brush(colors=[_PAINT], default_color=_PAINT, color_mode="fixed")
         self._editor = gr.ImageEditor(label="Picture", type="numpy", sources=["upload", "clipboard"], transforms=[],
                                       layers=False, brush=brush, format="png", height=420,
@@ -81,10 +81,10 @@ class Editing:
         self._slider = gr.ImageSlider(label="Before and after", format="png", buttons=["fullscreen"], height=420,
                                       visible=False)  # fmt: skip
         self._gallery = gallery("Redrawn", "redrawn", visible=False)
-        self._again, self._shown = Again(settings), gr.State([])
+        self._again, self._shown = Again(sidebar), gr.State([])
         self._before, self._after = gr.State(None), gr.State([])
         event = redraw.click(
-            self._redraw, [*self._controls, *settings.inputs], self._outputs, api_visibility="private",
+            self._redraw, [*self._controls, *sidebar.inputs], self._outputs, api_visibility="private",
             show_progress="hidden", concurrency_limit=None,
         )  # fmt: skip
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
@@ -103,29 +103,30 @@ class Editing:
     async def _redraw(self, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
             own = len(self._controls)
-            wish = self._settings.wish(values[own:])
+            wish = self._sidebar.wish(values[own:])
             asked = await asyncio.to_thread(_asked, wish.model.bundle.config, *values[:own])
             request = wish.request()
             about = {"edited": "PICTURE", AREA: asked.area}
             texts = [{**text, **about} for text in request.texts(wish.model.bundle)]
             rest = [gr.skip()] * (3 + len(self._again.outputs))
             yield [gr.skip(), gr.skip(), waiting(wish.model), *rest]
+            (before,) = await self._artist.shelf.put([asked.before])
             edit = asked.canvas.to_square(asked.picture)[None], asked.cells[None]
-            states = self._source.draw(wish.model, request, scales_shown(wish.model, wish.count), edit)
+            states = self._artist.draw(wish.model, request, scales_shown(wish.model, wish.count), edit)
             async with aclosing(states):
                 async for state in states:
                     told = progress(state, wish.model)
                     laid = asked.laid(state)
-                    pair = asked.before, laid.images[0]
+                    files = await self._artist.shelf.put(laid.images, texts if state.final else ())
+                    pair = before, files[0]
                     if not state.final:
-                        yield [seen(pictures(laid.images)), seen(pair), told, *rest]
+                        yield [seen(files), seen(pair), told, *rest]
                         continue
-                    shown = labelled(laid, request, texts)
-                    found = [seen(shown), seen(pair), told, texts, asked.before, laid.images]
+                    found = [seen(labelled(files, request)), seen(pair), told, texts, before, files]
                     yield [*found, *self._again.values(texts[0])]
 
 
-def _chosen(before: Picture | None, after: list[Picture], event: gr.SelectData) -> Any:
+def _chosen(before: str | None, after: list[str], event: gr.SelectData) -> Any:
     if before is None or not after:
         return gr.skip()
     return before, after[min(int(event.index), len(after) - 1)]

@@ -9,9 +9,9 @@ import gradio as gr
 import numpy as np
 
 from engines.errors import UsageError
+from engines.page.artist import Artist, State, telling
 from engines.page.drawing import seen, waiting
-from engines.page.settings import Settings
-from engines.page.source import Source, State, telling
+from engines.page.sidebar import Sidebar
 from engines.pictures.grids import Layout, grid
 from engines.pictures.images import Picture
 from engines.pictures.token_maps import token_maps
@@ -20,12 +20,12 @@ MOST = 36
 """Images of one grid."""
 
 
-class Exploring:
+class ExploreTab:
     """A grid of guidance by top-p, and the scales of one image."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
-        self._source, self._settings = source, settings
+        self._artist, self._sidebar = artist, sidebar
         private: dict[str, Any] = {
             "api_visibility": "private",
             "show_progress": "hidden",
@@ -45,12 +45,12 @@ class Exploring:
                                  "for each entry of the codebook.", elem_id="scales-status")  # fmt: skip
         maps = gr.Image(label="Scales and tokens", format="png", interactive=False,
                         buttons=["download", "fullscreen"], elem_id="scales", visible=False)  # fmt: skip
-        draw.click(self._grid, [cfg, top_p, *settings.inputs], [shown, self._status], **private)
-        scales.click(self._scales, settings.inputs, [maps, self._told], **private)
+        draw.click(self._grid, [cfg, top_p, *sidebar.inputs], [shown, self._status], **private)
+        scales.click(self._scales, sidebar.inputs, [maps, self._told], **private)
 
     async def _grid(self, cfg: str, top_p: str, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
-            wish = self._settings.wish(values)
+            wish = self._sidebar.wish(values)
             rows, columns = _numbers(top_p, "top-p"), _numbers(cfg, "guidance")
             if len(rows) * len(columns) > MOST:
                 raise UsageError(f"a grid has up to {MOST} images here, not {len(rows) * len(columns)}")
@@ -59,25 +59,27 @@ class Exploring:
                 seeds=[wish.seed] * count, cfg=np.tile(columns, len(rows)), top_p=np.repeat(rows, len(columns))
             )
             yield [gr.skip(), waiting(wish.model)]
-            state = await self._source.finished(wish.model, request)
+            state = await self._artist.finished(wish.model, request)
             above, beside = ([f"{name} {value:g}" for value in them] for name, them in (("cfg", columns), ("p", rows)))
             layout = Layout(len(columns), tuple(above), tuple(beside))
-            yield [seen(grid(_enlarged(state.images), count, layout)), f"Done: {count} images of seed {wish.seed}."]
+            (file,) = await self._artist.shelf.put([grid(_enlarged(state.images), count, layout)])
+            yield [seen(file), f"Done: {count} images of seed {wish.seed}."]
 
     async def _scales(self, *values: Any) -> AsyncIterator[list[Any]]:
         with telling():
-            wish = self._settings.wish(values)
+            wish = self._sidebar.wish(values)
             config = wish.model.bundle.config
             request = wish.request(count=1)
             yield [gr.skip(), waiting(wish.model)]
             passed: list[Picture] = []
             state = State()
-            async for state in self._source.draw(wish.model, request, tuple(range(config.num_scales - 1))):
+            async for state in self._artist.draw(wish.model, request, tuple(range(config.num_scales - 1))):
                 passed.append(state.images[0])
             sides = config.patch_nums
             images = [*_enlarged(passed), *token_maps(state.tokens[0], sides, len(_enlarged(passed)[0]))]
             layout = Layout(len(sides), tuple(f"{side} x {side}" for side in sides))
-            yield [seen(grid(images, len(images), layout)), f"Done: {config.num_tokens} tokens in {len(sides)} scales."]
+            (file,) = await self._artist.shelf.put([grid(images, len(images), layout)])
+            yield [seen(file), f"Done: {config.num_tokens} tokens in {len(sides)} scales."]
 
 
 def _numbers(text: str, name: str) -> list[float]:

@@ -131,8 +131,10 @@ def test_a_picture_is_edited_as_by_a_pipeline(looking, server, pipeline, picture
         np.testing.assert_array_equal(pixels(look.images("redrawn")[0]), wanted)
         look.page.locator("text=var-run edit PICTURE --box 30,20,90,60").first.wait_for()
         look.page.get_by_label("Outpaint").check()
-        look.page.get_by_label("Images", exact=False).first.wait_for()
-        look.press("redraw", "edit-status", "Drawing")
+        before = look.images("redrawn")[0]
+        look.page.click("#redraw")
+        other = "before => document.querySelector('#redrawn img')?.src != before"
+        look.page.wait_for_function(other, arg=before, timeout=60_000)
         look.says("edit-status", "Done: 1 image.")
         kept = pixels(look.images("redrawn")[0])
         np.testing.assert_array_equal(kept[30:50, 45:75], drawn[30:50, 45:75])
@@ -336,3 +338,18 @@ def test_gradio_writes_nothing_beside_itself():
         for code in (names, f"from engines.page.without_stubs import import_quickly as go; go(); {names}")
     ]
     assert found == ["gradio.component_meta", "engines.page.without_stubs"]
+
+
+def test_an_idle_server_sleeps(bundles):
+    """Seconds of processor time, which a busy machine does not make more."""
+
+    def used(process):
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    with serving(bundles[0], "--check", "never", page=True) as (process, address):
+        assert "var-export" in httpx.get(address, timeout=60).text
+        time.sleep(2)
+        before = used(process)
+        time.sleep(5)
+        assert used(process) - before < 0.03 * 5  # 0.01; 0.05 as gradio comes

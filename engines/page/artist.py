@@ -1,6 +1,6 @@
 """What a page's tabs draw with: the models of a server, behind the same queues as the API.
 
-request --> Source.draw --> State after each scale --> a tab shows it
+request --> Artist.draw --> State after each scale --> a tab shows it
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engines.backends.base import Array
 from engines.draw.request import Request
 from engines.errors import CheckFailedError, VarExportError
+from engines.page.shelf import Shelf
 from engines.pictures.images import Picture
 from engines.serve.models import Models, ServedModel
 from engines.serve.waiting import drawn
@@ -39,12 +40,12 @@ class State:
     final: bool = False
 
 
-class Source:
+class Artist:
     """The models of a server, for a page."""
 
-    def __init__(self, models: Models, seconds: float) -> None:
-        """Args: seconds: what a request may take, waiting and drawing."""
-        self.models, self._seconds = models, seconds
+    def __init__(self, models: Models, seconds: float, shelf: Shelf) -> None:
+        """Args: seconds: what a request may take, waiting and drawing; shelf: for what browsers are shown."""
+        self.models, self._seconds, self.shelf = models, seconds, shelf
 
     @property
     def names(self) -> list[str]:
