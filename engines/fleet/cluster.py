@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from engines.storage import ROOT
 LOCAL, AUTO = "local", "auto"
 """Addresses: a cluster of this machine alone, started and ended; and the one that this machine is a part of."""
 _OBJECTS = 1 << 29  # bytes of a local cluster's object store: some chunks of pictures, in RAM
+_ANSWER_S = 10.0  # for a cluster to take a connection
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):[0-9]{1,5}")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -72,6 +74,9 @@ class Cluster(AbstractContextManager["Cluster"]):
             return
         options: dict[str, Any] = {"num_cpus": machine().physical_cores, "object_store_memory": _OBJECTS}
         try:
+            if address not in (LOCAL, AUTO):  # Ray itself would try for more than a minute
+                host, port = address.rsplit(":", 1)
+                socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
             with _in_folder(ROOT):  # workers look for modules where the driver is: in this project, in no user's folder
                 ray.init(
                     address,
@@ -81,7 +86,7 @@ class Cluster(AbstractContextManager["Cluster"]):
                     namespace="var-export",
                     **(options if address == LOCAL else {}),
                 )
-        except (OSError, RuntimeError, ValueError, AssertionError) as error:  # ConnectionError is an OSError
+        except (OSError, OverflowError, RuntimeError, ValueError, AssertionError) as error:
             with contextlib.suppress(Exception):
                 ray.shutdown()
             remedy = f"start one with ray start --head, or take --ray {LOCAL}" if address == AUTO else "is it up?"
