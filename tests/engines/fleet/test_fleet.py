@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import add_node, job_of, rows
 from driver_cost import measure
-from fleet_sources import image_of, load_never, load_otherwise_once
+from fleet_sources import image_of, load_never, load_otherwise_once, load_together
 
 from engines.errors import BackendError
 from engines.files.jobs import JobInterruptedError, Made, run_drawing, run_job
@@ -27,7 +27,7 @@ def drawn_here(path, **job):
 
 
 def test_the_file_of_two_workers_is_the_file_of_one_process(make_fleet, tmp_path):
-    job, fleet, seen = job_of(), make_fleet(delay=0.05), []
+    job, fleet, seen = job_of(), make_fleet(load_together, delay=0.3, marks=str(tmp_path), of=2), []
     sink = rows(job, tmp_path / "a.npz")
     assert run_drawing(job, [sink], fleet.drawn, batch=2, progress=seen.append) == 24
     assert (tmp_path / "a.npz").read_bytes() == drawn_here(tmp_path / "b.npz")
