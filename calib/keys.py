@@ -17,10 +17,10 @@ PACKAGES = ("var_export", "calib", "engines")
 _NO_FIGURE = (  # a page, a server, or what is done with a finished picture
     *("var_export/cli", "var_export/report", "var_export/gpu_check/report"),
     *("engines/page", "engines/serve", "engines/triton", "engines/joining", "engines/sizing"),
-    *("engines/editing", "engines/files", "engines/evaluation"),
+    *("engines/editing", "engines/files", "engines/evaluation", "var_export/inception"),
 )
 _NO_BYTE = (  # what looks at a finished bundle
-    *("var_export/cli", "var_export/report", "var_export/gpu_check", "var_export/live"),
+    *("var_export/cli", "var_export/report", "var_export/gpu_check", "var_export/live", "var_export/inception"),
     *("engines/page", "engines/serve", "engines/triton", "engines/joining", "engines/editing", "engines/files"),
     *("engines/cli", "engines/host", "engines/machine", "engines/errors", "engines/evaluation"),
 )

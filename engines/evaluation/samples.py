@@ -53,6 +53,13 @@ class Samples:
         wanted = "integers (images, tokens)" if name == TOKENS else "uint8 (images, h, h, 3)"
         raise UsageError(f"{name} of {path} is {dtype} {shape}, and must be {wanted}: {_WAY}")
 
+    def check_images(self) -> None:
+        """Raise `UsageError` where there are tokens and no images, or too few for a covariance."""
+        if self.kind == TOKENS:
+            raise UsageError(f"{self.path} has tokens and no images: give what var-run --npz wrote")
+        if self.count < 2:
+            raise UsageError(f"{self.path} has {self.count} images, and 2 are needed at least: draw more")
+
     def images(self, size: int, side: int | None = None) -> Iterator[NDArray[np.uint8]]:
         """The images in their order, uint8 (b, h, h, 3) of up to `size` at once.
 
@@ -60,7 +67,7 @@ class Samples:
         Raises `UsageError` where the file ends too early, or a picture cannot be read.
         """
         if self.kind == TOKENS:
-            raise UsageError(f"{self.path} has tokens and no images: give what var-run --npz wrote")
+            self.check_images()
         if self.kind != IMAGES:
             yield from _pictures(pictures_in(self.path), size, side)
             return

@@ -15,24 +15,34 @@ from engines.cli.common import (
     command_line,
     json_option,
     json_out,
+    needs_packages,
     option_group,
     print_table,
+    refuse,
     show,
 )
 from engines.cli.progress import StageClock
 from engines.machine import machine
 from engines.words import counted
-from var_export.cli.common import FOLDER, html_option, open_bundle, tell_page
+from var_export.cli.common import FILE, FOLDER, html_option, open_bundle, tell_page
 
 if TYPE_CHECKING:
     from engines.evaluation.between import Between
     from engines.evaluation.samples import Samples
+    from engines.evaluation.scores import Activations, Scores
 
 _PATH = NamedPath(path_type=Path)
 _TWO = (_PATH, _PATH)
+FEW = 50_000
+"""Images that a published FID is taken of."""
+_BATCH = 16
+"""Images that Inception sees at once."""
 
 
 @click.command()
+@click.argument("samples", required=False, type=_PATH)
+@click.option("--reference", type=_PATH, metavar="FILE", help="Statistics in ADM's .npz format, or images.")
+@click.option("--weights", type=FILE, metavar="FILE", help="Of Inception. [default: torch-fidelity downloads its own]")
 @click.option("--between", type=_TWO, metavar="A B", help="Two sets: how far apart they are by the model's VQ-VAE.")
 @click.option("--tokens", type=_TWO, metavar="A B", help="The tokens of both, as var-run --save-tokens wrote them.")
 @click.option("--bundle", type=FOLDER, help="Whose VQ-VAE looks at both. [default: as in var-run]")
@@ -43,6 +53,9 @@ _TWO = (_PATH, _PATH)
 def evaluate(
     context: click.Context,
     /,
+    samples: Path | None,
+    reference: Path | None,
+    weights: Path | None,
     between: tuple[Path, Path] | None,
     tokens: tuple[Path, Path] | None,
     bundle: Path | None,
@@ -50,13 +63,81 @@ def evaluate(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Tell how far two sets of images are apart: FP32 and INT8, two devices, two samplers.
+    """Tell how good the images SAMPLES are, or how far two sets are apart.
 
-    Sets are what `var-run --npz` or `--save-tokens` wrote, or folders of pictures.
+    Sets are what `var-run --npz` or `--save-tokens` wrote, or folders of pictures. SAMPLES get an Inception Score and,
+    beside a --reference, FID, sFID, KID, precision and recall; that needs PyTorch and torch-fidelity. --between needs
+    neither, nor weights of another model.
     """
-    if between is None:
-        raise click.UsageError("evaluate what? name two sets: --between A B")
-    _between(context, between, tokens, bundle, runtime, html, as_json)
+    if (samples is None) == (between is None):
+        raise click.UsageError("evaluate what? name SAMPLES, or two sets: --between A B")
+    if between is not None:
+        refuse(context, ("reference", "weights"), "is for SAMPLES: --between needs none")
+        _between(context, between, tokens, bundle, runtime, html, as_json)
+    else:
+        assert samples is not None
+        refuse(context, ("tokens", "bundle", *vars(runtime)), "is for --between")
+        _inception(context, samples, reference, weights, html, as_json)
+
+
+def _inception(
+    context: click.Context, path: Path, reference: Path | None, weights: Path | None, html: Path | None, as_json: bool
+) -> None:
+    """FID and its like. Without torch-fidelity it ends before anything is read."""
+    from engines.evaluation.reference import Reference
+    from engines.evaluation.samples import Samples
+    from engines.evaluation.scores import scores
+
+    own = Samples.find(path)
+    known = None if reference is None else Reference.find(reference)
+    here = machine()
+    for each in (own, *(() if known is None or known.samples is None else (known.samples,))):
+        each.check_images()
+    with needs_packages("evaluate", "evaluate", ("torch", "safetensors", "torch_fidelity")):
+        from var_export.inception import Inception
+
+        network = Inception(weights)
+    with StageClock() as progress:
+
+        def seen(samples: Samples) -> Activations:
+            return network.activations(samples.images(_BATCH), samples.count, progress)
+
+        found = scores(
+            seen(own),
+            pool=None if known is None else known.pool,
+            spatial=None if known is None else known.spatial,
+            reference=seen(known.samples) if known is not None and known.samples is not None else None,
+        )
+    rows = named(found)
+    if as_json:
+        json_out({"samples": str(path), "reference": reference and str(reference), **asdict(found)})
+    else:
+        print_table([(name, Figure(value, ".4f"), note) for name, value, note in rows], ("figure", "value", ""))
+        show(f"\n{path}: {counted(own.count, 'image')}")
+    if html is not None:
+        from var_export.report.evaluate import write_scores
+
+        size = write_scores(html, own, known, rows, machine=here, command=command_line(context))
+        tell_page(html, size)
+
+
+def named(found: Scores) -> list[tuple[str, float, str]]:
+    """Every figure that is known, with its name and what to say beside it."""
+    splits = f"deviation {found.inception_score_deviation:.4f} over {counted(found.splits, 'split')} of up to 5,000"
+    subsets = None if found.kid_deviation is None else f"deviation {found.kid_deviation:.4f} over random subsets"
+    every = [
+        ("Inception Score", found.inception_score, splits),
+        (
+            "FID",
+            found.fid,
+            "" if found.images >= 10_000 else "of few images: larger than of many, compare like with like",
+        ),
+        ("sFID", found.sfid, ""),
+        ("KID", found.kid, subsets or ""),
+        ("precision", found.precision, ""),
+        ("recall", found.recall, ""),
+    ]
+    return [(name, value, note) for name, value, note in every if value is not None]
 
 
 def _between(

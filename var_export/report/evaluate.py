@@ -10,6 +10,7 @@ from typing import Any
 from engines.bundle.bundle import Bundle
 from engines.evaluation.between import Between
 from engines.evaluation.halves import Apart
+from engines.evaluation.reference import Reference
 from engines.evaluation.samples import Samples
 from engines.machine import Machine
 from engines.words import counted
@@ -49,6 +50,34 @@ def write_between(
         charts=[_scales(found)],
         table=Table("Distances of halves", _HEADERS, rows),
         facts=[_facts(sets), bundle_facts(bundle), environment_facts(machine, runtime)],
+        command=shlex.join(command),
+    )
+
+
+def write_scores(
+    file: Path,
+    samples: Samples,
+    reference: Reference | None,
+    rows: Sequence[tuple[str, float, str]],
+    *,
+    machine: Machine,
+    command: Sequence[str],
+) -> int:
+    """Write the page of the figures of one set; its size in bytes. Raises `UsageError` where it cannot be written."""
+    pairs = [("images", f"{samples.path}: {counted(samples.count, 'image')}, {samples.kind}")]
+    if reference is not None:
+        images = "" if reference.samples is None else counted(reference.samples.count, "image")
+        statistics = "" if reference.pool is None else "statistics"
+        pairs.append(("reference", " and ".join(filter(None, (statistics, images)))))
+    return write_page(
+        file,
+        "evaluate",
+        kind="A set of images",
+        name=samples.path.name,
+        tiles=[Tile(name, number(value), note) for name, value, note in rows],
+        charts=[],
+        table=Table("Figures", ("figure", "value", ""), [(name, number(value, 5), note) for name, value, note in rows]),
+        facts=[Facts("Sets", pairs), environment_facts(machine)],
         command=shlex.join(command),
     )
 
