@@ -59,6 +59,7 @@ class Inception:
                 ) from error
         else:
             self._network = _with_weights(weights, make)
+        self._network.eval()  # which torch-fidelity 0.3 leaves to its caller
         self._spatial: torch.Tensor
         self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 

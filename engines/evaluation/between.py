@@ -10,6 +10,7 @@ to, which is what the decoder makes its image of. Both sets go through the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,22 @@ def check_kinds(one: Samples, other: Samples) -> None:
         )
     if one.side != other.side and None not in (one.side, other.side):
         raise UsageError(f"{one.path} has {one.side} pixels and {other.path} {other.side}: give sets of one size")
+
+
+def tokens_apart(
+    one: NDArray[np.int64], other: NDArray[np.int64], scale_lengths: Sequence[int], *, replicates: int = REPLICATES
+) -> list[Apart]:
+    """How far the histograms of tokens (N, T) and (M, T) are apart: all scales, then each. Raises as `hold_apart`."""
+    vocabulary = int(max(one.max(), other.max())) + 1  # entries that neither has change nothing
+
+    def summary(tokens: NDArray[np.int64]) -> Summarise:
+        return lambda rows: scale_histograms(tokens[rows], scale_lengths, vocabulary)
+
+    def distance(a: Any, b: Any) -> NDArray[np.float64]:
+        scales = [total_variation(*pair) for pair in zip(a, b, strict=True)]
+        return np.array([np.mean(scales), *scales])
+
+    return hold_apart(summary(one), summary(other), (len(one), len(other)), distance, replicates=replicates)
 
 
 def between(

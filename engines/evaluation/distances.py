@@ -36,21 +36,17 @@ class Gaussian:
 def frechet(one: Gaussian, other: Gaussian) -> float:
     """The squared Fréchet distance of two Gaussians, as in FID (Heusel et al., 2017), in squared units of the features.
 
-    |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)). The eigenvalues of S1 S2 are those of the symmetric
-    S1^(1/2) S2 S1^(1/2), so that no root of a matrix that is not symmetric has to be taken, which is where
-    evaluators that call `scipy.linalg.sqrtm` on few images get complex numbers.
+    |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)). With S1 = R R^T, the eigenvalues of S1 S2 are those of the
+    symmetric R^T S2 R, so that no root of a matrix that is not symmetric has to be taken, which is where evaluators
+    that call `scipy.linalg.sqrtm` on few images get complex numbers.
     """
-    root = _symmetric_root(one.covariance)
-    eigenvalues = np.linalg.eigvalsh(root @ other.covariance @ root)
+    values, vectors = np.linalg.eigh(one.covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps  # of N images, no more than N - 1
+    root = vectors[:, kept] * np.sqrt(values[kept])
+    eigenvalues = np.linalg.eigvalsh(root.T @ other.covariance @ root)
     apart = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance)
     return float(apart @ apart + traces - 2 * np.sqrt(np.clip(eigenvalues, 0, None)).sum())
-
-
-def _symmetric_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(matrix)
-    root: NDArray[np.float64] = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    return root
 
 
 def scale_histograms(

@@ -20,7 +20,8 @@ from var_export.report.page import write_page
 from var_export.report.parts import Chart, Facts, Table, Tile
 from var_export.report.words import number
 
-_HEADERS = ("between", "distance", "noise", "excess", "95 % interval", "")
+DISTANCES = ("between", "distance", "noise", "excess", "95 % interval", "")
+"""Headers of a table of distances between two sets."""
 
 
 def write_between(
@@ -34,7 +35,7 @@ def write_between(
     command: Sequence[str],
 ) -> int:
     """Write the page of two sets; its size in bytes. Raises `UsageError` where it cannot be written."""
-    rows = [(name, *_cells(each)) for name, each in found.rows()]
+    rows = [(name, *cells(each)) for name, each in found.rows()]
     tiles = [
         Tile(
             name[:1].upper() + name[1:], number(each.excess), f"beyond noise of {number(each.noise)}: {_verdict(each)}"
@@ -48,7 +49,7 @@ def write_between(
         name=f"{sets[0].path.name} | {sets[1].path.name}",
         tiles=tiles,
         charts=[_scales(found)],
-        table=Table("Distances of halves", _HEADERS, rows),
+        table=Table("Distances of halves", DISTANCES, rows),
         facts=[_facts(sets), bundle_facts(bundle), environment_facts(machine, runtime)],
         command=shlex.join(command),
     )
@@ -82,7 +83,8 @@ def write_scores(
     )
 
 
-def _cells(each: Apart) -> tuple[str, ...]:
+def cells(each: Apart) -> tuple[str, ...]:
+    """A distance beside its noise as cells of a table, under `DISTANCES` but for the first."""
     interval = f"{number(each.low)} to {number(each.high)}"
     return number(each.distance), number(each.noise), number(each.excess), interval, _verdict(each)
 
