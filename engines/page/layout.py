@@ -1,38 +1,40 @@
 """How the page is laid out, and how it looks.
 
-Settings (left: what to draw) --> a Wish --> tabs (right): Drawing, Editing, Comparing, Exploring --> Source
+Sidebar (left: what to draw) --> a Wish --> tabs (right): DrawTab, EditTab, CompareTab, ExploreTab --> Artist
 """
 
 from __future__ import annotations
 
 import gradio as gr
 
-from engines.page.comparing import Comparing
-from engines.page.drawing import Drawing
-from engines.page.editing import Editing
-from engines.page.exploring import Exploring
-from engines.page.settings import Settings
-from engines.page.source import Source
+from engines.page.artist import Artist, plain
+from engines.page.comparing import CompareTab
+from engines.page.drawing import DrawTab
+from engines.page.editing import EditTab
+from engines.page.exploring import ExploreTab
+from engines.page.sidebar import Sidebar
 
 TITLE = "var-export"
 CSS = ".dark { --color-accent: var(--primary-400); }"
 """What a theme cannot say."""
-_TABS = (("Draw", Drawing), ("Edit", Editing), ("Compare", Comparing), ("Explore", Exploring))
-_SWEEP, _KEPT = 600, 3600
-"""Seconds after which, and for which, pictures that a browser was shown are kept."""
+_TABS = (("Draw", DrawTab), ("Edit", EditTab), ("Compare", CompareTab), ("Explore", ExploreTab))
+LOOK_SECONDS = 0.02
+"""How often gradio looks for a press of a button."""
 
 
-def blocks_of(source: Source) -> gr.Blocks:
-    """The whole page, for what `source` draws with."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_SWEEP, _KEPT), fill_width=True) as blocks:
-        gr.Markdown(f"# {TITLE}\n{', '.join(source.names)}")
+def blocks_of(artist: Artist) -> gr.Blocks:
+    """The whole page, for what `artist` draws with."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(f"# {TITLE}\n{', '.join(map(plain, artist.names))}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                settings = Settings(source)
+                sidebar = Sidebar(artist)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 for label, tab in _TABS:
                     with gr.Tab(label):
-                        tab(source, settings)
+                        tab(artist, sidebar)
+    # It looks for work a thousand times a second otherwise, which takes a twentieth of a core from an idle machine.
+    blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = LOOK_SECONDS
     return blocks
 
 

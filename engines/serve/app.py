@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -239,6 +240,8 @@ class _Routes:
         now = time.monotonic()
         if any(not joiner.is_idle or now - joiner.drew_at < HEALTH_SECONDS for joiner in joiners):
             return JSONResponse({"status": "ok"})
+        if not joiners and self._health is not None and self._health[1].status_code == HTTPStatus.OK:
+            return self._health[1]  # nobody has used a model for long: it is not loaded to be asked
         async with self._asking:
             if self._health is None or time.monotonic() - self._health[0] > HEALTH_SECONDS:
                 self._health = time.monotonic(), await self._drawing()
@@ -249,7 +252,8 @@ class _Routes:
         model = next((each for each in self._models if each.joiner is not None), self._models.find(None))
         request = wire.request_of(wire.GenerationBody(seed=0, cfg=0.0), model.bundle)
         try:
-            async for _ in drawn(self._models, model, request, time.monotonic() + self._settings.seconds):
+            deadline = time.monotonic() + self._settings.seconds
+            async for _ in drawn(self._models, model, request, deadline, is_use=False):
                 pass
         except (QueueFullError, NoRoomError):
             pass  # it is busy, and drawing

@@ -51,6 +51,8 @@ class Ticket:
     """Called in the thread that draws."""
     deadline: float = math.inf
     """The value of `time.monotonic()` from which on nobody waits for the request."""
+    is_use: bool = True
+    """Whether drawing it is a use of the model: a model that is only asked whether it draws is unused."""
     done: bool = False
     """Whether the request has its final images."""
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -147,9 +149,11 @@ class Joiner:
                 self._draw(members)
             with self._condition:
                 self._running = 0
-                self.idle_since = time.monotonic()
+                ended = time.monotonic()
+                if any(member.is_use for member in members):
+                    self.idle_since = ended
             if members:
-                self._seconds += (self.idle_since - began - self._seconds) / 4
+                self._seconds += (ended - began - self._seconds) / 4
                 let_join(began, len(members))
 
     def _next_batch(self) -> list[Ticket]:

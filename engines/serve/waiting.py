@@ -27,7 +27,9 @@ T = TypeVar("T")
 class Job:
     """What one request waits for: its tickets, and what they are told, in the loop of the server."""
 
-    def __init__(self, orders: Sequence[Order], scales: tuple[int, ...], deadline: float) -> None:
+    def __init__(
+        self, orders: Sequence[Order], scales: tuple[int, ...], deadline: float, *, is_use: bool = True
+    ) -> None:
         loop, self._told = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Told]]()
         self._deadline = deadline
         self.tickets = []
@@ -38,7 +40,7 @@ class Job:
                 with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens
                     loop.call_soon_threadsafe(self._told.put_nowait, (first, told))
 
-            self.tickets.append(Ticket(order, scales, tell, deadline))
+            self.tickets.append(Ticket(order, scales, tell, deadline, is_use))
             first += len(order)
         self._left = len(self.tickets)
 
@@ -64,6 +66,8 @@ async def drawn(
     deadline: float,
     scales: tuple[int, ...] = (),
     edit: tuple[Array, Array] | None = None,
+    *,
+    is_use: bool = True,
 ) -> AsyncGenerator[tuple[int, Preview], None]:
     """Images of a request, after `scales` and after the last one, with the place of the first of them in the request.
 
@@ -74,14 +78,17 @@ async def drawn(
         deadline: the value of `time.monotonic()` at which nobody waits any more; closing the generator says so earlier.
         scales: after which images are shown, beside the last.
         edit: the picture uint8 (1, R, R, 3) and the cells bool (1, S, S) of all images, where a picture is edited.
+        is_use: whether the model counts as used by it.
 
     Raises what `Models.joiner` and `Joiner.submit` raise, and what goes wrong while drawing.
 
     """
     model.asked += 1
     try:
-        joiner = await models.joiner(model)
-        job = Job(wire.orders_of(request, joiner.pipeline.max_batch, edit), scales, deadline)
+        loading = asyncio.create_task(models.joiner(model))  # it goes on where this request ends, for whoever asks next
+        loading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        joiner = await _within(asyncio.shield(loading), deadline)
+        job = Job(wire.orders_of(request, joiner.pipeline.max_batch, edit), scales, deadline, is_use=is_use)
         joiner.submit(job.tickets)
         try:
             async for found in job.previews():

@@ -339,6 +339,29 @@ def test_health_draws_and_remembers(two, monkeypatch):
     assert len(loaded[0].batches) == 3
 
 
+def test_health_keeps_no_model_loaded(two, monkeypatch):
+    """Asked for ever, it is no use of a model; unloaded, the model is not loaded again to be asked."""
+    paths, loaded = two
+    monkeypatch.setattr(application, "HEALTH_SECONDS", 0)
+
+    async def go():
+        metrics = Metrics()
+        models = Models(paths, count=metrics.counting, keep=0.3)
+        sweeper = asyncio.create_task(models.sweep())
+        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            for _ in range(20):
+                assert (await client.get("/healthz")).json() == {"status": "ok"}
+                await asyncio.sleep(0.05)
+        assert [model.joiner for model in models] == [None, None]
+        sweeper.cancel()
+        await models.close()
+
+    asyncio.run(go())
+    assert len(loaded) == 1
+    assert len(loaded[0].batches) > 1
+
+
 def test_health_unloads_nothing(two, monkeypatch):
     """Of two models for which there is no room together, the one that is loaded draws."""
     paths, loaded = two

@@ -14,7 +14,7 @@ from engines.bundle.labels import ClassNames
 from engines.bundle.manifest import Manifest
 from engines.draw.request import Request, make_request
 from engines.errors import UsageError
-from engines.page.source import Source, telling
+from engines.page.artist import Artist, telling
 from engines.pictures.images import Picture
 from engines.serve.models import ServedModel
 from engines.serve.wire import MAX_IMAGES
@@ -22,6 +22,8 @@ from engines.spec.sampling import OPTIONS, SamplingOption
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser keeps."""
+KEPT_PICTURES = 500
+"""Pictures of classes that are kept in memory."""
 FIRST_CLASS = 88
 """A parrot of the demo, and a macaw of ImageNet: what the README draws first."""
 PICTURES = 12
@@ -42,26 +44,30 @@ class Wish:
     count: int
     sampling: Mapping[str, Any]
 
+    @property
+    def seeds(self) -> list[int]:
+        """Of all images."""
+        return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.count)]
+
     def request(self, model: ServedModel | None = None, **changes: Any) -> Request:
         """The images, of this model or another; `changes` are other values of its own: one for all, or per image.
 
         Raises `UsageError` where the model has no such class, or not these settings.
         """
         bundle = (model or self.model).bundle
-        count = changes.pop("count", self.count)
-        seeds = changes.pop("seeds", [(self.seed + k) % (MAX_SEED + 1) for k in range(count)])
+        seeds = changes.pop("seeds", self.seeds[: changes.pop("count", self.count)])
         return make_request(bundle, self.index, seeds=seeds, **{**self.sampling, **changes})
 
 
-class Settings:
+class Sidebar:
     """The controls of a wish, in a column of the page."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, artist: Artist) -> None:
         """Build them; call it where they are to stand."""
-        self._source = source
+        self._artist = artist
         self._pictures: dict[tuple[str, int], Picture] = {}
-        first = source.models.find(None)
-        self.model = gr.Dropdown(source.names, value=first.name, label="Model", visible=len(source.names) > 1)
+        first = artist.models.find(None)
+        self.model = gr.Dropdown(artist.names, value=first.name, label="Model", visible=len(artist.names) > 1)
         self.index = gr.Dropdown(label="Class", **_classes(first.bundle), interactive=True)
         with gr.Accordion("Find a class by its picture", open=False):
             self._query = gr.Textbox(label="A part of its name", placeholder="cat", submit_btn="Search")
@@ -92,22 +98,23 @@ class Settings:
     def wish(self, values: Sequence[Any]) -> Wish:
         """What the controls say. Raises `UsageError`."""
         name, index, seed, count, *options = values
-        model = self._source.models.find(name)
+        model = self._artist.models.find(name)
         if index is None or seed is None:
             raise UsageError(f"choose a {'class' if index is None else 'seed'} first")
         sampling = {option.name: value for option, value in zip(OPTIONS, options, strict=True) if value is not None}
         return Wish(model, int(index), int(seed), int(count), sampling)
 
     def of_text(self, text: Mapping[str, str]) -> list[Any]:
-        """Values of `inputs` for what a picture says of itself; the model stays."""
-        model = self._source.models.find(None)
-        index = text["class"]
-        for model in self._source.models:
-            if model.bundle.build_key == text.get("build_key"):
-                break
-        number = model.bundle.config.unconditional_class if index == "none" else int(index)
-        options = [_value(option, text[option.name]) for option in OPTIONS]
-        return [model.name, number, int(text["seed"]), 1, *options]
+        """Values of `inputs` for what an image says of itself, for the model that drew it where that is here."""
+        made = [model for model in self._artist.models if model.bundle.build_key == text.get("build_key")]
+        model = made[0] if made else self._artist.models.find(None)
+        bundle, index = model.bundle, text["class"]
+        number = bundle.config.unconditional_class if index == "none" else int(index)
+        options = [
+            gr.update(**_range(option, bundle) | {"value": _value(option, text[option.name])}) for option in OPTIONS
+        ]
+        chosen = gr.update(**_classes(bundle) | {"value": number})
+        return [model.name, chosen, int(text["seed"]), 1, *options]
 
     def _connect(self, dice: Any) -> None:
         private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -120,14 +127,14 @@ class Settings:
     def _fitted(self, name: str) -> list[Any]:
         """The controls as another model needs them."""
         with telling():
-            bundle = self._source.models.find(name).bundle
+            bundle = self._artist.models.find(name).bundle
             controls = [gr.update(**_range(option, bundle)) for option in OPTIONS]
             return [gr.update(**_classes(bundle)), *controls]
 
-    async def _search(self, name: str, query: str) -> tuple[list[tuple[Picture, str]], list[int]]:
+    async def _search(self, name: str, query: str) -> tuple[list[tuple[str, str]], list[int]]:
         """Classes whose names hold `query`, each with a picture that its model draws, once."""
         with telling():
-            model = self._source.models.find(name)
+            model = self._artist.models.find(name)
             names = ClassNames(model.bundle.config.transformer.num_classes, model.bundle.labels)
             found = names.holding(query)[:PICTURES]
             if not found:
@@ -135,9 +142,12 @@ class Settings:
             missing = [index for index in found if (name, index) not in self._pictures]
             if missing:
                 request = make_request(model.bundle, missing, seeds=[0] * len(missing))
-                drawn = await self._source.finished(model, request)
+                drawn = await self._artist.finished(model, request)
                 self._pictures |= {(name, index): image for index, image in zip(missing, drawn.images, strict=True)}
-            return [(self._pictures[name, index], names.short_label(index)) for index in found], found
+            files = await self._artist.shelf.put([self._pictures[name, index] for index in found])
+            while len(self._pictures) > KEPT_PICTURES:  # the oldest first
+                del self._pictures[next(iter(self._pictures))]
+            return list(zip(files, map(names.short_label, found), strict=True)), found
 
     @staticmethod
     def _chosen(indexes: list[int], chosen: gr.SelectData) -> int:
