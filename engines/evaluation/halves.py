@@ -29,6 +29,9 @@ LEAST = 16
 SPLITS, REPLICATES, LEVEL = 20, 200, 0.95
 """How many random splits give a value; how many resampled ones its interval; the probability that this stands for."""
 
+ROUNDING = 1e-6
+"""The share of the noise by which a distance may differ from itself: a Fréchet distance does by 1e-8."""
+
 Rows = NDArray[np.int64]
 Summarise = Callable[[Rows], Any]
 """From the numbers of some images of a set, which may repeat, to what a distance needs to know of them."""
@@ -54,8 +57,8 @@ class Apart:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the sets differ by more than chance: the whole interval lies above 0."""
-        return self.low > 0
+        """Whether the sets differ by more than chance and rounding: the whole interval lies above 0."""
+        return self.low > ROUNDING * self.noise
 
 
 def hold_apart(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engines.errors import UsageError
-from engines.evaluation.halves import LEAST, hold_apart
+from engines.evaluation.halves import LEAST, Apart, hold_apart
 
 
 def mean_of(values):
@@ -29,6 +29,11 @@ def test_a_set_beside_itself_has_no_excess_at_all():
         assert (each.excess, each.low, each.high) == (0, 0, 0)
         assert each.distance == each.noise > 0
         assert not each.beyond_noise
+
+
+def test_rounding_is_no_difference():
+    assert not Apart(distance=1.0, noise=1.0, low=1e-8, high=1e-7).beyond_noise
+    assert Apart(distance=1.1, noise=1.0, low=0.01, high=0.2).beyond_noise
 
 
 def test_sets_of_one_kind_are_within_noise():
