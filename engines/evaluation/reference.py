@@ -18,7 +18,7 @@ POOL, SPATIAL = 2048, 2023
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSet:
     """What is known of the reference."""
 
     pool: Gaussian | None
@@ -29,7 +29,7 @@ class Reference:
     """Its images, `arr_0`, which KID, precision and recall need."""
 
     @classmethod
-    def find(cls, path: Path) -> Reference:
+    def find(cls, path: Path) -> ReferenceSet:
         """Read an .npz file of ADM's format (statistics, images, or both), or look at a folder of pictures.
 
         Raises `UsageError` where it is neither.

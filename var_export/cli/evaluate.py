@@ -84,12 +84,12 @@ def _inception(
     context: click.Context, path: Path, reference: Path | None, weights: Path | None, html: Path | None, as_json: bool
 ) -> None:
     """FID and its like. Without torch-fidelity it ends before anything is read."""
-    from engines.evaluation.reference import Reference
+    from engines.evaluation.reference import ReferenceSet
     from engines.evaluation.samples import Samples
     from engines.evaluation.scores import scores
 
     own = Samples.find(path)
-    known = None if reference is None else Reference.find(reference)
+    known = None if reference is None else ReferenceSet.find(reference)
     here = machine()
     for each in (own, *(() if known is None or known.samples is None else (known.samples,))):
         each.check_images()

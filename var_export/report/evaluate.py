@@ -10,7 +10,7 @@ from typing import Any
 from engines.bundle.bundle import Bundle
 from engines.evaluation.between import Between
 from engines.evaluation.halves import Apart
-from engines.evaluation.reference import Reference
+from engines.evaluation.reference import ReferenceSet
 from engines.evaluation.samples import Samples
 from engines.machine import Machine
 from engines.words import counted
@@ -58,7 +58,7 @@ def write_between(
 def write_scores(
     file: Path,
     samples: Samples,
-    reference: Reference | None,
+    reference: ReferenceSet | None,
     rows: Sequence[tuple[str, float, str]],
     *,
     machine: Machine,

@@ -11,7 +11,7 @@ from support import refused
 
 from engines.errors import UsageError
 from engines.evaluation.distances import Gaussian
-from engines.evaluation.reference import POOL, SPATIAL, Reference
+from engines.evaluation.reference import POOL, SPATIAL, ReferenceSet
 from engines.evaluation.scores import Activations, inception_score, kid, precision_recall, scores
 
 
@@ -143,10 +143,10 @@ def test_references_in_adms_format(tmp_path):
     pool, spatial = np.eye(POOL), np.eye(SPATIAL)
     statistics = {"mu": np.zeros(POOL), "sigma": pool, "mu_s": np.ones(SPATIAL), "sigma_s": spatial}
     np.savez(file, **statistics, arr_0=np.zeros((3, 8, 8, 3), np.uint8))
-    found = Reference.find(file)
+    found = ReferenceSet.find(file)
     assert (found.pool.mean.sum(), found.spatial.mean.sum(), found.samples.count) == (0, SPATIAL, 3)
     np.savez(file, mu=statistics["mu"], sigma=pool)
-    found = Reference.find(file)
+    found = ReferenceSet.find(file)
     assert (found.spatial, found.samples) == (None, None)
     np.testing.assert_array_equal(found.pool.covariance, pool)
 
@@ -162,4 +162,4 @@ def test_references_in_adms_format(tmp_path):
 )
 def test_what_is_no_reference_is_one_line(tmp_path, arrays, word):
     np.savez(tmp_path / "r.npz", **arrays)
-    refused(lambda: Reference.find(tmp_path / "r.npz"), word, kind=UsageError)
+    refused(lambda: ReferenceSet.find(tmp_path / "r.npz"), word, kind=UsageError)

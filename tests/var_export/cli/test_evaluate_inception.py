@@ -74,6 +74,7 @@ def test_activations(network):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Fréchet distances of 2,048 features
 def test_the_command(call, weights, network, tmp_path):
     pytest.importorskip("jinja2", reason="the extra report is not installed")
     pytest.importorskip("matplotlib", reason="the extra report is not installed")
