@@ -17,13 +17,12 @@ PACKAGES = ("var_export", "calib", "engines")
 _NO_FIGURE = (  # a page, a server, or what is done with a finished picture
     *("var_export/cli", "var_export/report", "var_export/gpu_check/report"),
     *("engines/page", "engines/serve", "engines/triton", "engines/joining", "engines/sizing"),
-    *("engines/editing", "engines/files", "engines/fleet"),
+    *("engines/editing", "engines/files", "engines/fleet", "engines/evaluation", "var_export/inception"),
 )
 _NO_BYTE = (  # what looks at a finished bundle
-    *("var_export/cli", "var_export/report", "var_export/gpu_check", "var_export/live"),
+    *("var_export/cli", "var_export/report", "var_export/gpu_check", "var_export/live", "var_export/inception"),
     *("engines/page", "engines/serve", "engines/triton", "engines/joining", "engines/editing", "engines/files"),
-    *("engines/fleet",),
-    *("engines/cli", "engines/host", "engines/machine", "engines/errors"),
+    *("engines/cli", "engines/host", "engines/machine", "engines/errors", "engines/evaluation", "engines/fleet"),
 )
 FIGURES = _NO_FIGURE
 """Code that decides no figure of `var-export gpu-check`."""

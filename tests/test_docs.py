@@ -75,6 +75,7 @@ OPTIONS = {
     "sensitivity": ["docs/int8.md#What a layer costs"],
     "estimate": ["docs/sizing.md"],
     "compare": ["docs/compare.md"],
+    "evaluate": ["docs/evaluate.md"],
     "serve": ["docs/serve.md#Options"],
     "merge": ["docs/fleet.md#Shards"],
     "triton": ["docs/triton.md#Options"],

@@ -59,6 +59,13 @@ ELSEWHERE = {
     "it needs two bundles: tests/var_export/cli/test_compare_command.py has them": [
         "var-export compare bundles/var-d16-256-fp32 *",
     ],
+    "it needs weights of Inception: tests/var_export/cli/test_evaluate_inception.py has random ones": [
+        "var-export evaluate samples.npz *",
+    ],
+    "it needs sets of several bundles: tests/var_export/cli/test_evaluate_command.py draws them": [
+        "var-run * --bundle DIR *",
+        "var-export evaluate --between FP32.npz *",
+    ],
     "it serves until it is stopped: tests/engines/serve and page ask it": [
         "var-export serve*",
         "var-run --ui",

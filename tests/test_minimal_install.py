@@ -12,7 +12,7 @@ from support import clean_checkout
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-COMMANDS = ("estimate", "build", "verify", "inspect", "bench", "doctor", "gpu-check")
+COMMANDS = ("estimate", "build", "verify", "evaluate", "inspect", "bench", "doctor", "gpu-check")
 EVERY_MODULE = """
 import importlib, pkgutil, calib, engines, var_export
 names = [module.name for module in pkgutil.walk_packages(engines.__path__, "engines.")]

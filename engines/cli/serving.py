@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.cli.common import needs_packages, tell
+from engines.errors import BackendError
+from engines.words import one_line
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 """What this machine is called by itself."""
@@ -48,7 +55,7 @@ def start(
         from engines.serve.metrics import Metrics
         from engines.serve.models import Models
         from engines.serve.page import WithPage
-        from engines.serve.server import listen, run
+        from engines.serve.server import address_of, listen, run
     if page:
         _check_page()
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
@@ -58,24 +65,42 @@ def start(
     served = Models(bundles, count=metrics.counting, **models)
     names = ", ".join(model.name for model in served)
 
-    def make() -> Any:
-        from engines.page.app import make_page  # which takes seconds to import: the API answers meanwhile
+    failed: list[BaseException] = []
+    with contextlib.ExitStack() as opened:
+        sock = opened.enter_context(listen(host, port))
+        address = address_of(sock)
 
-        return make_page(served, seconds=allowed.seconds, body_bytes=allowed.body_bytes)
+        def ready(error: BaseException | None) -> None:
+            tell(f"the page is on {address}" if error is None else f"the page cannot be shown: {one_line(error)}")
+            if browser and error is None:
+                threading.Thread(target=_open, args=(address,), daemon=True).start()  # some return when they end
+            elif browser and error is not None:
+                failed.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    def started(address: str) -> None:
-        tell(f"serving {names} on {address}/v1" + (f", and a page on {address}" if page else ""))
-        if browser:
-            import webbrowser
+        beside = None
+        if page:
+            folder = os.path.realpath(opened.enter_context(tempfile.TemporaryDirectory(prefix="var-export-page-")))
 
-            if not webbrowser.open(address):
-                tell(f"no browser could be started: open {address} in one")
+            def make() -> Any:
+                from engines.page.app import make_page  # which takes seconds to import: the API answers meanwhile
 
-    beside = WithPage(make) if page else None
-    stopping = beside.stop if beside else lambda: None
-    app = create_app(served, metrics, allowed, beside)
-    with listen(host, port) as sock:
-        run(app, sock, started, seconds=allowed.seconds + _LAST, stopping=stopping)
+                return make_page(served, folder=folder, seconds=allowed.seconds, body_bytes=allowed.body_bytes)
+
+            beside = WithPage(make, folder, ready)
+        app = create_app(served, metrics, allowed, beside)
+        stopping = beside.stop if beside else lambda: None
+        tells = lambda where: tell(f"serving {names} on {where}/v1")  # noqa: E731
+        run(app, sock, tells, seconds=allowed.seconds + _LAST, stopping=stopping)
+    if failed:
+        raise BackendError("there is no page to show; var-export serve --no-page has the API alone") from failed[0]
+
+
+def _open(address: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(address):
+        tell(f"no browser could be started: open {address} in one")
 
 
 def _check_page() -> None:

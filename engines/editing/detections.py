@@ -68,7 +68,7 @@ class Detections:
 
     def find(
         self,
-        picture: Path,
+        picture: Path | None,
         width: int,
         height: int,
         *,
@@ -79,7 +79,8 @@ class Detections:
         """What was found in one picture.
 
         Args:
-            picture: the picture; its name tells its objects from those of others in the file.
+            picture: the picture; its name tells its objects from those of others in the file. None where nobody knows
+                what it is called: the file is about one picture then.
             width: of the picture in pixels, as it is seen.
             height: of the picture in pixels, as it is seen.
             objects: names or numbers of the classes wanted, any case; all where empty.
@@ -91,6 +92,11 @@ class Detections:
             UsageError: the file is about a picture of another size, or two of that name, or a box is not in it.
         """
         path, pictures = self._path, self._pictures
+        if picture is None:
+            if pictures is None or len(pictures) > 1:
+                raise UsageError(f"{path.name} is about several pictures: give a file about this one alone")
+            named = next((each.path for each in pictures if each.path), path.name)
+            picture = Path(PureWindowsPath(named).name)
         if pictures is None:
             path = _file_of(path, picture)
             pictures = _pictures(path)

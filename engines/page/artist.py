@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -25,6 +26,8 @@ from engines.serve.models import Models, ServedModel
 from engines.serve.waiting import drawn
 
 log = logging.getLogger(__name__)
+Step = dict[Any, Any]
+"""New values of components of the page, by component."""
 SHOWN_OF_SEVERAL = 3
 """Scales that are shown of several images: each costs a run of the decoder for every one."""
 
@@ -89,12 +92,29 @@ class Artist:
         return state
 
 
+def plain(name: str) -> str:
+    """A name that Markdown takes for nothing but a name."""
+    return re.sub(r"([^\w\s])", r"\\\1", name)
+
+
 def scales_shown(model: ServedModel, images: int) -> tuple[int, ...]:
     """The scales after which so many images are shown while they are drawn: all of one image, some of several."""
     last = model.bundle.config.num_scales - 1
     if images == 1:
         return tuple(range(last))
     return tuple(sorted({(k + 1) * last // (SHOWN_OF_SEVERAL + 1) for k in range(SHOWN_OF_SEVERAL)}))
+
+
+async def watched(steps: AsyncGenerator[Step, None], status: Any) -> AsyncGenerator[Step, None]:
+    """The steps of what a button does; where one fails, the line `status` says so, and no longer how far it was."""
+    try:
+        with telling():
+            async with aclosing(steps):
+                async for step in steps:
+                    yield step
+    except gr.Error:
+        yield {status: "Not done."}
+        raise
 
 
 @contextmanager

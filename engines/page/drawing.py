@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,10 +10,14 @@ import gradio as gr
 
 from engines.draw.request import Request
 from engines.files.again import command_of, python_of
-from engines.page.artist import Artist, State, scales_shown, telling
+from engines.page.artist import Artist, State, Step, plain, scales_shown, watched
 from engines.page.sidebar import Sidebar
 from engines.serve.models import ServedModel
 
+DRAWS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+"""How a button that draws is connected: as many at once as press it, since the queue of the model bounds them."""
+STOPS: dict[str, Any] = {"api_visibility": "private", "queue": False}
+"""How a button that stops another one is connected."""
 _BEFORE = "Choose a class on the left, then draw."
 
 
@@ -29,27 +33,31 @@ class DrawTab:
         self._status = gr.Markdown(_BEFORE, elem_id="draw-status")
         self._gallery = gallery("Images", "drawn")
         self._again, self._shown = Again(sidebar), gr.State([])
-        live = {"inputs": sidebar.inputs, "outputs": [self._gallery, self._status, self._shown, *self._again.outputs]}
-        event = draw.click(self._draw, **live, api_visibility="private", show_progress="hidden", concurrency_limit=None)
-        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
+        outputs = [self._gallery, self._status, self._shown, *self._again.outputs]
+        event = draw.click(self._draw, sidebar.inputs, outputs, **DRAWS)
+        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
         self._again.connect(self._gallery, self._shown)
 
-    async def _draw(self, *values: Any) -> AsyncIterator[list[Any]]:
-        with telling():
-            wish = self._sidebar.wish(values)
-            request = wish.request()
-            texts = request.texts(wish.model.bundle)
-            rest = [gr.skip()] * (1 + len(self._again.outputs))
-            yield [gr.skip(), waiting(wish.model), *rest]
-            states = self._artist.draw(wish.model, request, scales_shown(wish.model, wish.count))
-            async with aclosing(states):
-                async for state in states:
-                    told = progress(state, wish.model)
-                    files = await self._artist.shelf.put(state.images, texts if state.final else ())
-                    if state.final:
-                        yield [labelled(files, request), told, texts, *self._again.values(texts[0])]
-                    else:
-                        yield [files, told, *rest]
+    async def _draw(self, *values: Any) -> AsyncIterator[Step]:
+        async with aclosing(watched(self._steps(*values), self._status)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _steps(self, *values: Any) -> AsyncGenerator[Step, None]:
+        wish = self._sidebar.wish(values)
+        request = wish.request()
+        texts = request.texts(wish.model.bundle)
+        yield {self._status: waiting(wish.model), self._shown: [], **self._again.nothing}
+        states = self._artist.draw(wish.model, request, scales_shown(wish.model, wish.count))
+        async with aclosing(states):
+            async for state in states:
+                files = await self._artist.shelf.put(state.images, texts if state.final else ())
+                if not state.final:
+                    yield {self._gallery: files, self._status: progress(state, wish.model)}
+                    continue
+                shown = gr.update(value=labelled(files, request), selected_index=None)
+                done = {self._gallery: shown, self._status: progress(state, wish.model), self._shown: texts}
+                yield done | self._again.values(texts[0])
 
 
 class Again:
@@ -69,28 +77,38 @@ class Again:
 
     @property
     def outputs(self) -> list[Any]:
-        """The components that `values` fills."""
-        return [self._part, self._command, self._python]
+        """The components that `values` and `nothing` fill."""
+        return [self._part, self._command, self._python, self._place]
 
-    def values(self, text: Mapping[str, str]) -> list[Any]:
-        """Command and Python for what a picture says of itself, and the part itself, which is hidden before."""
+    def values(self, text: Mapping[str, str], place: int = 0) -> Step:
+        """Command and Python for what an image of the gallery says of itself, and the part itself, visible."""
         python = python_of(text)
-        return [gr.update(visible=True), command_of(text) or "", gr.update(value=python, visible=bool(python))]
+        return {
+            self._part: gr.update(visible=True),
+            self._command: command_of(text) or "",
+            self._python: gr.update(value=python, visible=bool(python)),
+            self._place: place,
+        }
+
+    @property
+    def nothing(self) -> Step:
+        """Nothing to make again, while other images come."""
+        return {self._part: gr.update(visible=False), self._place: 0}
 
     def connect(self, shown: Any, texts: Any) -> None:
         """Follow what is chosen in the gallery `shown`, whose images say `texts`."""
         private = {"api_visibility": "private", "show_progress": "hidden"}
 
-        def chosen(texts: Sequence[Mapping[str, str]], event: gr.SelectData) -> list[Any]:
+        def chosen(texts: Sequence[Mapping[str, str]], event: gr.SelectData) -> Step:
             place = min(int(event.index), len(texts) - 1)
-            return [place, *self.values(texts[place])] if texts else [0, *[gr.skip()] * len(self.outputs)]
+            return self.values(texts[place], place) if texts else self.nothing
 
         def again(texts: Sequence[Mapping[str, str]], place: int) -> list[Any]:
             if not texts:
                 return [gr.skip()] * len(self._sidebar.inputs)
             return self._sidebar.of_text(texts[min(place, len(texts) - 1)])
 
-        shown.select(chosen, texts, [self._place, *self.outputs], **private)
+        shown.select(chosen, texts, self.outputs, **private)
         self._button.click(again, [texts, self._place], self._sidebar.inputs, **private)
 
 
@@ -121,7 +139,7 @@ def labelled(files: Sequence[str], request: Request) -> list[tuple[str, str]]:
 
 def waiting(model: ServedModel) -> str:
     """What is said until the first scale comes."""
-    return f"{model.name} is being loaded …" if model.joiner is None else "Drawing …"
+    return f"{plain(model.name)} is being loaded …" if model.joiner is None else "Drawing …"
 
 
 def progress(state: State, model: ServedModel) -> str:

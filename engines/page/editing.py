@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,17 @@ from engines.editing.found import cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
-from engines.page.artist import Artist, State, scales_shown, telling
-from engines.page.drawing import Again, gallery, labelled, progress, seen, waiting
+from engines.foreign import read_bytes, reading
+from engines.page.artist import Artist, State, Step, scales_shown, watched
+from engines.page.drawing import DRAWS, STOPS, Again, gallery, labelled, progress, seen, waiting
 from engines.page.sidebar import Sidebar
 from engines.pictures.images import Picture
-from engines.serve.wire import MAX_PIXELS
+from engines.serve.wire import uploaded
 from engines.spec.choices import FITS
+from engines.spec.config import ModelConfig
 
+LARGE = 4_000_000
+"""Pixels of a picture from which on no scales are shown: the model's square is laid over it each time."""
 _FITS = {"its middle": "crop", "squeezed": "stretch", "its edges repeated": "pad"}
 _BEFORE = "Upload a picture, then paint over what is to be redrawn, or name boxes."
 _PAINT = "#e5007d"
@@ -42,17 +46,19 @@ class _Asked:
     area: str
     """As options of a command line."""
 
-    @property
+    def square(self) -> Picture:
+        """The picture as the model sees it."""
+        return self.canvas.to_square(self.picture)
+
     def before(self) -> Picture:
         """What the results stand beside: the picture, or the square that the model sees."""
-        return self.picture if self.composite else self.canvas.to_square(self.picture)
+        return self.picture if self.composite else self.square()
 
-    def laid(self, state: State) -> State:
+    def laid(self, state: State) -> list[Picture]:
         """The images laid over the picture, where that is wanted."""
         if not self.composite:
-            return state
-        laid = [self.canvas.lay_over(self.picture, image, self.cells) for image in state.images]
-        return State(laid, state.tokens, state.scale, state.final)
+            return state.images
+        return [self.canvas.lay_over(self.picture, image, self.cells) for image in state.images]
 
 
 class EditTab:
@@ -61,115 +67,118 @@ class EditTab:
     def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
         self._artist, self._sidebar = artist, sidebar
+        self._reading = asyncio.Lock()
         brush = gr.Brush(colors=[_PAINT], default_color=_PAINT, color_mode="fixed")
-        self._editor = gr.ImageEditor(label="Picture", type="numpy", sources=["upload", "clipboard"], transforms=[],
-                                      layers=False, brush=brush, format="png", height=420,
-                                      elem_id="editor", buttons=[])  # fmt: skip
+        editor = gr.ImageEditor(label="Picture", type="filepath", sources=["upload", "clipboard"], transforms=[],
+                                layers=False, brush=brush, format="png", height=420,
+                                elem_id="editor", buttons=[])  # fmt: skip
         with gr.Row():
-            self._boxes = gr.Textbox("", label="Boxes", lines=2, placeholder="0.25,0.25,0.75,0.75", elem_id="boxes",
-                                     info="x0,y0,x1,y1 on each line: pixels, or fractions to 1")  # fmt: skip
-            self._outpaint = gr.Checkbox(label="Outpaint", info="keep that part, and redraw the rest")
+            boxes = gr.Textbox("", label="Boxes", lines=2, placeholder="0.25,0.25,0.75,0.75", elem_id="boxes",
+                               info="x0,y0,x1,y1 on each line: pixels, or fractions to 1")  # fmt: skip
+            outpaint = gr.Checkbox(label="Outpaint", info="keep that part, and redraw the rest")
         with gr.Accordion("What a detector found, and how the picture fits", open=False):
-            self._file = gr.File(label="File of COCO, Ultralytics or YOLO", file_types=[".json", ".txt"])
-            self._objects = gr.Textbox("", label="Only these objects", placeholder="cat, dog")
-            self._fit = gr.Radio(list(_FITS.items()), value=FITS[0], label="A picture becomes a square by")
-            self._composite = gr.Checkbox(True, label="Composite", info="lay what was redrawn over the original")
+            file = gr.File(label="File of COCO, Ultralytics or YOLO", file_types=[".json", ".txt"])
+            objects = gr.Textbox("", label="Only these objects", placeholder="cat, dog")
+            fit = gr.Radio(list(_FITS.items()), value=FITS[0], label="A picture becomes a square by")
+            composite = gr.Checkbox(True, label="Composite", info="lay what was redrawn over the original")
+        self._own = [editor, boxes, outpaint, file, objects, fit, composite]
         with gr.Row():
             redraw = gr.Button("Redraw", variant="primary", elem_id="redraw")
             stop = gr.Button("Stop")
         self._status = gr.Markdown(_BEFORE, elem_id="edit-status")
-        self._slider = gr.ImageSlider(label="Before and after", format="png", buttons=["fullscreen"], height=420,
-                                      visible=False)  # fmt: skip
+        self._slider = gr.ImageSlider(
+            label="Before and after", format="png", buttons=["fullscreen"], height=420, visible=False
+        )
         self._gallery = gallery("Redrawn", "redrawn", visible=False)
         self._again, self._shown = Again(sidebar), gr.State([])
         self._before, self._after = gr.State(None), gr.State([])
+        shown = [self._gallery, self._slider, self._status, self._shown, self._before, self._after]
         event = redraw.click(
-            self._redraw, [*self._controls, *sidebar.inputs], self._outputs, api_visibility="private",
-            show_progress="hidden", concurrency_limit=None,
-        )  # fmt: skip
-        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], api_visibility="private", queue=False)
+            self._redraw,
+            [*self._own, *sidebar.inputs],
+            [*shown, *self._again.outputs],
+            preprocess=False,  # gradio would decode whatever was sent, of any size, before it is looked at
+            **DRAWS,
+        )
+        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
         self._gallery.select(_chosen, [self._before, self._after], self._slider, api_visibility="private")
         self._again.connect(self._gallery, self._shown)
 
-    @property
-    def _controls(self) -> list[Any]:
-        return [self._editor, self._boxes, self._outpaint, self._file, self._objects, self._fit, self._composite]
+    async def _redraw(self, *values: Any) -> AsyncIterator[Step]:
+        async with aclosing(watched(self._steps(*values), self._status)) as steps:
+            async for step in steps:
+                yield step
 
-    @property
-    def _outputs(self) -> list[Any]:
-        shown = [self._gallery, self._slider, self._status, self._shown, self._before, self._after]
-        return [*shown, *self._again.outputs]
-
-    async def _redraw(self, *values: Any) -> AsyncIterator[list[Any]]:
-        with telling():
-            own = len(self._controls)
-            wish = self._sidebar.wish(values[own:])
-            asked = await asyncio.to_thread(_asked, wish.model.bundle.config, *values[:own])
-            request = wish.request()
-            about = {"edited": "PICTURE", AREA: asked.area}
-            texts = [{**text, **about} for text in request.texts(wish.model.bundle)]
-            rest = [gr.skip()] * (3 + len(self._again.outputs))
-            yield [gr.skip(), gr.skip(), waiting(wish.model), *rest]
-            (before,) = await self._artist.shelf.put([asked.before])
-            edit = asked.canvas.to_square(asked.picture)[None], asked.cells[None]
-            states = self._artist.draw(wish.model, request, scales_shown(wish.model, wish.count), edit)
-            async with aclosing(states):
-                async for state in states:
-                    told = progress(state, wish.model)
-                    laid = asked.laid(state)
-                    files = await self._artist.shelf.put(laid.images, texts if state.final else ())
-                    pair = before, files[0]
-                    if not state.final:
-                        yield [seen(files), seen(pair), told, *rest]
-                        continue
-                    found = [seen(labelled(files, request)), seen(pair), told, texts, before, files]
-                    yield [*found, *self._again.values(texts[0])]
+    async def _steps(self, *values: Any) -> AsyncGenerator[Step, None]:
+        own, rest = values[: len(self._own)], values[len(self._own) :]
+        wish = self._sidebar.wish(rest)
+        config, shelf = wish.model.bundle.config, self._artist.shelf
+        yield {self._status: waiting(wish.model), self._shown: [], self._before: None, self._after: [],
+               **self._again.nothing}  # fmt: skip
+        async with self._reading:  # one after another: a large picture takes half a gigabyte
+            asked = await asyncio.to_thread(_asked, config, shelf.own, *own)
+        request = wish.request()
+        about = {"edited": "PICTURE", AREA: asked.area}
+        texts = [{**text, **about} for text in request.texts(wish.model.bundle)]
+        square = await asyncio.to_thread(asked.square)
+        (before,) = await shelf.put([await asyncio.to_thread(asked.before)])
+        scales = scales_shown(wish.model, wish.count) if asked.picture.size // 3 < LARGE else ()
+        states = self._artist.draw(wish.model, request, scales, (square[None], asked.cells[None]))
+        async with aclosing(states):
+            async for state in states:
+                laid = await asyncio.to_thread(asked.laid, state)
+                files = await shelf.put(laid, texts if state.final else ())
+                step = {self._status: progress(state, wish.model), self._slider: seen((before, files[0]))}
+                if not state.final:
+                    yield step | {self._gallery: seen(files)}
+                    continue
+                shown = {self._gallery: seen(labelled(files, request)), self._shown: texts}
+                yield step | shown | {self._before: before, self._after: files} | self._again.values(texts[0])
 
 
-def _chosen(before: str | None, after: list[str], event: gr.SelectData) -> Any:
+def _chosen(before: str | None, after: Sequence[str], event: gr.SelectData) -> Any:
     if before is None or not after:
         return gr.skip()
     return before, after[min(int(event.index), len(after) - 1)]
 
 
-def _asked(
-    config: Any, editor: Mapping[str, Any] | None, boxes: str, outpaint: bool, file: str | None, objects: str, fit: str,
-    composite: bool,
-) -> _Asked:  # fmt: skip
-    """What the controls say. Raises `UsageError`."""
-    background = None if editor is None else editor["background"]
+def _asked(config: ModelConfig, own: Any, editor: Mapping[str, Any] | None, boxes: str | None, outpaint: bool,
+           file: Any, objects: str | None, fit: str, composite: bool) -> _Asked:  # fmt: skip
+    """What the controls say, as a browser sends it; `own` gives a file that was uploaded. Raises `UsageError`."""
+    background = (editor or {}).get("background")
     if background is None:
         raise UsageError("upload a picture first")
-    height, width = background.shape[:2]
-    if height * width > MAX_PIXELS:
-        raise UsageError(f"the picture has more than {MAX_PIXELS // 10**6} million pixels; take a smaller one")
-    picture = _flat(background)
-    painted = np.zeros((height, width), np.bool_)
-    for layer in (editor or {}).get("layers", ()):
-        if layer is not None and layer.shape[:2] == (height, width):
-            painted |= layer[..., 3] > 0
-    lines = [line.strip() for line in boxes.splitlines() if line.strip()]
-    wanted = [name.strip() for name in objects.split(",") if name.strip()]
-    canvas = Canvas(width, height, config.image_size, fit)
-    found = []
-    if file is not None:
-        found = Detections(Path(file)).find(Path("picture.png"), width, height, objects=wanted)
-    mask = painted if painted.any() else None
+    picture, _ = uploaded(_content(own(background)), "the picture")
+    height, width = picture.shape[:2]
+    mask = _painted(own, editor or {}, (height, width))
+    lines = [line.strip() for line in (boxes or "").splitlines() if line.strip()]
+    wanted = [name.strip() for name in (objects or "").split(",") if name.strip()] if file is not None else []
+    canvas = Canvas(width, height, config.image_size, fit if fit in FITS else FITS[0])
+    found = [] if file is None else Detections(own(file)).find(None, width, height, objects=wanted)
     if mask is None and not lines and not found:
         raise UsageError("paint over what is to be redrawn, name boxes, or give a file of detections")
-    cells = cells_of(
-        canvas, config.latent_size, boxes=[parse_box(line, width, height) for line in lines], found=found, mask=mask
-    )
+    areas = [parse_box(line, width, height) for line in lines]
+    cells = cells_of(canvas, config.latent_size, boxes=areas, found=found, mask=mask)
     check_area(cells)
     files = {"--mask": None if mask is None else "MASK", "--boxes": None if file is None else "DETECTIONS"}
-    area = area_of(box=lines, files=files, objects=wanted, outpaint=outpaint, fit=fit, composite=composite)
-    return _Asked(picture, canvas, ~cells if outpaint else cells, composite, area)
+    area = area_of(
+        box=lines, files=files, objects=wanted, outpaint=bool(outpaint), fit=canvas.fit, composite=bool(composite)
+    )
+    return _Asked(picture, canvas, ~cells if outpaint else cells, bool(composite), area)
 
 
-def _flat(background: Any) -> Picture:
-    """An image of the editor, (h, w, 3 or 4) uint8, on white."""
-    from PIL import Image
+def _painted(own: Any, editor: Mapping[str, Any], size: tuple[int, int]) -> Mask | None:
+    """Where something was painted, bool (h, w); None where nothing was."""
+    painted = np.zeros(size, np.bool_)
+    for layer in editor.get("layers") or ():
+        if layer is None:
+            continue
+        pixels, clear = uploaded(_content(own(layer)), "what was painted")
+        if pixels.shape[:2] == size:
+            painted |= np.ones(size, np.bool_) if clear is None else ~clear
+    return painted if painted.any() else None
 
-    from engines.pictures.images import picture_of
 
-    return picture_of(Image.fromarray(background))
+def _content(file: Path) -> bytes:
+    with reading(file, "picture"):
+        return read_bytes(file)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from engines.errors import UsageError
-from engines.page.artist import Artist, State, telling
-from engines.page.drawing import seen, waiting
+from engines.page.artist import Artist, State, Step, scales_shown, watched
+from engines.page.drawing import DRAWS, STOPS, progress, seen, waiting
 from engines.page.sidebar import Sidebar
 from engines.pictures.grids import Layout, grid
 from engines.pictures.images import Picture
@@ -26,60 +28,79 @@ class ExploreTab:
     def __init__(self, artist: Artist, sidebar: Sidebar) -> None:
         """Build the tab; call it where it is to stand."""
         self._artist, self._sidebar = artist, sidebar
-        private: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "hidden",
-            "concurrency_limit": None,
-        }
         gr.Markdown("### Guidance by top-p")
         with gr.Row(equal_height=True):
             cfg = gr.Textbox("0, 1, 2, 4", label="Guidance", elem_id="grid-cfg")
             top_p = gr.Textbox("0.3, 0.6, 0.9", label="Top-p", elem_id="grid-top-p")
             draw = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid")
+            stop = gr.Button("Stop")
         self._status = gr.Markdown("One class and one seed, with every pair of values.", elem_id="grid-status")
-        shown = gr.Image(label="Grid", format="png", interactive=False, buttons=["download", "fullscreen"],
-                         elem_id="grid", visible=False)  # fmt: skip
+        shown = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"], "visible": False}
+        self._grid = gr.Image(label="Grid", elem_id="grid", **shown)
         gr.Markdown("### Scale by scale")
         scales = gr.Button("Draw the scales", variant="primary", elem_id="draw-scales")
-        self._told = gr.Markdown("The image after each scale, and below it the tokens that the scale drew: a colour "
-                                 "for each entry of the codebook.", elem_id="scales-status")  # fmt: skip
-        maps = gr.Image(label="Scales and tokens", format="png", interactive=False,
-                        buttons=["download", "fullscreen"], elem_id="scales", visible=False)  # fmt: skip
-        draw.click(self._grid, [cfg, top_p, *sidebar.inputs], [shown, self._status], **private)
-        scales.click(self._scales, sidebar.inputs, [maps, self._told], **private)
+        self._told = gr.Markdown(
+            "The image after each scale, and below it the tokens that the scale drew: a colour for each entry of the "
+            "codebook.",
+            elem_id="scales-status",
+        )
+        self._maps = gr.Image(label="Scales and tokens", elem_id="scales", **shown)
+        event = draw.click(self._draw_grid, [cfg, top_p, *sidebar.inputs], [self._grid, self._status], **DRAWS)
+        stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
+        scales.click(self._draw_scales, sidebar.inputs, [self._maps, self._told], **DRAWS)
 
-    async def _grid(self, cfg: str, top_p: str, *values: Any) -> AsyncIterator[list[Any]]:
-        with telling():
-            wish = self._sidebar.wish(values)
-            rows, columns = _numbers(top_p, "top-p"), _numbers(cfg, "guidance")
-            if len(rows) * len(columns) > MOST:
-                raise UsageError(f"a grid has up to {MOST} images here, not {len(rows) * len(columns)}")
-            count = len(rows) * len(columns)
-            request = wish.request(
-                seeds=[wish.seed] * count, cfg=np.tile(columns, len(rows)), top_p=np.repeat(rows, len(columns))
-            )
-            yield [gr.skip(), waiting(wish.model)]
-            state = await self._artist.finished(wish.model, request)
-            above, beside = ([f"{name} {value:g}" for value in them] for name, them in (("cfg", columns), ("p", rows)))
-            layout = Layout(len(columns), tuple(above), tuple(beside))
-            (file,) = await self._artist.shelf.put([grid(_enlarged(state.images), count, layout)])
-            yield [seen(file), f"Done: {count} images of seed {wish.seed}."]
+    async def _draw_grid(self, *values: Any) -> AsyncIterator[Step]:
+        async with aclosing(watched(self._grid_steps(*values), self._status)) as steps:
+            async for step in steps:
+                yield step
 
-    async def _scales(self, *values: Any) -> AsyncIterator[list[Any]]:
-        with telling():
-            wish = self._sidebar.wish(values)
-            config = wish.model.bundle.config
-            request = wish.request(count=1)
-            yield [gr.skip(), waiting(wish.model)]
-            passed: list[Picture] = []
-            state = State()
-            async for state in self._artist.draw(wish.model, request, tuple(range(config.num_scales - 1))):
+    async def _draw_scales(self, *values: Any) -> AsyncIterator[Step]:
+        async with aclosing(watched(self._scale_steps(*values), self._told)) as steps:
+            async for step in steps:
+                yield step
+
+    async def _grid_steps(self, cfg: str | None, top_p: str | None, *values: Any) -> AsyncGenerator[Step, None]:
+        wish = self._sidebar.wish(values)
+        rows, columns = _numbers(top_p or "", "top-p"), _numbers(cfg or "", "guidance")
+        count = len(rows) * len(columns)
+        if count > MOST:
+            raise UsageError(f"a grid has up to {MOST} images here, not {count}")
+        request = wish.request(
+            seeds=[wish.seed] * count, cfg=np.tile(columns, len(rows)), top_p=np.repeat(rows, len(columns))
+        )
+        yield {self._status: waiting(wish.model)}
+        state = State()
+        states = self._artist.draw(wish.model, request, scales_shown(wish.model, count))
+        async with aclosing(states):
+            async for state in states:
+                if not state.final:  # and may be stopped here
+                    yield {self._status: progress(state, wish.model)}
+        above, beside = ([f"{name} {value:g}" for value in them] for name, them in (("cfg", columns), ("p", rows)))
+        layout = Layout(len(columns), tuple(above), tuple(beside))
+        sheet = await asyncio.to_thread(grid, _enlarged(state.images), count, layout)
+        (file,) = await self._artist.shelf.put([sheet])
+        yield {self._grid: seen(file), self._status: f"Done: {count} images of seed {wish.seed}."}
+
+    async def _scale_steps(self, *values: Any) -> AsyncGenerator[Step, None]:
+        wish = self._sidebar.wish(values)
+        config = wish.model.bundle.config
+        request = wish.request(count=1)
+        yield {self._told: waiting(wish.model)}
+        passed: list[Picture] = []
+        state = State()
+        states = self._artist.draw(wish.model, request, tuple(range(config.num_scales - 1)))
+        async with aclosing(states):
+            async for state in states:
                 passed.append(state.images[0])
-            sides = config.patch_nums
-            images = [*_enlarged(passed), *token_maps(state.tokens[0], sides, len(_enlarged(passed)[0]))]
-            layout = Layout(len(sides), tuple(f"{side} x {side}" for side in sides))
-            (file,) = await self._artist.shelf.put([grid(images, len(images), layout)])
-            yield [seen(file), f"Done: {config.num_tokens} tokens in {len(sides)} scales."]
+                if not state.final:
+                    yield {self._told: progress(state, wish.model)}
+        sides = config.patch_nums
+        large = _enlarged(passed)
+        images = [*large, *token_maps(state.tokens[0], sides, len(large[0]))]
+        layout = Layout(len(sides), tuple(f"{side} x {side}" for side in sides))
+        sheet = await asyncio.to_thread(grid, images, len(images), layout)
+        (file,) = await self._artist.shelf.put([sheet])
+        yield {self._maps: seen(file), self._told: f"Done: {config.num_tokens} tokens in {len(sides)} scales."}
 
 
 def _numbers(text: str, name: str) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from engines.page.artist import Artist
+from engines.page.artist import Artist, plain
 from engines.page.comparing import CompareTab
 from engines.page.drawing import DrawTab
 from engines.page.editing import EditTab
@@ -20,14 +20,12 @@ CSS = ".dark { --color-accent: var(--primary-400); }"
 _TABS = (("Draw", DrawTab), ("Edit", EditTab), ("Compare", CompareTab), ("Explore", ExploreTab))
 LOOK_SECONDS = 0.02
 """How often gradio looks for a press of a button."""
-SWEEP, KEPT = 600, 3600
-"""Seconds after which, and for which, pictures that a browser was shown are kept."""
 
 
 def blocks_of(artist: Artist) -> gr.Blocks:
     """The whole page, for what `artist` draws with."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, KEPT), fill_width=True) as blocks:
-        gr.Markdown(f"# {TITLE}\n{', '.join(artist.names)}")
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(f"# {TITLE}\n{', '.join(map(plain, artist.names))}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 sidebar = Sidebar(artist)

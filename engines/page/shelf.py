@@ -6,20 +6,48 @@ Gradio, given pixels, writes a file again for each browser that is shown the sam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from engines.errors import UsageError
 from engines.pictures.images import Picture, save_picture
 
 
 class Shelf:
-    """A folder of pictures, which whoever made it removes: gradio those that were shown, after `seconds`."""
+    """A folder of what browsers upload and are shown; whoever made it removes it, and `sweep` what is older than
+    `seconds`.
+    """
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder, self._seconds = folder, seconds
+
+    def own(self, file: Any) -> Path:
+        """A file that a browser says it has uploaded: it lies here. Raises `UsageError` where it does not."""
+        try:
+            path = Path(file["path"]).resolve(strict=True)
+        except (OSError, KeyError, TypeError, ValueError):
+            raise UsageError("upload the file once more: it is no longer here") from None
+        if not path.is_relative_to(self._folder.resolve()) or not path.is_file():
+            raise UsageError("upload the file once more: it is no longer here")
+        return path
+
+    async def sweep(self) -> None:
+        """Remove, for ever, what has lain here for so long; whoever calls it ends it."""
+        while True:
+            await asyncio.sleep(self._seconds / 6)
+            await asyncio.to_thread(self._sweep)
+
+    def _sweep(self) -> None:
+        oldest = time.time() - self._seconds
+        for file in self._folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                if file.is_file() and file.stat().st_mtime < oldest:
+                    file.unlink()
 
     async def put(self, images: Sequence[Picture], texts: Sequence[Mapping[str, str]] = ()) -> list[str]:
         """Files of images, each (h, w, 3) uint8, with their settings inside where there are some.

@@ -22,6 +22,8 @@ from engines.spec.sampling import OPTIONS, SamplingOption
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser keeps."""
+KEPT_PICTURES = 500
+"""Pictures of classes that are kept in memory."""
 FIRST_CLASS = 88
 """A parrot of the demo, and a macaw of ImageNet: what the README draws first."""
 PICTURES = 12
@@ -42,14 +44,18 @@ class Wish:
     count: int
     sampling: Mapping[str, Any]
 
+    @property
+    def seeds(self) -> list[int]:
+        """Of all images."""
+        return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.count)]
+
     def request(self, model: ServedModel | None = None, **changes: Any) -> Request:
         """The images, of this model or another; `changes` are other values of its own: one for all, or per image.
 
         Raises `UsageError` where the model has no such class, or not these settings.
         """
         bundle = (model or self.model).bundle
-        count = changes.pop("count", self.count)
-        seeds = changes.pop("seeds", [(self.seed + k) % (MAX_SEED + 1) for k in range(count)])
+        seeds = changes.pop("seeds", self.seeds[: changes.pop("count", self.count)])
         return make_request(bundle, self.index, seeds=seeds, **{**self.sampling, **changes})
 
 
@@ -99,15 +105,16 @@ class Sidebar:
         return Wish(model, int(index), int(seed), int(count), sampling)
 
     def of_text(self, text: Mapping[str, str]) -> list[Any]:
-        """Values of `inputs` for what a picture says of itself; the model stays."""
-        model = self._artist.models.find(None)
-        index = text["class"]
-        for model in self._artist.models:
-            if model.bundle.build_key == text.get("build_key"):
-                break
-        number = model.bundle.config.unconditional_class if index == "none" else int(index)
-        options = [_value(option, text[option.name]) for option in OPTIONS]
-        return [model.name, number, int(text["seed"]), 1, *options]
+        """Values of `inputs` for what an image says of itself, for the model that drew it where that is here."""
+        made = [model for model in self._artist.models if model.bundle.build_key == text.get("build_key")]
+        model = made[0] if made else self._artist.models.find(None)
+        bundle, index = model.bundle, text["class"]
+        number = bundle.config.unconditional_class if index == "none" else int(index)
+        options = [
+            gr.update(**_range(option, bundle) | {"value": _value(option, text[option.name])}) for option in OPTIONS
+        ]
+        chosen = gr.update(**_classes(bundle) | {"value": number})
+        return [model.name, chosen, int(text["seed"]), 1, *options]
 
     def _connect(self, dice: Any) -> None:
         private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -138,6 +145,8 @@ class Sidebar:
                 drawn = await self._artist.finished(model, request)
                 self._pictures |= {(name, index): image for index, image in zip(missing, drawn.images, strict=True)}
             files = await self._artist.shelf.put([self._pictures[name, index] for index in found])
+            while len(self._pictures) > KEPT_PICTURES:  # the oldest first
+                del self._pictures[next(iter(self._pictures))]
             return list(zip(files, map(names.short_label, found), strict=True)), found
 
     @staticmethod

@@ -121,12 +121,14 @@ class Limits:
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         if self._hosts and _parts(f"//{host}")[1] not in self._hosts:
             return _forbidden(f"this server is not called {host:.80}: start it with --allow-host where it is", "host")
+        if headers.get(b"sec-fetch-site") == b"cross-site" and not origin and scope["path"] != "/":
+            return _forbidden("a page of elsewhere may link to this server's page, and to nothing else here", "origin")
         if origin and not self._origins & {origin, ANY} and _parts(origin)[0] != host:
             message = f"pages of {origin:.80} may not call this server: start it with --allow-origin where they may"
             return _forbidden(message, "origin")
         asks_first = scope["method"] == "OPTIONS"  # what a browser sends before a request, without the key
         if self._key is not None and scope["path"] not in OPEN_PATHS and not asks_first:
-            given = _key_of(headers)
+            given = _key_of(headers, browsers=not scope["path"].startswith("/v1/"))
             if not hmac.compare_digest(given, self._key.encode()):
                 return _unknown(headers)
         length = headers.get(b"content-length", b"0")
@@ -145,12 +147,15 @@ def _unknown(headers: Mapping[bytes, bytes]) -> JSONResponse:
     return JSONResponse(document, 401, {"WWW-Authenticate": scheme})
 
 
-def _key_of(headers: Mapping[bytes, bytes]) -> bytes:
-    """The key that a request sends: as a bearer token, or as the password that a browser asked for."""
+def _key_of(headers: Mapping[bytes, bytes], *, browsers: bool) -> bytes:
+    """The key that a request sends: as a bearer token, or as the password that a browser asked for.
+
+    `browsers`: whether the second counts. A browser sends it unasked, whichever page the request is from.
+    """
     scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()
-    if scheme.lower() == b"basic":
+    if scheme.lower() == b"basic" and browsers:
         try:
             return base64.b64decode(token, validate=True).partition(b":")[2]
         except ValueError:

@@ -27,6 +27,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def address_of(sock: socket.socket) -> str:
+    """What a browser calls a server that listens there: `http://127.0.0.1:8000`."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def run(
     app: App,
     sock: socket.socket,
@@ -48,15 +54,13 @@ def run(
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = _Server(config, stopping)
-    host, port = sock.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def serve() -> None:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         if server.started:
-            started(address)
+            started(address_of(sock))
         await serving
 
     asyncio.run(serve())

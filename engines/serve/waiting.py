@@ -85,7 +85,9 @@ async def drawn(
     """
     model.asked += 1
     try:
-        joiner = await models.joiner(model)
+        loading = asyncio.create_task(models.joiner(model))  # it goes on where this request ends, for whoever asks next
+        loading.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        joiner = await _within(asyncio.shield(loading), deadline)
         job = Job(wire.orders_of(request, joiner.pipeline.max_batch, edit), scales, deadline, is_use=is_use)
         joiner.submit(job.tickets)
         try:

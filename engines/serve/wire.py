@@ -166,10 +166,10 @@ def edited(bundle: Manifest, body: EditBody, image: bytes, mask: bytes | None) -
 
     These are where `mask`, or else the picture itself, is transparent, and in the boxes. Raises `UsageError`.
     """
-    picture, redrawn = _upload(image, "image")
+    picture, redrawn = uploaded(image, "image")
     height, width = picture.shape[:2]
     if mask is not None:
-        _, redrawn = _upload(mask, "mask")
+        _, redrawn = uploaded(mask, "mask")
         if redrawn is None:
             raise UsageError("the mask has no transparent part: what is to be redrawn has alpha 0")
         if redrawn.shape != (height, width):
@@ -186,8 +186,11 @@ def edited(bundle: Manifest, body: EditBody, image: bytes, mask: bytes | None) -
     return asked.squares(), asked.areas
 
 
-def _upload(data: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-    """A picture (h, w, 3), and where it is fully transparent, (h, w); None where it has no such part."""
+def uploaded(data: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """A picture (h, w, 3) uint8, and where it is fully transparent, bool (h, w); None where it has no such part.
+
+    Its size is looked at before its pixels. Raises `UsageError`, which calls it `name`.
+    """
     from PIL import ImageOps
 
     with open_picture(name, stream=io.BytesIO(data)) as image:

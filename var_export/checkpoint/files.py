@@ -54,6 +54,15 @@ def read_checkpoint_file(file: NamedFile) -> Content:
     return content_of(file, whole)
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that is one state dict, by name; for networks other than VAR. Raises `CheckpointError`."""
+    file = NamedFile(path, str(path))
+    held = _read(file, _head(file))
+    if not isinstance(held, Mapping) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise CheckpointError(f"{file.shown} holds more than the tensors of one network: check which file it is")
+    return {str(name): value for name, value in held.items()}
+
+
 def _head(file: NamedFile) -> bytes:
     with reading(file.shown), file.path.open("rb") as stream:
         head = stream.read(_HEAD)

@@ -28,6 +28,7 @@ from engines.spec.choices import BACKENDS, OPENVINO
 from var_export.cli.common import CHECKPOINT, FILE, choices_option, html_option, tell_page
 
 if TYPE_CHECKING:
+    from engines.evaluation.halves import Apart
     from engines.fidelity.side_by_side import Drawing, Pair
 
 SAVED = ".npz"
@@ -90,11 +91,17 @@ def compare(
         tell(f"saved: {save}")
     if second is None:
         return
-    pairs = compared(first, second)
+    pairs, tokens = compared(first, second), _tokens(first, second)
     if as_json:
-        json_out({"sides": [dict(side.facts) for side in (first, second)], "images": [asdict(pair) for pair in pairs]})
+        # What is equal has no PSNR, as JSON has no infinity.
+        images = [asdict(pair) | {"psnr": pair.psnr if math.isfinite(pair.psnr) else None} for pair in pairs]
+        sides = [dict(side.facts) for side in (first, second)]
+        json_out({"sides": sides, "images": images, "tokens": [*map(asdict, tokens)]})
     else:
         _print(first, second, pairs)
+        if tokens:
+            verdict = "beyond" if tokens[0].beyond_noise else "within"
+            show(f"histograms of tokens: {tokens[0].distance:.4f} apart, {verdict} the noise of {tokens[0].noise:.4f}")
     if out is not None:
         _sheet(out, first, second, pairs)
         tell(f"sheet: {out}")
@@ -102,7 +109,18 @@ def compare(
         from var_export.report.compare import write_compare
 
         command = command_line(context)
-        tell_page(html, write_compare(html, (first, second), pairs, machine=here, command=command))
+        size = write_compare(html, (first, second), pairs, tokens=tokens, machine=here, command=command)
+        tell_page(html, size)
+
+
+def _tokens(first: Drawing, second: Drawing) -> list[Apart]:
+    """How far the tokens' histograms are apart, over all scales and at each; none where there are too few images."""
+    from engines.evaluation.between import tokens_apart
+    from engines.evaluation.halves import LEAST
+
+    if len(first.tokens) < LEAST:
+        return []
+    return tokens_apart(first.tokens, second.tokens, [side * side for side in first.facts["scales"]])
 
 
 def _with(runtime: Runtime, backend: str | None) -> Runtime:

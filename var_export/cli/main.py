@@ -18,6 +18,7 @@ _COMMANDS = {
     "sensitivity": ("sensitivity", "Quantise each layer alone and see what it does."),
     "verify": ("verify", "Check a bundle against the PyTorch reference."),
     "compare": ("compare", "Draw the same with two bundles or backends, and compare."),
+    "evaluate": ("evaluate", "Tell how good a set of images is, or how far two are apart."),
     "merge": ("merge", "Make one job of the shards that several machines drew."),
     "inspect": ("inspect", "Show what is in a bundle, or how a picture was made."),
     "list": ("list_bundles", "Show the bundles that are here."),

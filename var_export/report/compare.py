@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from engines.evaluation.halves import Apart
 from engines.fidelity.side_by_side import Drawing, Pair
 from engines.judging.similarity import psnr
 from engines.machine import Machine
 from engines.words import counted
+from var_export.report.evaluate import DISTANCES, cells
 from var_export.report.facts import environment_facts
 from var_export.report.page import write_page
 from var_export.report.parts import Facts, Table, Tile
@@ -24,9 +26,13 @@ MOST = 12
 
 
 def write_compare(
-    file: Path, sides: tuple[Drawing, Drawing], pairs: Sequence[Pair], *, machine: Machine, command: Sequence[str]
-) -> int:
-    """Write the page of two drawings; its size in bytes. Raises `UsageError` where it cannot be written."""
+    file: Path, sides: tuple[Drawing, Drawing], pairs: Sequence[Pair], *, tokens: Sequence[Apart] = (),
+    machine: Machine, command: Sequence[str],
+) -> int:  # fmt: skip
+    """Write the page of two drawings; its size in bytes. Raises `UsageError` where it cannot be written.
+
+    `tokens`: how far the histograms of their tokens are apart, over all scales and at each; or nothing.
+    """
     one, other = sides
     alike, ratio = float(np.mean([pair.alike for pair in pairs])), other.seconds / one.seconds
     whole = psnr(one.images, other.images)
@@ -53,6 +59,11 @@ def write_compare(
         tiles=tiles,
         showcase=_showcase(sides, pairs),
         table=Table("Image by image", headers, rows),
+        tokens=Table(
+            "Histograms of tokens",
+            DISTANCES,
+            [(f"scale {scale - 1}" if scale else "all scales", *cells(each)) for scale, each in enumerate(tokens)],
+        ),
         facts=[*(_facts(side, each) for side, each in zip(("First", "Second"), sides, strict=True)),
                environment_facts(machine)],
         command=shlex.join(command),

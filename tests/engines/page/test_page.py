@@ -1,23 +1,23 @@
 """The page of a server in a real browser: what it shows is what a pipeline draws, and nothing leaves this machine."""
 
-import io
+import json
 import os
 import shlex
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from seeing import pixels
 
 from engines.draw.pipeline import Pipeline
 from engines.files.again import settings_of
 from engines.pictures.images import load_picture
-from tests.serving import eventually, serving
+from tests.serving import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -34,11 +34,6 @@ TABS = ("Draw", "Edit", "Compare", "Explore")
 def pipeline(bundles):
     with Pipeline.load(bundles[0], check="never", threads=1) as found:
         yield found
-
-
-def pixels(address, **options):
-    with Image.open(io.BytesIO(httpx.get(address, **options).content)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 @pytest.fixture
@@ -106,7 +101,7 @@ def test_classes_are_found_by_their_pictures(looking, server):
 
 
 def upload(look, file):
-    zoom = "document.querySelector('#editor').innerText.match(/\\d+%/)?.[0]"
+    zoom = "document.querySelector('#editor')?.innerText.match(/\\d+%/)?.[0]"
     look.page.wait_for_function(zoom)
     before = look.page.evaluate(zoom)
     look.page.set_input_files("#editor input[type=file]", file)
@@ -271,85 +266,50 @@ def test_who_stops_or_leaves_is_not_drawn_for(looking, server, how):
     assert httpx.get(f"{server}/healthz").json() == {"status": "ok"}
 
 
-def test_a_key_is_the_password(looking, bundles, tmp_path):
-    file = tmp_path / "key"
-    file.write_text("a-long-secret\n")
-    with serving(bundles[0], "--api-key-file", file, "--check", "never", page=True) as (_, address):
-        html = {"Accept": "text/html"}
-        refused = httpx.get(address, headers=html)
-        assert (refused.status_code, refused.headers["www-authenticate"][:5]) == (401, "Basic")
-        assert httpx.get(address, headers=html, auth=("anybody", "wrong")).status_code == 401
-        assert httpx.get(address, headers={"Authorization": "Basic é".encode("latin-1")}).status_code == 401
-        account = {"username": "anybody", "password": "a-long-secret"}
-        with looking(address, http_credentials=account) as look:
-            look.press("draw", "draw-status", "Done: 1 image.")
-            (shown,) = look.images("drawn")
-            assert httpx.get(shown).status_code == 401
-            assert pixels(shown, auth=("anybody", "a-long-secret")).shape == (64, 64, 3)
+def test_a_file_of_detections_need_not_know_what_the_picture_is_called(looking, server, picture, tmp_path):
+    drawn, file = picture
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps({
+        "images": [{"id": 5, "file_name": "elsewhere.jpg", "width": 120, "height": 80}],
+        "annotations": [{"image_id": 5, "category_id": 1, "bbox": [40, 20, 40, 40]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }))  # fmt: skip
+    with looking(server) as look:
+        look.tab("Edit")
+        upload(look, file)
+        look.page.get_by_role("button", name="What a detector found").click()
+        look.page.set_input_files("input[type=file] >> nth=-1", found)
+        look.page.wait_for_selector(".file-preview")
+        look.press("redraw", "edit-status", "Done: 1 image.")
+        made = pixels(look.images("redrawn")[0])
+        assert (made[30:50, 50:70] != drawn[30:50, 50:70]).any()
+        np.testing.assert_array_equal(made[:3], drawn[:3])
+        look.page.locator("text=--boxes DETECTIONS").first.wait_for()
 
 
-def test_a_page_of_elsewhere_cannot_use_it(server):
-    assert httpx.get(server, headers={"Origin": "https://elsewhere.example"}).status_code == 403
-    assert httpx.get(server, headers={"Host": "elsewhere.example"}).status_code == 403
-    policy = httpx.get(server).headers["content-security-policy"]
-    assert policy.startswith("default-src 'self'")
-    assert httpx.get(f"{server}/gradio_api/file=/etc/passwd").status_code in (403, 404)
-    assert httpx.get(f"{server}/v1/nothing").json()["error"]["message"] == "Not Found"
+def test_the_same_again_is_what_is_shown(looking, server):
+    """After another drawing, and of another model: the image that is chosen, not one of before."""
+    with looking(server) as look:
+        look.page.get_by_label("number input for Images").fill("2")
+        look.press("draw", "draw-status", "Done: 2 images.")
+        look.page.locator("#drawn button.thumbnail-item").nth(1).click()
+        look.page.wait_for_function("document.body.innerText.includes('--seed 1')")
+        look.page.get_by_label("Close").first.click()
+        look.page.get_by_label("Seed").fill("20")
+        look.page.click("#draw")
+        look.page.wait_for_function("document.body.innerText.includes('--seed 20')")
+        look.page.get_by_label("Model").click()
+        look.page.get_by_role("option", name="demo-int8").click()
+        look.page.get_by_role("button", name="Same again").click()
+        eventually(lambda: look.page.get_by_label("number input for Images").input_value() == "1")
+        assert look.page.get_by_label("Seed").input_value() == "20"
+        assert look.page.get_by_label("Model").input_value() == "demo-fp32"
+        assert look.page.get_by_label("Class", exact=True).input_value() == "parrot"
 
 
-def test_without_a_page_there_is_none(bundles, tmp_path):
-    with serving(bundles[0], "--check", "never", "--no-page") as (_, address):
-        assert httpx.get(address).json()["error"]["message"] == "Not Found"
-
-
-def test_what_browsers_were_shown_goes_with_the_server(looking, bundles, tmp_path):
-    with serving(bundles[0], "--check", "never", page=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as (
-        process,
-        address,
-    ):
-        with looking(address) as look:
-            look.press("draw", "draw-status", "Done: 1 image.")
-            assert list(tmp_path.glob("var-export-page-*/**/*.png"))
-        process.terminate()
-        assert process.wait(30) == 0
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_var_run_opens_it(bundles, tmp_path):
-    browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
-    browser.chmod(0o755)
-    environment = os.environ | {"BROWSER": f"{browser} %s"}
-    began = time.monotonic()
-    with serving("--ui", "--bundle", bundles[0], program="var-run", env=environment) as (_, address):
-        eventually((tmp_path / "opened").exists)
-        eventually((tmp_path / "opened").read_text)
-        assert (tmp_path / "opened").read_text().strip() == address
-        answer = httpx.get(address, timeout=30)
-        assert "var-export" in answer.text
-        assert time.monotonic() - began < 30
-
-
-def test_gradio_writes_nothing_beside_itself():
-    """Imported without more, it writes stubs; the module that does is known by name."""
-    names = "import gradio.component_meta as m; print(m.create_or_modify_pyi.__module__)"
-    found = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        for code in (names, f"from engines.page.without_stubs import import_quickly as go; go(); {names}")
-    ]
-    assert found == ["gradio.component_meta", "engines.page.without_stubs"]
-
-
-def test_an_idle_server_sleeps(bundles):
-    """Seconds of processor time, which a busy machine does not make more."""
-
-    def used(process):
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    with serving(bundles[0], "--check", "never", page=True) as (process, address):
-        assert "var-export" in httpx.get(address, timeout=60).text
-        time.sleep(2)
-        before = used(process)
-        time.sleep(5)
-        assert used(process) - before < 0.03 * 5  # 0.01; 0.05 as gradio comes
+def test_what_fails_is_not_under_way(looking, server):
+    with looking(server) as look:
+        look.page.get_by_role("button", name="How to draw").click()
+        look.page.get_by_label("number input for Top-k").fill("0")
+        look.page.keyboard.press("Tab")
+        look.press("draw", "draw-status", "Not done.")

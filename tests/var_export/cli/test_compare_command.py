@@ -39,10 +39,28 @@ def test_two_bundles(call, sides):
         assert pair["first"] == (None if not len(first) else max(k for k, at in enumerate(offsets) if at <= first[0]))
 
 
+def test_histograms_of_tokens_from_16_images_on(call, tmp_path):
+    rng = np.random.default_rng(0)
+    files = []
+    for name, tokens in (("a", rng.integers(0, 9, (20, 5))), ("b", rng.integers(0, 3, (20, 5)))):
+        facts = {"labels": ["x"] * 20, "seconds": [1.0] * 20, "precision": "fp32"}
+        arrays = {"images": np.zeros((20, 4, 4, 3), np.uint8), "classes": np.zeros(20, np.int64)}
+        files.append(tmp_path / f"{name}.npz")
+        drawing(tokens=tokens, seeds=np.arange(20, dtype=np.uint64), facts=facts, **arrays).save(files[-1])
+    code, out, err = call("compare", *files)
+    assert code == 0, err
+    assert re.search(r"^histograms of tokens: 0\.\d+ apart, beyond the noise of 0\.\d+$", out, re.M)
+    document = json.loads(call("compare", *files, "--json")[1])
+    assert [len(document["tokens"]), len(document["images"])] == [3, 20]
+    assert document["images"][0]["psnr"] is None, "equal pixels"
+    assert "within the noise" in call("compare", files[0], files[0])[1]
+
+
 def test_a_bundle_beside_itself_is_the_same(call, sides):
     code, out, _ = call("compare", sides[0], sides[0], "--class", "88", *FAST)
     assert code == 0
     assert "100.00% of the tokens alike, 1 of 1 images with all; every pixel the same" in out
+    assert "histograms" not in out, "of one image they would say nothing"
 
 
 def test_a_file_stands_for_a_side(call, sides, tmp_path):
