@@ -203,11 +203,11 @@ class Fleet(AbstractContextManager["Fleet"]):
                 self._waits[reference] = hand, "draw"
 
     def _next_for(self, hand: Hand) -> Lot | None:
-        others = any(other.drawn is not None and other is not hand for other in self._hands)
+        able = {other.number for other in self._hands if other.drawn is not None}
         if self._new:
             return self._new.popleft()
         for lot in self._again:
-            if not (others and hand.number in lot.avoided):
+            if hand.number not in lot.avoided or able <= lot.avoided:  # nobody is left who has not tried
                 self._again.remove(lot)
                 return lot
         return None
