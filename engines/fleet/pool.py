@@ -263,7 +263,8 @@ class Fleet(AbstractContextManager["Fleet"]):
         self._cluster.ray.kill(hand.actor)
 
     def _named(self) -> VarExportError:
-        """The error about what never succeeded."""
+        """The error about what never succeeded, in the order of the job."""
+        self._failed.sort(key=lambda lot: lot.chunk[0].number)
         named = [
             f"images {lot.chunk[0].number} to {lot.chunk[-1].number} (seeds {lot.chunk[0].seed} to "
             f"{lot.chunk[-1].seed}): {lot.failures[-1].reason}"
