@@ -3,24 +3,19 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="ray is not installed: it comes with the extra ray")
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-from fleet_sources import SIDE, load
+from fleet_jobs import SETTINGS, add_node
+from fleet_sources import load
 
-from engines.files.jobs import make_job
-from engines.files.npz import NpzRows
 from engines.fleet.cluster import Cluster
 from engines.fleet.hands import Staffing
 from engines.fleet.pool import Fleet
 from engines.fleet.worker import WorkOrder
-from engines.spec.sampling import Sampling
-
-SETTINGS = {**vars(Sampling()), "provider": "cpu", "build_key": "ab"}
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +35,6 @@ def nodes():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-def add_node(cluster):
-    return cluster.add_node(num_cpus=1, object_store_memory=2**27)
 
 
 @pytest.fixture
@@ -71,12 +62,3 @@ def make_fleet(connection, lines):
     yield make
     for fleet in made:
         fleet.close()
-
-
-def job_of(count=24):
-    return make_job((3, 5), seed=10, count=count // 2, settings=SETTINGS)
-
-
-def rows(job, path, side=SIDE):
-    arrays = {"arr_0": ((side, side, 3), np.dtype(np.uint8))}
-    return NpzRows(job, path, arrays, lambda _, made: {"arr_0": made.images})

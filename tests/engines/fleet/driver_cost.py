@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import ray
-from conftest import SETTINGS, rows
+from fleet_jobs import SETTINGS, rows
 from fleet_sources import SIDE, load_together
 
 from engines.files.jobs import make_job, run_drawing

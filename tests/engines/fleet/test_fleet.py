@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
-from conftest import add_node, job_of, rows
 from driver_cost import measure
+from fleet_jobs import add_node, job_of, rows
 from fleet_sources import image_of, load_never, load_otherwise_once, load_together
 
 from engines.errors import BackendError

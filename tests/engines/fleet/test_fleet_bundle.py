@@ -1,7 +1,7 @@
 """A bundle on its way to a node, and the real model drawn there, on Ray."""
 
 import pytest
-from conftest import SETTINGS
+from fleet_jobs import SETTINGS
 from support import copy_bundle
 
 from engines.bundle.bundle import DEMO_BUNDLE, Bundle
