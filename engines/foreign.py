@@ -179,6 +179,14 @@ def open_array(file: Path, name: str, *, what: str) -> Iterator[tuple[IO[bytes],
         yield stream, *_npy_header(stream)
 
 
+def read_exactly(stream: IO[bytes], size: int, file: object) -> bytes:
+    """The next `size` bytes of an array that `open_array` gave. Raises `UsageError` where `file` ends before."""
+    data = stream.read(size)
+    if len(data) != size:
+        raise UsageError(f"{file} ends too early: copy it once more")
+    return data
+
+
 def names_in(file: Path) -> list[str]:
     """The arrays of an .npz file, in its order. Raises `UsageError` where the file is none."""
     with reading(file, ".npz file"), zipfile.ZipFile(file) as archive:

@@ -1,6 +1,7 @@
 """A server in a process of its own, as `var-export serve` starts it, and what its clients do with answers."""
 
 import base64
+import importlib.util
 import io
 import re
 import signal
@@ -10,9 +11,24 @@ import time
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from tests.bundles import shared_bundle
+
+_NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpx")
 MODULES = {"var-export": "var_export.cli.main", "var-run": "engines.cli.run"}
+
+
+def lacking(*more):
+    """Whether a package is missing that tests of a server need, as where only the device's half is tested."""
+    return not all(map(importlib.util.find_spec, (*_NEEDED, *more)))
+
+
+@pytest.fixture(scope="session")
+def bundles():
+    """FP32 and INT8 of the demo: two models of a server."""
+    return shared_bundle("demo-fp32"), shared_bundle("demo-int8")
 
 
 @contextmanager

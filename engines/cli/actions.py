@@ -75,7 +75,8 @@ def generate(
         if request.preset is not None:
             PRESETS[request.preset].check(request.preset, names.num_classes)
         settings = job_settings(request, source, opened.manifest) | ({"provider": MIXED} if fleet.mixed else {})
-        job = job_of(names.parse(classes), request, settings)
+        arguments = job_arguments(names.parse(classes), request, settings)
+        job = job_of(arguments, request)
         layout = layout_of(job, request.sampling.sweep, names)
         output = with_grid_of_sweep(output, layout, job, opened.manifest.config.image_size)
         sinks = ImageSinks(output, opened.manifest, job, class_naming(names, job), layout=layout)
@@ -88,20 +89,20 @@ def generate(
 
             backend = backend_of(settings["provider"], opened.manifest)
             run = FleetRun(source, opened, job, sinks, fleet, backend=backend, preview=output.previews is not None)
-            run.store_at(output, _job_arguments(names.parse(classes), request, settings))
+            run.store_at(output, arguments)
             run.run(seed_remark(request.seed))
             return
         ImageRun(source, opened, job, sinks, produce).run(seed_remark(request.seed))
 
 
-def job_of(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> ImageJob:
-    """The job that a request asks for."""
-    job = make_job(**_job_arguments(classes, request, settings))
+def job_of(arguments: Mapping[str, Any], request: DrawOptions) -> ImageJob:
+    """The job that a request asks for, or the shard of it. `arguments`: see `job_arguments`."""
+    job = make_job(**arguments)
     return job if request.shard is None else shard_of(job, request.shard)
 
 
-def _job_arguments(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `make_job`, without the shard."""
+def job_arguments(classes: Sequence[int], request: DrawOptions, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make_job` is called with for the whole job that a request asks for."""
     seed = request.seed.value if request.seed else 0
     own = {"classes": classes, "settings": settings, "sweep": request.sampling.sweep}
     return {**own, "seed": seed, "count": request.count, "order": request.order}

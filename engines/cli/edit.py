@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engines.bundle.labels import ClassNames
 from engines.cli.actions import (
+    job_arguments,
     job_of,
     job_settings,
     layout_of,
@@ -151,7 +152,7 @@ def _prepared(file: Path, shared: _Edits, place: tuple[int, int] | None = None) 
         "fit": area.fit,
         "composite": area.composite,
     }
-    job = job_of(shared.classes, request, settings)
+    job = job_of(job_arguments(shared.classes, request, settings), request)
     many = class_naming(names, job).many
     layout = layout_of(job, request.sampling.sweep, names)
     output, naming = _places(shared.output, file.stem, many, several=place is not None)

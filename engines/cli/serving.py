@@ -90,8 +90,13 @@ def start(
             beside = WithPage(make, folder, ready)
         app = create_app(served, metrics, allowed, beside)
         stopping = beside.stop if beside else lambda: None
-        tells = lambda where: tell(f"serving {names} on {where}/v1")  # noqa: E731
-        run(app, sock, tells, seconds=allowed.seconds + _LAST, stopping=stopping)
+        run(
+            app,
+            sock,
+            lambda where: tell(f"serving {names} on {where}/v1"),
+            seconds=allowed.seconds + _LAST,
+            stopping=stopping,
+        )
     if failed:
         raise BackendError("there is no page to show; var-export serve --no-page has the API alone") from failed[0]
 

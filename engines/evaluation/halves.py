@@ -34,7 +34,7 @@ ROUNDING = 1e-6
 
 Rows = NDArray[np.int64]
 Summarise = Callable[[Rows], Any]
-"""From the numbers of some images of a set, which may repeat, to what a distance needs to know of them."""
+"""A function from the numbers of some images of a set, which may repeat, to what a distance needs to know of them."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class ReferenceSet:
     spatial: Gaussian | None
     """Statistics of the spatial features, 2023 of an image: `mu_s` and `sigma_s`."""
     samples: Samples | None
-    """Its images, `arr_0`, which KID, precision and recall need."""
+    """The reference's images, `arr_0`, which KID, precision and recall need."""
 
     @classmethod
     def find(cls, path: Path) -> ReferenceSet:

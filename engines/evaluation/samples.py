@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.editing.handed import squares_of
 from engines.errors import UsageError
-from engines.foreign import names_in, open_array, pictures_in, read_arrays
+from engines.foreign import names_in, open_array, pictures_in, read_arrays, read_exactly
 from engines.spec.arrays import check_tokens
 from engines.spec.choices import FITS
 from engines.spec.config import ModelConfig
@@ -75,9 +75,7 @@ class Samples:
             row = math.prod(shape[1:])
             for start in range(0, shape[0], size):
                 count = min(size, shape[0] - start)
-                data = stream.read(count * row)
-                if len(data) != count * row:
-                    raise UsageError(f"{self.path} ends too early: copy it once more")
+                data = read_exactly(stream, count * row, self.path)
                 yield np.frombuffer(data, np.uint8).reshape(count, *shape[1:])
 
 

@@ -32,7 +32,7 @@ class Activations:
     spatial: NDArray[np.float32]
     """The first 7 channels of a layer of 17 x 17 cells, (N, 2023): of sFID."""
     logits: NDArray[np.float32]
-    """Of the classes, without bias, (N, 1008)."""
+    """What the last layer says of each class, before the softmax and without its bias, (N, 1008)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Scores:
     inception_score_deviation: float
     """Between the splits; 0 of a single one."""
     splits: int
-    """Of the Inception Score, `SPLIT` images each."""
+    """How many runs of `SPLIT` images the Inception Score is the mean of."""
     fid: float | None = None
     sfid: float | None = None
     kid: float | None = None
@@ -138,7 +138,7 @@ def _kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def _squared_distances(rows: Features, others: Features) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Of blocks of rows, the number of the first one and its squared distances to all others, (b, M)."""
+    """Block by block of the rows: the number of its first row, and the squared distances to all others, (b, M)."""
     wide = others.astype(np.float64)
     norms = (wide**2).sum(1)
     for start in range(0, len(rows), _BLOCK):
@@ -147,7 +147,7 @@ def _squared_distances(rows: Features, others: Features) -> Iterator[tuple[int, 
 
 
 def _radii(rows: Features, neighbours: int) -> NDArray[np.float64]:
-    """Of each row, the squared distance to its k-th nearest neighbour among the others, (N,)."""
+    """The squared distance of each row to its k-th nearest neighbour among the others, (N,)."""
     radii = np.empty(len(rows))
     k = min(neighbours, len(rows) - 1)
     for start, distances in _squared_distances(rows, rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engines.bundle.advice import what_else
@@ -17,7 +17,7 @@ from engines.files.jobs import KEY
 from engines.foreign import parse_json
 from engines.pictures.images import read_picture_text
 from engines.spec.choices import FITS, OPENVINO, PRECISION_HINTS, PROVIDERS
-from engines.spec.sampling import OPTIONS, RECOMMENDED, Sampling
+from engines.spec.sampling import OPTIONS, RECOMMENDED, Sampling, SamplingOption
 from engines.words import printable
 
 AREA = "area"
@@ -45,12 +45,8 @@ def command_of(text: Mapping[str, str]) -> str | None:
     if FORCED in text:
         return None
     words = ["var-run", *_subject(text)]
-    for option in OPTIONS if "seed" in text else ():
-        value = text.get(option.name, "")
-        if option.kind == "bool":
-            words += [option.flag] if value == "True" else []
-        elif value and (option in RECOMMENDED or value != str(getattr(Sampling(), option.name))):
-            words += [option.flag, _values(value)]
+    for option, value in _told(text) if "seed" in text else ():
+        words += [option.flag] if option.kind == "bool" else [option.flag, _values(value)]
     if text.get("form") == "fused":
         words += ["--form", "fused"]
     if text.get("provider") == "triton":
@@ -88,10 +84,7 @@ def python_of(text: Mapping[str, str]) -> str:
         return ""
     wanted = text["class"]
     asked = [repr(wanted) if wanted == NONE else wanted, f"seeds={text['seed']}"]
-    for option in OPTIONS:
-        value = text.get(option.name, "")
-        if value and (option in RECOMMENDED or value != str(getattr(Sampling(), option.name))):
-            asked.append(f"{option.name}={value if option.kind == 'bool' else _values(value)}")
+    asked += [f"{option.name}={value if option.kind == 'bool' else _values(value)}" for option, value in _told(text)]
     place = _bundle_of(text.get("build_key")) or "BUNDLE"
     return f"""from engines import Pipeline
 
@@ -122,6 +115,14 @@ def area_of(
     words += ["--outpaint"] if outpaint else []
     words += [] if fit == FITS[0] else ["--fit", fit]
     return printable(shlex.join([*words, *([] if composite else ["--no-composite"])]))
+
+
+def _told(text: Mapping[str, str]) -> Iterator[tuple[SamplingOption, str]]:
+    """The sampling options that have to be named: what bundles recommend, and of the others what is not usual."""
+    for option in OPTIONS:
+        value = text.get(option.name, "")
+        if value and (option in RECOMMENDED or value != str(getattr(Sampling(), option.name))):
+            yield option, value
 
 
 def _values(text: str) -> str:

@@ -50,11 +50,11 @@ class Item:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """Of the sampling options, those that differ from image to image."""
     whole_index: int | None = None
-    """Its place in the whole job, where this job is a shard."""
+    """The place of the image in the whole job, where this job is a shard."""
 
     @property
     def number(self) -> int:
-        """Its place in the whole job: what pictures are called by, whoever draws them."""
+        """The place of the image in the whole job: what pictures are called by, whoever draws them."""
         return self.index if self.whole_index is None else self.whole_index
 
 

@@ -19,7 +19,7 @@ from engines.errors import UsageError
 from engines.files.jobs import JOB_FILE, KEY, read_job_file
 from engines.files.npz import key_of_arrays, npy_header, record_of, write_archive
 from engines.files.shard import Shard
-from engines.foreign import names_in, open_array, pictures_in
+from engines.foreign import names_in, open_array, pictures_in, read_exactly
 from engines.pictures.images import read_picture_text
 from engines.progress import Progress, Steps, silent
 from engines.storage import atomic_write, write_json, writing
@@ -57,6 +57,9 @@ def merge(paths: Sequence[Path], out: Path, *, overwrite: bool = False, progress
     Raises:
         UsageError: a shard is missing, not finished, of another job or named twice, or `out` is there already.
     """
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"there is no {path}")
     folders = {path.is_dir() for path in paths}
     if len(folders) > 1:
         raise UsageError("merge .npz files, or folders, not both at once")
@@ -147,9 +150,7 @@ class _Rows:
 
     def read(self, count: int) -> NDArray[Any]:
         """The next rows. Raises `UsageError` where the file ends before."""
-        data = self._file.read(count * self.row_bytes)
-        if len(data) != count * self.row_bytes:
-            raise UsageError(f"{self._path} ends too early: copy it once more")
+        data = read_exactly(self._file, count * self.row_bytes, self._path)
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
 

@@ -15,8 +15,9 @@ class Shard:
     """A part of a job."""
 
     number: int
-    """From 1 on."""
+    """Which part it is, counted from 1."""
     of: int
+    """How many parts there are."""
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -31,7 +32,7 @@ class Shard:
 
     @property
     def items(self) -> slice:
-        """Its images among those of the whole job: every N-th, so that each part grows as the whole does."""
+        """Which images of the whole job it has: every N-th, so that each part grows as the whole does."""
         return slice(self.number - 1, None, self.of)
 
     def count(self, whole: int) -> int:

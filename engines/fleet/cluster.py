@@ -45,9 +45,9 @@ class Node:
     """One machine of a cluster that is alive."""
 
     name: str
-    """Ray's own, in hex."""
+    """The name that Ray gives each node, in hexadecimal."""
     host: str
-    """Its address in the network."""
+    """The address by which the other nodes reach it."""
     cpus: float
     """The CPUs that Ray counts there."""
     gpus: float

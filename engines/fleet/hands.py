@@ -38,7 +38,7 @@ class Hand:
     drawn: DrawnBy | None = None
     """Set once it can draw."""
     placed: bool = False
-    """Whether it runs on its node, and does not wait for room there."""
+    """Whether the worker runs on its node already; until then it waits for room there."""
     failed: set[Lot] = field(default_factory=set)
     """Chunks that it failed on since it last drew one."""
 
@@ -57,11 +57,11 @@ class Staffing:
     threads: int | None = None
     """CPU threads of each; None: one worker for each node, with all of its CPUs."""
     gpu: bool = False
-    """Whether each needs a GPU of its own."""
+    """Whether each worker needs a GPU of its own."""
     most: int | None = None
     """Workers at most; None: as many as the cluster holds."""
     mixed: bool = False
-    """Whether they may differ in what they compute with."""
+    """Whether workers may differ in what they compute with."""
     patience: float = PATIENCE_S
 
     def room(self, node: Node) -> int:

@@ -18,9 +18,9 @@ class DrawnBy:
     """One worker that could draw, and what it drew."""
 
     worker: int
-    """Its number, counted from 1 in the order in which they were started."""
+    """The number of the worker; workers are counted from 1 in the order in which they were started."""
     node: str
-    """Its node's name, as Ray writes it."""
+    """The name that Ray gives the node that it runs on."""
     facts: WorkerFacts
     images: int = 0
     runs: list[list[int]] = field(default_factory=list)

@@ -31,7 +31,7 @@ class ShardPlan:
     out: str
     """The .npz file that the shards become."""
     arguments: Mapping[str, Any]
-    """Of `make_job`: from them each worker makes the same job."""
+    """What `make_job` is called with, so that each worker makes the same job."""
     side: int
     """Pixels of an image along one side."""
     batch: int

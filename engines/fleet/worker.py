@@ -59,9 +59,9 @@ class WorkOrder:
     bundle: str
     """The folder where a node may find the bundle itself."""
     digest: str
-    """Of the bundle's manifest."""
+    """The SHA-256 of the bundle's manifest, which holds those of all its files."""
     settings: Mapping[str, Any]
-    """Of the job: the sampling options by name."""
+    """The settings of the job, among them each sampling option by its name."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of `Pipeline.load`, but for `threads`."""
     preview: bool = False
@@ -81,7 +81,7 @@ class WorkerFacts:
     cpu: str
     """The model of its processor."""
     version: str
-    """Of this project."""
+    """The version of this project that the worker runs."""
     runtime: Mapping[str, Any]
     """See `Pipeline.describe_runtime`."""
 

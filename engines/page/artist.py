@@ -9,7 +9,7 @@ import html
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engines.backends.base import Array
 from engines.draw.request import Request
-from engines.errors import CheckFailedError, VarExportError
+from engines.errors import VarExportError
 from engines.page.shelf import Shelf
 from engines.pictures.images import Picture
 from engines.serve.models import Models, ServedModel
@@ -38,7 +38,7 @@ class State:
 
     images: list[Picture] = field(default_factory=list)
     tokens: list[NDArray[Any]] = field(default_factory=list)
-    """Of each image, coarse to fine: (t,), up to the scale that was reached."""
+    """The tokens of each image, coarse to fine: (t,), up to the scale that was reached."""
     scale: int = -1
     final: bool = False
 
@@ -66,7 +66,6 @@ class Artist:
 
         Raises what that raises.
         """
-        state = State([], [])
         images: dict[int, tuple[Picture, NDArray[Any]]] = {}
         finished = 0
         previews = drawn(self.models, model, request, time.monotonic() + self._seconds, scales, edit)
@@ -76,13 +75,8 @@ class Artist:
                     images[place] = image, tokens
                 finished += preview.final * len(preview.images)
                 found = [images[place] for place in sorted(images)]
-                state = State(
-                    [image for image, _ in found],
-                    [tokens for _, tokens in found],
-                    preview.scale,
-                    finished == len(request),
-                )
-                yield state
+                drawn_so_far = [image for image, _ in found], [tokens for _, tokens in found]
+                yield State(*drawn_so_far, preview.scale, finished == len(request))
 
     async def finished(self, model: ServedModel, request: Request, **edit: Any) -> State:
         """The finished images alone. Raises as `draw`."""
@@ -105,16 +99,20 @@ def scales_shown(model: ServedModel, images: int) -> tuple[int, ...]:
     return tuple(sorted({(k + 1) * last // (SHOWN_OF_SEVERAL + 1) for k in range(SHOWN_OF_SEVERAL)}))
 
 
-async def watched(steps: AsyncGenerator[Step, None], status: Any) -> AsyncGenerator[Step, None]:
-    """The steps of what a button does; where one fails, the line `status` says so, and no longer how far it was."""
-    try:
-        with telling():
-            async with aclosing(steps):
-                async for step in steps:
-                    yield step
-    except gr.Error:
-        yield {status: "Not done."}
-        raise
+def pressed(work: Callable[..., AsyncGenerator[Step, None]], status: Any) -> Callable[..., AsyncGenerator[Step, None]]:
+    """What a button does: the steps of `work`; where one fails, the line `status` says so, and not how far it was."""
+
+    async def steps(*values: Any) -> AsyncGenerator[Step, None]:
+        try:
+            with telling():
+                async with aclosing(work(*values)) as found:
+                    async for step in found:
+                        yield step
+        except gr.Error:
+            yield {status: "Not done."}
+            raise
+
+    return steps
 
 
 @contextmanager
@@ -122,9 +120,6 @@ def telling() -> Iterator[None]:
     """Around what a button does: people see what went wrong, and the log alone has what is not theirs."""
     try:
         yield
-    except CheckFailedError as error:
-        log.warning("%s", error)
-        raise _shown(error) from error
     except VarExportError as error:
         raise _shown(error) from error
     except gr.Error:

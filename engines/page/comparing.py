@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,7 +11,7 @@ import numpy as np
 
 from engines.errors import UsageError
 from engines.fidelity.side_by_side import Drawing, Pair, compare
-from engines.page.artist import Artist, Step, plain, watched
+from engines.page.artist import Artist, Step, plain, pressed
 from engines.page.drawing import DRAWS, STOPS, seen
 from engines.page.sidebar import Sidebar, Wish
 from engines.serve.models import ServedModel
@@ -42,14 +41,9 @@ class CompareTab:
         )
         self._pairs = gr.State([])
         outputs = [self._status, self._table, self._which, self._slider, self._pairs]
-        event = button.click(self._compare, [other, *sidebar.inputs], outputs, **DRAWS)
+        event = button.click(pressed(self._steps, self._status), [other, *sidebar.inputs], outputs, **DRAWS)
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
         self._which.input(_chosen, [self._pairs, self._which], self._slider, **DRAWS)
-
-    async def _compare(self, *values: Any) -> AsyncIterator[Step]:
-        async with aclosing(watched(self._steps(*values), self._status)) as steps:
-            async for step in steps:
-                yield step
 
     async def _steps(self, other: str, *values: Any) -> AsyncGenerator[Step, None]:
         wish = self._sidebar.wish(values)
@@ -63,7 +57,7 @@ class CompareTab:
         for model in models:
             images = []
             yield {self._status: f"{plain(model.name)} draws …"}
-            await self._artist.finished(model, wish.request(model, count=1))  # which is not counted
+            await self._artist.finished(model, wish.request(model, seeds=wish.seeds[:1]))  # which is not counted
             for place in range(wish.count):
                 images.append(await self._image(wish, model, place))
                 yield {self._status: f"{plain(model.name)} draws: {place + 1} of {wish.count} …"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,7 +10,7 @@ import gradio as gr
 
 from engines.draw.request import Request
 from engines.files.again import command_of, python_of
-from engines.page.artist import Artist, State, Step, plain, scales_shown, watched
+from engines.page.artist import Artist, State, Step, plain, pressed, scales_shown
 from engines.page.sidebar import Sidebar
 from engines.serve.models import ServedModel
 
@@ -34,14 +34,9 @@ class DrawTab:
         self._gallery = gallery("Images", "drawn")
         self._again, self._shown = Again(sidebar), gr.State([])
         outputs = [self._gallery, self._status, self._shown, *self._again.outputs]
-        event = draw.click(self._draw, sidebar.inputs, outputs, **DRAWS)
+        event = draw.click(pressed(self._steps, self._status), sidebar.inputs, outputs, **DRAWS)
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
         self._again.connect(self._gallery, self._shown)
-
-    async def _draw(self, *values: Any) -> AsyncIterator[Step]:
-        async with aclosing(watched(self._steps(*values), self._status)) as steps:
-            async for step in steps:
-                yield step
 
     async def _steps(self, *values: Any) -> AsyncGenerator[Step, None]:
         wish = self._sidebar.wish(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
 from engines.foreign import read_bytes, reading
-from engines.page.artist import Artist, State, Step, scales_shown, watched
+from engines.page.artist import Artist, State, Step, pressed, scales_shown
 from engines.page.drawing import DRAWS, STOPS, Again, gallery, labelled, progress, seen, waiting
 from engines.page.sidebar import Sidebar
 from engines.pictures.images import Picture
@@ -44,7 +44,7 @@ class _Asked:
     cells: Mask
     composite: bool
     area: str
-    """As options of a command line."""
+    """The area, as options of a command line."""
 
     def square(self) -> Picture:
         """The picture as the model sees it."""
@@ -94,7 +94,7 @@ class EditTab:
         self._before, self._after = gr.State(None), gr.State([])
         shown = [self._gallery, self._slider, self._status, self._shown, self._before, self._after]
         event = redraw.click(
-            self._redraw,
+            pressed(self._steps, self._status),
             [*self._own, *sidebar.inputs],
             [*shown, *self._again.outputs],
             preprocess=False,  # gradio would decode whatever was sent, of any size, before it is looked at
@@ -103,11 +103,6 @@ class EditTab:
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
         self._gallery.select(_chosen, [self._before, self._after], self._slider, api_visibility="private")
         self._again.connect(self._gallery, self._shown)
-
-    async def _redraw(self, *values: Any) -> AsyncIterator[Step]:
-        async with aclosing(watched(self._steps(*values), self._status)) as steps:
-            async for step in steps:
-                yield step
 
     async def _steps(self, *values: Any) -> AsyncGenerator[Step, None]:
         own, rest = values[: len(self._own)], values[len(self._own) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from engines.errors import UsageError
-from engines.page.artist import Artist, State, Step, scales_shown, watched
+from engines.page.artist import Artist, State, Step, pressed, scales_shown
 from engines.page.drawing import DRAWS, STOPS, progress, seen, waiting
 from engines.page.sidebar import Sidebar
 from engines.pictures.grids import Layout, grid
@@ -45,19 +45,11 @@ class ExploreTab:
             elem_id="scales-status",
         )
         self._maps = gr.Image(label="Scales and tokens", elem_id="scales", **shown)
-        event = draw.click(self._draw_grid, [cfg, top_p, *sidebar.inputs], [self._grid, self._status], **DRAWS)
+        event = draw.click(
+            pressed(self._grid_steps, self._status), [cfg, top_p, *sidebar.inputs], [self._grid, self._status], **DRAWS
+        )
         stop.click(lambda: "Stopped.", None, self._status, cancels=[event], **STOPS)
-        scales.click(self._draw_scales, sidebar.inputs, [self._maps, self._told], **DRAWS)
-
-    async def _draw_grid(self, *values: Any) -> AsyncIterator[Step]:
-        async with aclosing(watched(self._grid_steps(*values), self._status)) as steps:
-            async for step in steps:
-                yield step
-
-    async def _draw_scales(self, *values: Any) -> AsyncIterator[Step]:
-        async with aclosing(watched(self._scale_steps(*values), self._told)) as steps:
-            async for step in steps:
-                yield step
+        scales.click(pressed(self._scale_steps, self._told), sidebar.inputs, [self._maps, self._told], **DRAWS)
 
     async def _grid_steps(self, cfg: str | None, top_p: str | None, *values: Any) -> AsyncGenerator[Step, None]:
         wish = self._sidebar.wish(values)
@@ -84,7 +76,7 @@ class ExploreTab:
     async def _scale_steps(self, *values: Any) -> AsyncGenerator[Step, None]:
         wish = self._sidebar.wish(values)
         config = wish.model.bundle.config
-        request = wish.request(count=1)
+        request = wish.request(seeds=wish.seeds[:1])
         yield {self._told: waiting(wish.model)}
         passed: list[Picture] = []
         state = State()

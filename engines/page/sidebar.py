@@ -46,17 +46,19 @@ class Wish:
 
     @property
     def seeds(self) -> list[int]:
-        """Of all images."""
+        """The seeds of the images: of image k, the first one plus k."""
         return [(self.seed + k) % (MAX_SEED + 1) for k in range(self.count)]
 
-    def request(self, model: ServedModel | None = None, **changes: Any) -> Request:
-        """The images, of this model or another; `changes` are other values of its own: one for all, or per image.
+    def request(
+        self, model: ServedModel | None = None, *, seeds: Sequence[int] | None = None, **sampling: Any
+    ) -> Request:
+        """The images, of this model or another.
 
+        `seeds`: in place of its own; `sampling`: options in place of its own, one value for all images or one for each.
         Raises `UsageError` where the model has no such class, or not these settings.
         """
         bundle = (model or self.model).bundle
-        seeds = changes.pop("seeds", self.seeds[: changes.pop("count", self.count)])
-        return make_request(bundle, self.index, seeds=seeds, **{**self.sampling, **changes})
+        return make_request(bundle, self.index, seeds=seeds or self.seeds, **{**self.sampling, **sampling})
 
 
 class Sidebar:

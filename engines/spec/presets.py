@@ -14,13 +14,13 @@ class Preset:
     """What a word stands for; what a user gives beside it counts instead."""
 
     classes: str
-    """As `--class` takes them."""
+    """The classes, written as `--class` takes them."""
     count: int
     """Images of each class."""
     sampling: Mapping[str, Any]
     """Options of `engines.spec.sampling`, by name."""
     num_classes: int
-    """Of the models that it is for."""
+    """How many classes the models have that it is for."""
 
     def check(self, name: str, num_classes: int) -> None:
         """Raise `UsageError` where a model has other classes; `name`: of the preset."""

@@ -1,22 +1,14 @@
 """A server of two models with its page, and a browser that looks at it."""
 
-import importlib.util
 from contextlib import contextmanager
 
 import pytest
 
-from tests.bundles import shared_bundle
-from tests.serving import serving
+from tests.serving import bundles as bundles  # a fixture
+from tests.serving import lacking, serving
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "gradio", "httpx")
-if not all(map(importlib.util.find_spec, NEEDED)):  # as where only the device's half is tested
+if lacking("gradio"):
     collect_ignore_glob = ["test_*.py"]
-
-
-@pytest.fixture(scope="session")
-def bundles():
-    """FP32 and INT8 of the demo: two models of a server."""
-    return shared_bundle("demo-fp32"), shared_bundle("demo-int8")
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,12 @@
 """A server of two models in a process of its own, and the official client of OpenAI for it."""
 
-import importlib.util
-
 import pytest
 
-from tests.bundles import shared_bundle
-from tests.serving import serving
+from tests.serving import bundles as bundles  # a fixture
+from tests.serving import lacking, serving
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "openai", "httpx")
-if not all(map(importlib.util.find_spec, NEEDED)):  # as where only the device's half is tested
+if lacking("openai"):
     collect_ignore_glob = ["test_*.py"]
-
-
-@pytest.fixture(scope="session")
-def bundles():
-    """FP32 and INT8 of the demo: two models of a server."""
-    return shared_bundle("demo-fp32"), shared_bundle("demo-int8")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -196,7 +197,7 @@ def test_models_make_room_for_each_other(two):
     paths, loaded = two
 
     async def go():
-        models = Models(paths, count=lambda name: lambda *told: None, budget=1)
+        models = Models(paths, count=uncounted, budget=1)
         one, other = models
         await models.joiner(one)  # alone it may
         one.asked += 1
@@ -217,7 +218,7 @@ def test_models_that_nobody_uses_are_unloaded(two):
     paths, loaded = two
 
     async def go():
-        models = Models(paths, count=lambda name: lambda *told: None, keep=0.05)
+        models = Models(paths, count=uncounted, keep=0.05)
         sweeper = asyncio.create_task(models.sweep())
         one, other = models
         await models.joiner(one)
@@ -236,7 +237,21 @@ def test_bundles_that_a_server_cannot_have(two, tmp_path):
     paths, _ = two
     same = copy_bundle(DEMO_BUNDLE, tmp_path / "deeper" / "one")
     with pytest.raises(UsageError, match="two bundles are called one"):
-        Models([*paths, same], count=lambda name: lambda *told: None)
+        Models([*paths, same], count=uncounted)
+
+
+@asynccontextmanager
+async def asking(models, settings=None):
+    """A client of an application in this process."""
+    app = create_app(models, Metrics(), settings or ServerSettings())
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client:
+        yield client
+
+
+def uncounted(name):
+    """Metrics that nobody reads."""
+    return lambda *told: None
 
 
 def answers(two, settings, requests, monkeypatch, prepare=lambda models, loaded: None, **options):
@@ -313,11 +328,8 @@ def test_health_draws_and_remembers(two, monkeypatch):
     paths, loaded = two
 
     async def go():
-        metrics = Metrics()
-        models = Models(paths, count=metrics.counting)
-        app = create_app(models, metrics, ServerSettings(key="a-long-secret"))
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        models = Models(paths, count=uncounted)
+        async with asking(models, ServerSettings(key="a-long-secret")) as client:
             assert (await client.get("/healthz")).json() == {"status": "ok"}
             loaded[0].error = BackendError("the device is lost")
             assert (await client.get("/healthz")).status_code == 200
@@ -347,11 +359,9 @@ def test_health_keeps_no_model_loaded(two, monkeypatch):
     monkeypatch.setattr(application, "HEALTH_SECONDS", 0)
 
     async def go():
-        metrics = Metrics()
-        models = Models(paths, count=metrics.counting, keep=0.3)
+        models = Models(paths, count=uncounted, keep=0.3)
         sweeper = asyncio.create_task(models.sweep())
-        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with asking(models) as client:
             for _ in range(20):
                 assert (await client.get("/healthz")).json() == {"status": "ok"}
                 await asyncio.sleep(0.05)
@@ -370,10 +380,8 @@ def test_health_unloads_nothing(two, monkeypatch):
     monkeypatch.setattr(application, "HEALTH_SECONDS", 0)
 
     async def go():
-        metrics = Metrics()
-        models = Models(paths, count=metrics.counting, budget=1)
-        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        models = Models(paths, count=uncounted, budget=1)
+        async with asking(models) as client:
             _, second = models
             await models.joiner(second)
             await asyncio.sleep(0.01)
@@ -389,7 +397,7 @@ def test_a_model_that_cannot_be_freed_keeps_no_other(two, monkeypatch):
     paths, loaded = two
 
     async def go():
-        models = Models(paths, count=lambda name: lambda *told: None)
+        models = Models(paths, count=uncounted)
         for model in models:
             await models.joiner(model)
 
@@ -409,10 +417,8 @@ def test_a_load_that_takes_too_long_is_a_timeout(two, monkeypatch):
     monkeypatch.setattr(having, "Pipeline", SimpleNamespace(load=lambda *a, **o: time.sleep(1) or real(*a, **o)))
 
     async def go():
-        metrics = Metrics()
-        models = Models(paths, count=metrics.counting)
-        transport = httpx.ASGITransport(app=create_app(models, metrics, ServerSettings(seconds=0.3)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client:
+        models = Models(paths, count=uncounted)
+        async with asking(models, ServerSettings(seconds=0.3)) as client:
             late = await client.post("/v1/images/generations", json={"prompt": "1"})
             assert (late.status_code, late.json()["error"]["code"]) == (503, "timeout")
             await asyncio.sleep(1)  # it was loaded all the same
