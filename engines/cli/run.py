@@ -57,8 +57,9 @@ class DrawsByDefault(click.Group):
         if not args:
             raise click.UsageError("which image? give a class, as var-run parrot (var-run classes shows them)", ctx)
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-        if args[0].startswith("-") and args[0] in self.commands:
-            return super().parse_args(ctx, ["--", *args])  # a command, though it looks like an option
+        for place, word in enumerate(args):
+            if word.startswith("-") and word in self.commands:  # a command, though it looks like an option
+                return super().parse_args(ctx, ["--", word, *args[:place], *args[place + 1 :]])
         if args[0] not in self.commands and args[0] not in own:
             if not args[0].startswith("-"):
                 self._check_mistyped(ctx, args)

@@ -15,7 +15,7 @@ import numpy as np
 from engines.editing.boxes import parse_box
 from engines.editing.canvas import Canvas
 from engines.editing.detections import Detections
-from engines.editing.found import cells_of
+from engines.editing.found import Found, cells_of
 from engines.editing.mask import Mask, check_area
 from engines.errors import UsageError
 from engines.files.again import AREA, area_of
@@ -149,7 +149,7 @@ def _asked(config: ModelConfig, own: Any, editor: Mapping[str, Any] | None, boxe
     lines = [line.strip() for line in (boxes or "").splitlines() if line.strip()]
     wanted = [name.strip() for name in (objects or "").split(",") if name.strip()] if file is not None else []
     canvas = Canvas(width, height, config.image_size, fit if fit in FITS else FITS[0])
-    found = [] if file is None else Detections(own(file)).find(None, width, height, objects=wanted)
+    found = [] if file is None else _found(own(file), width, height, wanted)
     if mask is None and not lines and not found:
         raise UsageError("paint over what is to be redrawn, name boxes, or give a file of detections")
     areas = [parse_box(line, width, height) for line in lines]
@@ -160,6 +160,14 @@ def _asked(config: ModelConfig, own: Any, editor: Mapping[str, Any] | None, boxe
         box=lines, files=files, objects=wanted, outpaint=bool(outpaint), fit=canvas.fit, composite=bool(composite)
     )
     return _Asked(picture, canvas, ~cells if outpaint else cells, bool(composite), area)
+
+
+def _found(file: Path, width: int, height: int, wanted: Sequence[str]) -> list[Found]:
+    """What a file of detections has. Raises `UsageError`, which calls the file as its user does."""
+    try:
+        return Detections(file).find(None, width, height, objects=wanted)
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(file), file.name)) from error
 
 
 def _painted(own: Any, editor: Mapping[str, Any], size: tuple[int, int]) -> Mask | None:

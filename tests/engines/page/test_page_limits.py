@@ -154,7 +154,7 @@ def test_var_run_opens_it(bundles, tmp_path):
     browser.chmod(0o755)
     environment = os.environ | {"BROWSER": f"{browser} %s"}
     began = time.monotonic()
-    with serving("--ui", "--bundle", bundles[0], program="var-run", env=environment) as (_, address):
+    with serving("--bundle", bundles[0], "--ui", program="var-run", env=environment) as (_, address):
         eventually(lambda: (tmp_path / "opened").exists() and (tmp_path / "opened").read_text(), seconds=60)
         assert int((tmp_path / "fetched").read_text()) > 1000
         assert (tmp_path / "opened").read_text().strip() == address
